@@ -1,0 +1,153 @@
+"""Engine settings: one frozen dataclass, from which `LLM` takes its arguments and the CLI its flags."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from seesaw.errors import ConfigError, nearest
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "gguf"]
+Device = Literal["auto", "cpu", "cuda"]
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+
+
+def parse_bytes(text: str | int, name: str = "size") -> int:
+    """`2GiB`, `500 MB` or a plain number of bytes -> bytes. Raises ConfigError naming `name`."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        value: float = text
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+        if not match or match[2].lower() not in _UNITS:
+            raise ConfigError(f"{name}={text!r}: expected bytes such as 2GiB, 500MB or 1073741824.")
+        value = float(match[1]) * _UNITS[match[2].lower()]
+    if value <= 0:
+        raise ConfigError(f"{name}={text!r}: expected more than 0 bytes.")
+    return int(value)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes for people: `1.53 GiB`."""
+    value, unit = float(num_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
+
+
+def _opt(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    model: str = field(metadata={"help": "model directory, .gguf file or hub name"})
+    tokenizer: str | None = _opt(
+        None, "tokenizer directory or hub name, if it is not the model's own"
+    )
+    revision: str | None = _opt(None, "branch, tag or commit of a hub model")
+    load_format: LoadFormat = _opt("auto", "kind of the checkpoint")
+    chat_template: str | None = _opt(
+        None, "file with a Jinja chat template, instead of the tokenizer's own"
+    )
+    trust_remote_code: bool = _opt(
+        False, "always refused: seesaw never runs code from a model directory"
+    )
+    dtype: DType = _opt(
+        "auto", "of weights and KV; auto = the checkpoint's, but bfloat16 for float32 ones"
+    )
+    device: Device = _opt("auto", "auto = cuda where there is one")
+    seed: int = _opt(0, "draws of requests without a seed of their own derive from it")
+    max_model_len: int | None = _opt(
+        None, "longest prompt + answer in tokens (default: the model's, as far as memory allows)"
+    )
+    max_num_seqs: int = _opt(256, "most requests running at once")
+    max_num_batched_tokens: int = _opt(2048, "most tokens computed in one step")
+    block_size: int = _opt(32, "tokens per KV block")
+    enable_prefix_caching: bool = _opt(True, "share the KV of common prompt beginnings")
+    device_memory: str | None = _opt(
+        None, "bytes this engine may use for weights, KV and work space, such as 2GiB"
+    )
+    gpu_memory_utilization: float | None = _opt(
+        None, "the same as a fraction of the device's memory (cpu: of the machine's)"
+    )
+    tensor_parallel_size: int = _opt(1, "devices per layer; only 1 in this version")
+    pipeline_parallel_size: int = _opt(1, "stages of layers; only 1 in this version")
+    enforce_eager: bool = _opt(
+        False, "no CUDA graphs (this version records none, so both values run the same code)"
+    )
+    policy: str = _opt("continuous", "scheduling policy: a built-in name or module.path:Class")
+    policy_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the policy", "cli": False}
+    )
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+        ):
+            _check_int(name, getattr(self, name), 1)
+        if self.max_model_len is not None:
+            _check_int("max_model_len", self.max_model_len, 2)
+        _check_int("seed", self.seed, 0)
+        if self.block_size & (self.block_size - 1) or self.block_size > 256:
+            raise ConfigError(f"block_size={self.block_size}: expected a power of two up to 256.")
+        for name, known in (("dtype", DType), ("load_format", LoadFormat), ("device", Device)):
+            if getattr(self, name) not in known.__args__:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(known.__args__)}."
+                )
+        if self.trust_remote_code:
+            raise ConfigError(
+                "trust_remote_code=True: seesaw never runs code from a model directory. Leave it out."
+            )
+        if self.device_memory is not None and self.gpu_memory_utilization is not None:
+            raise ConfigError(
+                "device_memory and gpu_memory_utilization both set the memory budget. Give one of them."
+            )
+        if self.device_memory is not None:
+            parse_bytes(self.device_memory, "device_memory")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization}: expected a fraction above 0, up to 1."
+            )
+        if self.tensor_parallel_size * self.pipeline_parallel_size > 1:
+            raise ConfigError(
+                f"tensor_parallel_size={self.tensor_parallel_size}, pipeline_parallel_size={self.pipeline_parallel_size}: "
+                "this version runs on one device. Leave both at 1."
+            )
+
+    @classmethod
+    def from_kwargs(cls, **given: Any) -> Self:
+        """Like the constructor, but an unknown name raises ConfigError with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"unknown argument {name!r}.{nearest(name, known)} Known: {', '.join(known)}."
+                )
+        if "model" not in given:
+            raise ConfigError("no model given. Pass a model directory, a .gguf file or a hub name.")
+        return cls(**given)
+
+    @classmethod
+    def options(cls) -> list[tuple[Field[Any], Any, str]]:
+        """(field, default, help) of each setting that becomes a command-line flag, `model` first."""
+        return [
+            (f, None if f.default is MISSING else f.default, f.metadata["help"])
+            for f in fields(cls)
+            if f.metadata.get("cli", True)
+        ]
+
+
+def _check_int(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name}={value!r}: expected an integer from {low}.")

@@ -1,0 +1,46 @@
+"""Environment variables, each read in one place. Everything that is not listed here is configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from seesaw.errors import ConfigError
+
+DESCRIPTIONS: dict[str, str] = {
+    "SEESAW_CACHE_ROOT": "folder for everything seesaw caches (default: $XDG_CACHE_HOME/seesaw or ~/.cache/seesaw)",
+    "SEESAW_LOGGING_LEVEL": "DEBUG, INFO, WARNING or ERROR (default INFO)",
+    "SEESAW_DISABLE_OVERLAP": "1 = finish each step before the next one is planned, for debugging (default 0)",
+    "SEESAW_DEBUG_BLOCKS": "1 = check the block accounting after every step and poison freed KV blocks (default 0)",
+}
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name}={value!r}: expected 0 or 1. Unset it or set it to one of these.")
+    return value == "1"
+
+
+def cache_root() -> Path:
+    """Where caches live; the folder may not exist yet."""
+    if root := os.environ.get("SEESAW_CACHE_ROOT"):
+        return Path(root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seesaw"
+
+
+def logging_level() -> str:
+    level = os.environ.get("SEESAW_LOGGING_LEVEL", "INFO").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(
+            f"SEESAW_LOGGING_LEVEL={level!r}: expected DEBUG, INFO, WARNING or ERROR."
+        )
+    return level
+
+
+def disable_overlap() -> bool:
+    return _flag("SEESAW_DISABLE_OVERLAP")
+
+
+def debug_blocks() -> bool:
+    return _flag("SEESAW_DEBUG_BLOCKS")

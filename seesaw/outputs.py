@@ -1,0 +1,58 @@
+"""What a finished or growing request looks like to its caller (vLLM's names and meaning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from seesaw.errors import RequestError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Logprob(NamedTuple):
+    """Log-probability of one token at one position; `rank` counts from 1, the most probable token."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the `n` answers to a request.
+
+    `finish_reason` is None while the answer grows. `stop_reason` is the stop string or stop token id that
+    ended it, None for end-of-sequence and length.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Wall-clock moments of a request in seconds of `time.time()`; None = has not happened."""
+
+    arrival_s: float
+    first_token_s: float | None = None
+    finished_s: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """State of a request. `error` is set, and `outputs` empty, where the request could not be served."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    finished: bool = False
+    metrics: RequestMetrics | None = None
+    num_cached_tokens: int = 0
+    error: RequestError | None = None
