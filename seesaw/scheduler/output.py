@@ -53,6 +53,7 @@ class SchedulerOutput:
 
     `preempted` requests lose their table but stay known; `finished` ones are forgotten. Both take effect before
     the rows of this step. `block_copies` are (source, destination) pairs done before any row runs.
+    `poison_blocks` (debug runs only) were freed: filled with NaN first, so that a stale read shows.
     The fields from `stores` on belong to the host tier and re-sharding; empty where there is one layout.
     """
 
@@ -64,6 +65,7 @@ class SchedulerOutput:
     finished: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
     lanes: list[Batch] = field(default_factory=list)
+    poison_blocks: list[int] = field(default_factory=list)
     stores: list[Any] = field(default_factory=list)
     loads: list[Any] = field(default_factory=list)
     compactions: list[Any] = field(default_factory=list)

@@ -1,0 +1,48 @@
+"""Scheduling policies by name. A policy is one file: a frozen `Options` dataclass and a class with
+`plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from seesaw.errors import ConfigError, nearest
+from seesaw.scheduler.step import Policy
+
+BUILT_IN = {"continuous": "seesaw.scheduler.policies.continuous:Continuous"}
+
+
+def get(name: str) -> type[Policy]:
+    """The policy class for a built-in name or `module.path:Class`. Raises ConfigError."""
+    target = BUILT_IN.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise ConfigError(
+            f"unknown policy {name!r}.{nearest(name, BUILT_IN)} "
+            f"Known: {', '.join(BUILT_IN)}, or module.path:Class of your own."
+        )
+    try:
+        policy = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"policy {name!r} cannot be loaded: {error}.") from error
+    if not (
+        callable(getattr(policy, "plan", None))
+        and isinstance(getattr(policy, "Options", None), type)
+    ):
+        raise ConfigError(f"policy {name!r}: expected a class with `Options` and `plan(step)`.")
+    return policy  # type: ignore[no-any-return]
+
+
+def make(name: str, options: Mapping[str, Any]) -> Policy:
+    """A policy with its options; unknown option names raise ConfigError."""
+    policy = get(name)
+    known = [f.name for f in fields(policy.Options)]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"policy {name!r} has no option {option!r}.{nearest(option, known)} "
+                f"Known: {', '.join(known) or 'none'}."
+            )
+    return policy(policy.Options(**options))

@@ -1,0 +1,81 @@
+"""Continuous batching with chunked prefill: one mixed batch per step under a token budget.
+
+Running requests come first, oldest first, decodes and unfinished prompts alike; new ones fill what
+is left of the budget, in order of arrival. When no block is free the youngest running request
+yields and is computed again later. This is the default schedule of vLLM V1; chunked prefill is due
+to Sarathi-Serve (OSDI 2024), section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from seesaw.errors import ConfigError
+from seesaw.scheduler.step import StepBuilder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousOptions:
+    max_prefill_chunk: int = field(
+        default=0,
+        metadata={"help": "most prompt tokens of one request per step; 0 = the step's budget"},
+    )
+    block_watermark: float = field(
+        default=0.01,
+        metadata={
+            "help": "fraction of KV blocks kept free of new requests, for running ones to grow"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_prefill_chunk, int) or self.max_prefill_chunk < 0:
+            raise ConfigError(
+                f"max_prefill_chunk={self.max_prefill_chunk!r}: expected tokens, or 0 for no limit."
+            )
+        if not 0 <= self.block_watermark < 1:
+            raise ConfigError(
+                f"block_watermark={self.block_watermark!r}: expected a fraction from 0 to below 1."
+            )
+
+
+class Continuous:
+    Options = ContinuousOptions
+
+    def __init__(self, options: ContinuousOptions) -> None:
+        self._watermark = options.block_watermark
+        self._max_chunk = options.max_prefill_chunk
+
+    def plan(self, step: StepBuilder) -> None:
+        chunk = self._max_chunk or step.config.max_num_batched_tokens
+        preempted = self._run(step, chunk)
+        if not preempted:
+            self._admit(step, chunk)
+
+    def _run(self, step: StepBuilder, chunk: int) -> bool:
+        """Rows for running requests; True where someone had to yield, so that nobody new is let
+        in."""
+        running = step.running
+        schedule = step.schedule
+        index, short = 0, False
+        while index < len(running) and step.tokens_left:
+            request = running[index]
+            if schedule(request, chunk):
+                index += 1
+                continue
+            short = True
+            if step.blocks_draining:
+                index += 1  # blocks are on their way back: sit this step out
+                continue
+            # The youngest has no row yet: rows are given oldest first.
+            step.preempt(running[-1])
+        return short
+
+    def _admit(self, step: StepBuilder, chunk: int) -> None:
+        watermark = int(self._watermark * step.config.num_blocks)
+        while step.waiting and step.tokens_left:
+            request = step.waiting[0]
+            # With nobody running there is nobody to keep blocks for, and the request may need them
+            # all.
+            if not step.admit(request, reserve_blocks=watermark if step.running else 0):
+                return
+            step.schedule(request, chunk)

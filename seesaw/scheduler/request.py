@@ -1,0 +1,94 @@
+"""One request as the scheduler sees it: counters over its tokens, its blocks, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from seesaw.outputs import FinishReason
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.blocks import ROOT
+from seesaw.scheduler.output import TokenLogprobs
+
+
+class RequestStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    """Ended or preempted while steps with its rows are in flight; keeps its blocks until they are
+    back."""
+    FINISHED = "finished"
+
+
+class Request:
+    """Positions run from 0 over prompt and answer.
+
+    `tokens` are the known ones; `num_tokens` counts pending ones too, which steps in flight are
+    still drawing;
+    `num_computed` counts positions whose KV was scheduled. `num_tokens - num_computed` is what is
+    left to run.
+    """
+
+    __slots__ = (
+        "arrived", "blocks", "content", "eos_token_ids", "finish_reason", "last_step", "limit",
+        "logprobs", "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt",
+        "num_registered", "num_tokens", "request_id", "sampling", "seed", "status", "stop_ids",
+        "stop_reason", "table_room", "tokens", "was_sent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        eos_token_ids: tuple[int, ...],
+        max_model_len: int,
+    ) -> None:
+        self.request_id = request_id
+        self.sampling = sampling
+        self.seed = seed
+        self.eos_token_ids = eos_token_ids
+        self.tokens = list(prompt_token_ids)
+        self.num_prompt = len(self.tokens)
+        self.num_tokens = self.num_prompt
+        self.num_computed = 0
+        # The KV of the last drawn token is never needed, so max_model_len itself can be reached.
+        room = max_model_len - self.num_prompt
+        self.limit = self.num_prompt + (
+            room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        )
+        self.stop_ids = frozenset(sampling.stop_token_ids) | (
+            frozenset() if sampling.ignore_eos else frozenset(eos_token_ids)
+        )
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.blocks: list[int] = []
+        self.table_room = 0  # tokens that `blocks` can hold
+        # Content id of the blocks that can be shared, of which there are `num_registered`.
+        self.content = ROOT
+        self.num_registered = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.last_step = -1
+        self.was_sent = False
+        self.logprobs: list[TokenLogprobs | None] | None = None if sampling.logprobs is None else []
+        # Drawn tokens by position whose predecessors have not arrived yet.
+        self.arrived: dict[int, tuple[int, TokenLogprobs | None]] = {}
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id!r}, {self.status.value}, prompt {self.num_prompt}, "
+            f"known {len(self.tokens)}, pending {self.num_tokens - len(self.tokens)}, "
+            f"computed {self.num_computed}, {len(self.blocks)} blocks, last step {self.last_step})"
+        )
