@@ -1,4 +1,7 @@
-"""seesaw: high-throughput LLM inference. `import seesaw` loads no torch; names resolve at first use."""
+"""seesaw: high-throughput LLM inference.
+
+`import seesaw` loads no torch; names resolve at first use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Engine settings: one frozen dataclass, from which `LLM` takes its arguments and the CLI its flags."""
+"""Engine settings: one frozen dataclass.
+
+`LLM` takes its arguments from it and the CLI its flags.
+"""
 
 from __future__ import annotations
 
@@ -107,27 +110,31 @@ class EngineConfig:
                 )
         if self.trust_remote_code:
             raise ConfigError(
-                "trust_remote_code=True: seesaw never runs code from a model directory. Leave it out."
+                "trust_remote_code=True: seesaw never runs code from a model directory. "
+                "Leave it out."
             )
         if self.device_memory is not None and self.gpu_memory_utilization is not None:
             raise ConfigError(
-                "device_memory and gpu_memory_utilization both set the memory budget. Give one of them."
+                "device_memory and gpu_memory_utilization both set the memory budget. "
+                "Give one of them."
             )
         if self.device_memory is not None:
             parse_bytes(self.device_memory, "device_memory")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization}: expected a fraction above 0, up to 1."
+                f"gpu_memory_utilization={self.gpu_memory_utilization}: expected a fraction "
+                "above 0, up to 1."
             )
         if self.tensor_parallel_size * self.pipeline_parallel_size > 1:
             raise ConfigError(
-                f"tensor_parallel_size={self.tensor_parallel_size}, pipeline_parallel_size={self.pipeline_parallel_size}: "
+                f"tensor_parallel_size={self.tensor_parallel_size}, "
+                f"pipeline_parallel_size={self.pipeline_parallel_size}: "
                 "this version runs on one device. Leave both at 1."
             )
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Self:
-        """Like the constructor, but an unknown name raises ConfigError with the nearest known one."""
+        """Like the constructor, but an unknown name raises ConfigError with the nearest one."""
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
@@ -140,7 +147,7 @@ class EngineConfig:
 
     @classmethod
     def options(cls) -> list[tuple[Field[Any], Any, str]]:
-        """(field, default, help) of each setting that becomes a command-line flag, `model` first."""
+        """(field, default, help) of each setting that is a command-line flag, `model` first."""
         return [
             (f, None if f.default is MISSING else f.default, f.metadata["help"])
             for f in fields(cls)

@@ -1,4 +1,7 @@
-"""Environment variables, each read in one place. Everything that is not listed here is configuration."""
+"""Environment variables, each read in one place.
+
+Everything that is not listed here is configuration.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,16 @@ from pathlib import Path
 from seesaw.errors import ConfigError
 
 DESCRIPTIONS: dict[str, str] = {
-    "SEESAW_CACHE_ROOT": "folder for everything seesaw caches (default: $XDG_CACHE_HOME/seesaw or ~/.cache/seesaw)",
+    "SEESAW_CACHE_ROOT": (
+        "folder for everything seesaw caches (default: $XDG_CACHE_HOME/seesaw or ~/.cache/seesaw)"
+    ),
     "SEESAW_LOGGING_LEVEL": "DEBUG, INFO, WARNING or ERROR (default INFO)",
-    "SEESAW_DISABLE_OVERLAP": "1 = finish each step before the next one is planned, for debugging (default 0)",
-    "SEESAW_DEBUG_BLOCKS": "1 = check the block accounting after every step and poison freed KV blocks (default 0)",
+    "SEESAW_DISABLE_OVERLAP": (
+        "1 = finish each step before the next one is planned, for debugging (default 0)"
+    ),
+    "SEESAW_DEBUG_BLOCKS": (
+        "1 = check the block accounting after every step and poison freed KV blocks (default 0)"
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Errors that reach people. Each says what was got, what is expected and what to do.
 
-Every error a user can cause derives from `SeesawError`; anything else that escapes is a bug in seesaw.
+Every error a user can cause derives from `SeesawError`; anything else that escapes is a bug in
+seesaw.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ class SeesawError(Exception):
 
 
 class ConfigError(SeesawError, ValueError):
-    """A setting, model directory or environment that cannot work. Raised before any work is spent."""
+    """A setting, model directory or environment that cannot work. Raised before work is spent."""
 
 
 class RequestError(SeesawError, ValueError):
     """One request that cannot be served; other requests are not affected.
 
-    `param` names the offending field and `code` the kind of mistake, in the words of OpenAI's error body.
+    `param` names the offending field and `code` the kind of mistake, in the words of OpenAI's error
+    body.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
@@ -31,15 +33,21 @@ class RequestError(SeesawError, ValueError):
 
 
 class ModelError(ConfigError):
-    """A checkpoint that cannot be loaded: unknown architecture, missing tensor, wrong shape, quantised."""
+    """A checkpoint that cannot be loaded: unknown architecture, missing tensor, wrong shape,
+    quantised.
+    """
 
 
 class EngineDeadError(SeesawError, RuntimeError):
-    """The engine failed in a step and cannot go on; unfinished requests must be run again elsewhere."""
+    """The engine failed in a step and cannot go on; unfinished requests must be run again
+    elsewhere.
+    """
 
 
 class JobError(SeesawError, RuntimeError):
-    """A batch job that cannot go on (journal locked, input changed, too many restarts). It can be resumed."""
+    """A batch job that cannot go on (journal locked, input changed, too many restarts). It can be
+    resumed.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""One logger for the package; messages for people go to standard error, never to standard output."""
+"""One logger for the package; messages go to standard error, never to standard output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from seesaw import envs
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A child of the `seesaw` logger, which is set up at first use and leaves the root logger alone."""
+    """A child of the `seesaw` logger, which is set up at first use and leaves the root logger
+    alone.
+    """
     root = logging.getLogger("seesaw")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 class Logprob(NamedTuple):
-    """Log-probability of one token at one position; `rank` counts from 1, the most probable token."""
+    """Log-probability of one token at one position; `rank` counts from 1 (most probable)."""
 
     logprob: float
     rank: int | None = None
@@ -22,8 +22,8 @@ class Logprob(NamedTuple):
 class CompletionOutput:
     """One of the `n` answers to a request.
 
-    `finish_reason` is None while the answer grows. `stop_reason` is the stop string or stop token id that
-    ended it, None for end-of-sequence and length.
+    `finish_reason` is None while the answer grows. `stop_reason` is the stop string or stop token
+    id that ended it, None for end-of-sequence and length.
     """
 
     index: int
@@ -46,7 +46,9 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """State of a request. `error` is set, and `outputs` empty, where the request could not be served."""
+    """State of a request. `error` is set, and `outputs` empty, where the request could not be
+    served.
+    """
 
     request_id: str
     prompt: str | None

@@ -1,4 +1,6 @@
-"""How the tokens of one request are chosen (vLLM's fields and meaning; unsupported ones are refused)."""
+"""How the tokens of one request are chosen (vLLM's fields and meaning; unsupported ones are
+refused).
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,12 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted once per occurrence in the answer."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens seen in prompt or answer; 1 = off."""
+    """Divides positive and multiplies negative logits of tokens seen in prompt or answer; 1 = off.
+    """
     seed: int | None = None
-    """Fixes the random draws of this request; None = derived from the engine's seed and the request id."""
+    """Fixes the random draws of this request; None = derived from the engine's seed and the request
+    id.
+    """
     stop: tuple[str, ...] = ()
     """Strings that end the answer; a single string is accepted too."""
     stop_token_ids: tuple[int, ...] = ()
@@ -58,7 +63,9 @@ class SamplingParams:
     min_tokens: int = 0
     """End-of-sequence and stop tokens cannot be drawn before this many tokens."""
     max_tokens: int | None = None
-    """Most tokens of an answer; None = up to the context limit (vLLM's default is 16, a known trap)."""
+    """Most tokens of an answer; None = up to the context limit (vLLM's default is 16, a known
+    trap).
+    """
     logprobs: int | None = None
     """Log-probabilities of the drawn token and of this many most probable ones at each position."""
     logit_bias: Mapping[int, float] | None = None
@@ -107,8 +114,9 @@ class SamplingParams:
 
     def _check_ints(self) -> None:
         bounds: dict[str, tuple[int, float]] = {
-            "n": (1, 1024), "top_k": (-1, math.inf), "min_tokens": (0, math.inf), "max_tokens": (0, math.inf),
-            "logprobs": (0, MAX_LOGPROBS), "seed": (-_INT64, 2 * _INT64 - 1),
+            "n": (1, 1024), "top_k": (-1, math.inf), "min_tokens": (0, math.inf),
+            "max_tokens": (0, math.inf), "logprobs": (0, MAX_LOGPROBS),
+            "seed": (-_INT64, 2 * _INT64 - 1),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -120,8 +128,9 @@ class SamplingParams:
 
     def _check_floats(self) -> None:
         bounds = {
-            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0),
-            "frequency_penalty": (-2.0, 2.0), "repetition_penalty": (0.0, 100.0),
+            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+            "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+            "repetition_penalty": (0.0, 100.0),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -139,7 +148,9 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Self:
-        """`defaults` (of the model) overlaid by `given` (of the request). Raises RequestError on unknown names."""
+        """`defaults` (of the model) overlaid by `given` (of the request). Raises RequestError on
+        unknown names.
+        """
         known = {f.name for f in fields(cls)}
         for name in given:
             if name in NOT_SUPPORTED:

@@ -1,4 +1,6 @@
-"""The part of an engine that a batch job uses. `seesaw.Engine` is one; tests bring a fake one without torch."""
+"""The part of an engine that a batch job uses. `seesaw.Engine` is one; tests bring a fake one
+without torch.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class PromptEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same request could get another answer: weights, tokenizer, template, dtype, seed."""
+        """Changes whenever the same request could get another answer: weights, tokenizer, template,
+        dtype, seed.
+        """
         ...
 
     @property
@@ -31,12 +35,15 @@ class PromptEncoder(Protocol):
         ...
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        """Text -> token ids with the tokenizer's special tokens; ids are checked against the vocabulary.
-        Raises RequestError."""
+        """Text -> token ids with the tokenizer's special tokens; ids are checked against the
+        vocabulary. Raises RequestError.
+        """
         ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Messages -> token ids through the chat template, with the generation prompt. Raises RequestError."""
+        """Messages -> token ids through the chat template, with the generation prompt. Raises
+        RequestError.
+        """
         ...
 
 
@@ -49,13 +56,15 @@ class BatchEngine(PromptEncoder, Protocol):
     def add_request(
         self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams
     ) -> None:
-        """Queue a request. Raises RequestError if it can never be served (too long, duplicate id)."""
+        """Queue a request. Raises RequestError if it can never run (too long, duplicate id)."""
         ...
 
     def abort_request(self, request_id: str) -> None: ...
 
     def step(self) -> list[RequestOutput]:
-        """Advance; return the requests that finished. Raises EngineDeadError when the engine cannot go on."""
+        """Advance; return the requests that finished. Raises EngineDeadError when the engine cannot
+        go on.
+        """
         ...
 
     def has_unfinished_requests(self) -> bool: ...

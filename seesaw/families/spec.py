@@ -1,7 +1,8 @@
-"""What a model is, in numbers and tensor names: all that layouts, planner, loader and decoder need to know.
+"""What a model is, in numbers and tensor names: all that layouts, planner, loader and decoder need
+to know.
 
-Standard library only. A family file turns a Hugging Face `config.json` into a `ModelSpec`; nothing else in
-seesaw looks at the config again.
+Standard library only. A family file turns a Hugging Face `config.json` into a `ModelSpec`; nothing
+else in seesaw looks at the config again.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class LayerSpec:
 class ParamSpec:
     """One tensor of the checkpoint as the decoder wants it.
 
-    `name` is the HF tensor name, `shape` its shape [out, in] or [size], `split_dim` what tensor parallelism cuts
-    (`heads`: rows by query head, `kv_heads`: rows by KV head, `mlp`: MLP columns, `vocab`: vocabulary rows), `dim`
-    the tensor dim that is cut, `layer` its layer or None.
+    `name` is the HF tensor name, `shape` its shape [out, in] or [size], `split_dim` what tensor
+    parallelism cuts (`heads`: rows by query head, `kv_heads`: rows by KV head, `mlp`: MLP columns,
+    `vocab`: vocabulary rows), `dim` the tensor dim that is cut, `layer` its layer or None.
     """
 
     name: str

@@ -1,7 +1,12 @@
-"""The device's KV pool: one tensor, viewed per layer. Which block belongs to whom is the scheduler's business."""
+"""The device's KV pool: one tensor, viewed per layer. Which block belongs to whom is the
+scheduler's business.
+"""
 
 from __future__ import annotations
 
+import math
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +16,9 @@ import torch
 class KVCache:
     """One pool `[layer][block][kv_head][k|v][block_size][head_dim]`, contiguous.
 
-    Ops take `k_cache(layer)` and `v_cache(layer)`: views `[num_blocks, block_size, num_kv_heads, head_dim]` with the
-    last dim contiguous and any other strides, so that another engine's pool fits as well.
+    Ops take `k_cache(layer)` and `v_cache(layer)`: views `[num_blocks, block_size, num_kv_heads,
+    head_dim]` with the last dim contiguous and any other strides, so that another engine's pool
+    fits as well.
     """
 
     pool: torch.Tensor
@@ -22,18 +28,12 @@ class KVCache:
         cls, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int,
         dtype: torch.dtype, device: torch.device,
     ) -> KVCache:  # fmt: skip
-        return cls(
-            torch.zeros(
-                num_layers,
-                num_blocks,
-                num_kv_heads,
-                2,
-                block_size,
-                head_dim,
-                dtype=dtype,
-                device=device,
-            )
-        )
+        """A pool of zeros. On the CPU its pages are taken from the machine as blocks are used."""
+        shape = (num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim)
+        if device.type != "cpu":
+            return cls(torch.zeros(shape, dtype=dtype, device=device))
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        return cls(torch.frombuffer(pages, dtype=dtype).view(shape))
 
     @property
     def num_blocks(self) -> int:
@@ -48,3 +48,12 @@ class KVCache:
 
     def v_cache(self, layer: int) -> torch.Tensor:
         return self.pool[layer, :, :, 1].transpose(1, 2)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (source, destination), over all layers and heads."""
+        sources, destinations = zip(*pairs, strict=True)
+        self.pool[:, list(destinations)] = self.pool[:, list(sources)]
+
+    def poison(self, blocks: Sequence[int]) -> None:
+        """Fill blocks with NaN, so that whoever reads them by mistake answers nonsense."""
+        self.pool[:, list(blocks)] = math.nan

@@ -1,6 +1,7 @@
 """Tensors of one step as the decoder and the ops take them. Knows nothing of requests.
 
-Shape letters: T tokens of the step, R rows, S rows that sample, P pages (blocks) of the longest row.
+Shape letters: T tokens of the step, R rows, S rows that sample, P pages (blocks) of the longest
+row.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import torch
 
 @dataclass(slots=True)
 class StepInputs:
-    """Rows lie one after another. All on the model's device except the `_list` fields, which hold the same on the host.
+    """Rows lie one after another. All on the model's device except the `_list` fields, which hold
+    the same on the host.
 
     token_ids_T, positions_T   int64
     slot_mapping_T             int64, block * block_size + offset of each token's KV
-    block_table_RP             int32, padded with 0 (block 0 may belong to anyone: padding is never read as KV)
+    block_table_RP             int32, padded with 0 (block 0 may belong to anyone: padding is
+                               never read as KV)
     cu_seqlens_q_list          R + 1 offsets of the rows in T
     seq_lens_list              tokens per row whose KV is attended to, this step's included
     sample_index_S             int64, index in T of the last token of each row that samples

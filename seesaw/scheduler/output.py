@@ -1,8 +1,10 @@
-"""What the scheduler tells the workers and hears back: plain data, the same for every policy and executor.
+"""What the scheduler tells the workers and hears back: plain data, the same for every policy and
+executor.
 
-A step is one `SchedulerOutput`. Each device executes steps in the order of `step_id`, so blocks that a step
-releases may be written by a later one. A row names positions, not tokens: a token that an earlier step is still
-drawing is known to the worker by the time it runs the row, which is what lets several steps be in flight.
+A step is one `SchedulerOutput`. Each device executes steps in the order of `step_id`, so blocks
+that a step releases may be written by a later one. A row names positions, not tokens: a token that
+an earlier step is still drawing is known to the worker by the time it runs the row, which is what
+lets several steps be in flight.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from seesaw.sampling_params import SamplingParams
 
 
 class Row(NamedTuple):
-    """Positions `token_start .. token_start + num_tokens` of one request through layers `layer_start .. layer_stop`.
+    """Positions `token_start .. token_start + num_tokens` of one request through layers
+    `layer_start .. layer_stop`.
 
-    `samples`: the row ends at the request's last token and at the last layer, so its logits draw the next one.
+    `samples`: the row ends at the request's last token and at the last layer, so its logits draw
+    the next one.
     """
 
     request_id: str
@@ -51,10 +55,11 @@ class NewRequest:
 class SchedulerOutput:
     """One step. `appended_blocks` extends block tables (a request's first entry starts its table).
 
-    `preempted` requests lose their table but stay known; `finished` ones are forgotten. Both take effect before
-    the rows of this step. `block_copies` are (source, destination) pairs done before any row runs.
-    `poison_blocks` (debug runs only) were freed: filled with NaN first, so that a stale read shows.
-    The fields from `stores` on belong to the host tier and re-sharding; empty where there is one layout.
+    `preempted` requests lose their table but stay known; `finished` ones are forgotten. Both take
+    effect before the rows of this step. `block_copies` are (source, destination) pairs done before
+    any row runs. `poison_blocks` (debug runs only) were freed: filled with NaN first, so that a
+    stale read shows. The fields from `stores` on belong to the host tier and re-sharding; empty
+    where there is one layout.
     """
 
     step_id: int
@@ -77,7 +82,9 @@ class SchedulerOutput:
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: of the drawn token (with its rank from 1) and of the most probable ones."""
+    """Log-probabilities at one position: of the drawn token (with its rank from 1) and of the most
+    probable ones.
+    """
 
     sampled: float
     sampled_rank: int
