@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from seesaw.errors import RequestError
 from seesaw.outputs import FinishReason
+from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.blocks import ROOT, BlockPool
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TokenLogprobs
 from seesaw.scheduler.request import Request, RequestStatus
@@ -86,24 +87,30 @@ class Scheduler:
     # -- requests --------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError where it could never run."""
-        if request.request_id in self._requests:
-            raise RequestError(
-                f"request id {request.request_id!r} is in use. Give each request an id of its own.",
-                param="request_id",
-                code="duplicate_id",
-            )
-        if request.num_prompt == 0:
+        """Queue a request that `validate` has accepted, under an id that is not in use."""
+        assert request.request_id not in self._requests, f"{request} is known already"
+        assert request.limit > request.num_prompt, f"{request} has nothing to draw"
+        self._requests[request.request_id] = request
+        self._num_unfinished += 1
+        self._waiting.append(request)
+
+    def validate(self, num_prompt: int, sampling: SamplingParams) -> None:
+        """Raise RequestError where such a request could never run. For any thread."""
+        longest = self.config.max_model_len
+        if num_prompt == 0:
             raise RequestError("the prompt is empty: expected at least one token.", param="prompt")
-        if request.num_prompt >= self.config.max_model_len:
+        if num_prompt >= longest:
             raise RequestError(
-                f"the prompt has {request.num_prompt} tokens; with at least one token of answer, "
-                f"max_model_len={self.config.max_model_len} allows {self.config.max_model_len - 1}."
-                " Shorten it or raise max_model_len.",
+                f"the prompt has {num_prompt} tokens; with at least one token of answer, "
+                f"max_model_len={longest} allows {longest - 1}. Shorten it or raise max_model_len.",
                 param="prompt",
                 code="context_length_exceeded",
             )
-        need = -(-(request.limit - 1) // self.config.block_size)
+        answer = longest - num_prompt
+        if sampling.max_tokens is not None:
+            answer = min(answer, sampling.max_tokens)
+        # The KV of the last token is never needed.
+        need = -(-(num_prompt + answer - 1) // self.config.block_size)
         if need > self.config.num_blocks:
             raise RequestError(
                 f"prompt and answer may need {need} KV blocks, there are {self.config.num_blocks}. "
@@ -111,10 +118,6 @@ class Scheduler:
                 param="max_tokens",
                 code="context_length_exceeded",
             )
-        assert request.limit > request.num_prompt, f"{request} has nothing to draw"
-        self._requests[request.request_id] = request
-        self._num_unfinished += 1
-        self._waiting.append(request)
 
     def finish(
         self, request_id: str, reason: FinishReason, stop_reason: int | str | None = None
