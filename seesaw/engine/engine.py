@@ -1,0 +1,302 @@
+"""The engine: joins scheduler and executor, and is the door for those who embed seesaw.
+
+`add_request` and `abort_request` may be called from any thread; `step` from one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from seesaw import envs
+from seesaw.config import EngineConfig
+from seesaw.engine.executor import Executor
+from seesaw.engine.loader import load_executor
+from seesaw.engine.memory import MemoryPlan
+from seesaw.engine.output_processor import OutputProcessor
+from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
+from seesaw.errors import EngineDeadError, RequestError
+from seesaw.log import get_logger
+from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, SchedulerStats
+from seesaw.weights.checkpoint import open_checkpoint
+
+logger = get_logger(__name__)
+
+STEPS_IN_FLIGHT = 2
+"""One runs while the next waits for it: one device is never idle between steps."""
+
+
+@dataclass(slots=True)
+class _Arrival:
+    request_id: str
+    prompt: str | None
+    requests: list[Request]
+    stream: bool
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Where the engine stands now; `scheduler` counts over its life."""
+
+    num_running: int
+    num_waiting: int
+    kv_usage: float
+    scheduler: SchedulerStats
+
+
+class Engine:
+    """Loads a model and answers requests.
+
+    >>> engine = Engine(EngineConfig(model="my-model"))
+    >>> engine.add_request("a", "The capital of France is", SamplingParams(max_tokens=8))
+    >>> while engine.has_unfinished_requests():
+    ...     for output in engine.step():
+    ...         print(output.request_id, output.outputs[0].text)
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`."""
+        start = time.perf_counter()
+        policy = policies.make(config.policy, config.policy_options)
+        checkpoint = open_checkpoint(config)
+        self.config = config
+        self._encoder = PromptEncoder(config, checkpoint)
+        self.memory_plan: MemoryPlan
+        self._executor: Executor
+        self._executor, self.memory_plan = load_executor(config, checkpoint, progress)
+        self._scheduler = Scheduler(
+            SchedulerConfig(
+                num_blocks=self.memory_plan.num_blocks,
+                block_size=config.block_size,
+                num_layers=checkpoint.spec.num_hidden_layers,
+                max_model_len=self.memory_plan.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
+                enable_prefix_caching=config.enable_prefix_caching,
+                debug=envs.debug_blocks(),
+            ),
+            policy,
+        )
+        self._processor = OutputProcessor(self._encoder.tokenizer)
+        # Guards what other threads touch: the inbox, the ids in use and the aborts.
+        self._lock = threading.Lock()
+        self._arrivals: list[_Arrival] = []
+        self._aborts: list[str] = []
+        self._live: set[str] = set()
+        self._ready: list[RequestOutput] = []  # answers of zero tokens
+        self._dead: EngineDeadError | None = None
+        self._closed = False
+        self.start_s = time.perf_counter() - start
+
+    # -- the model --------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        return self._encoder.model_name
+
+    @property
+    def fingerprint(self) -> str:
+        return self._encoder.fingerprint
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._encoder.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        return self.memory_plan.max_model_len
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self.config.max_num_seqs
+
+    @property
+    def default_sampling(self) -> Mapping[str, Any]:
+        return self._encoder.default_sampling
+
+    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        return self._encoder.encode_prompt(prompt)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self._encoder.encode_chat(messages)
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            scheduler.num_running, scheduler.num_waiting, scheduler.kv_usage, scheduler.stats
+        )
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+    ) -> None:
+        """Queue a request; its outputs come from `step`, with `stream` also while it grows.
+
+        `sampling=None` takes the model's defaults. Raises RequestError if it can never be served,
+        EngineDeadError if the engine cannot go on.
+        """
+        self._check_usable()
+        sampling = sampling or SamplingParams.from_dict(self.default_sampling)
+        encoded = self.check_request(prompt, sampling)
+        requests = [
+            Request(
+                # Ids of siblings cannot collide with a caller's by accident.
+                request_id if sampling.n == 1 else f"{request_id}\0{index}",
+                encoded.token_ids,
+                sampling,
+                seed=self._seed(request_id, sampling, index),
+                eos_token_ids=self._encoder.eos_token_ids,
+                max_model_len=self.max_model_len,
+            )
+            for index in range(sampling.n)
+        ]
+        with self._lock:
+            if request_id in self._live:
+                raise RequestError(
+                    f"request id {request_id!r} is in use. Give each request an id of its own.",
+                    param="request_id",
+                    code="duplicate_id",
+                )
+            if sampling.max_tokens == 0:
+                self._ready.append(_empty_answers(request_id, encoded, sampling.n))
+                return
+            self._live.add(request_id)
+            self._arrivals.append(_Arrival(request_id, encoded.text, requests, stream, time.time()))
+
+    def check_request(self, prompt: Prompt, sampling: SamplingParams | None) -> EncodedPrompt:
+        """The prompt as `add_request` would take it. Raises RequestError if it can never be
+        served."""
+        sampling = sampling or SamplingParams.from_dict(self.default_sampling)
+        encoded = self._encoder.encode(prompt)
+        self._encoder.check_sampling(sampling)
+        self._scheduler.validate(len(encoded.token_ids), sampling)
+        return encoded
+
+    def abort_request(self, request_id: str) -> None:
+        """End a request; `step` returns what it has, with finish_reason `abort`. Unknown ids are
+        ignored."""
+        with self._lock:
+            if request_id in self._live:
+                self._aborts.append(request_id)
+
+    def has_unfinished_requests(self) -> bool:
+        """True while `step` has something to do or to return."""
+        with self._lock:
+            return bool(self._live or self._ready)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Advance by one finished step; return requests that ended, and streaming ones that grew.
+
+        Raises EngineDeadError where a step failed: no request can be answered any more.
+        """
+        self._check_usable()
+        try:
+            outputs = self._take_in()
+            self._issue()
+            changed: list[Request] = []
+            if self._scheduler.num_in_flight:
+                changed = self._scheduler.update(self._executor.collect()).advanced
+                # Before texts are decoded, so that the device has work meanwhile.
+                self._issue()
+            outputs += self._processor.process(changed, self._scheduler.finish)
+        except EngineDeadError as error:
+            self._dead = error
+            raise
+        finished = [output.request_id for output in outputs if output.finished]
+        with self._lock:
+            self._live.difference_update(finished)
+        return outputs
+
+    def _take_in(self) -> list[RequestOutput]:
+        """Requests and aborts of other threads; outputs of those that ended by it."""
+        with self._lock:
+            arrivals, self._arrivals = self._arrivals, []
+            aborts, self._aborts = self._aborts, []
+            outputs, self._ready = self._ready, []
+        for arrival in arrivals:
+            for request in arrival.requests:
+                self._scheduler.add(request)
+            self._processor.add(
+                arrival.request_id,
+                arrival.prompt,
+                arrival.requests,
+                stream=arrival.stream,
+                arrival_s=arrival.arrival_s,
+            )
+        ended = [
+            request
+            for request_id in aborts
+            for running in self._processor.running(request_id)
+            if (request := self._scheduler.finish(running, "abort"))
+        ]
+        return outputs + self._processor.process(ended, self._scheduler.finish)
+
+    def _issue(self) -> None:
+        while (step := self._scheduler.schedule()) is not None:
+            self._executor.submit(step)
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Stop the worker and free weights and KV. Safe to call twice and after a failure."""
+        self._closed = True
+        executor = self.__dict__.get("_executor")
+        if executor is not None:
+            executor.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.shutdown()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise EngineDeadError("the engine was shut down. Make a new one.")
+        if self._dead is not None:
+            raise EngineDeadError(f"the engine is dead: {self._dead}") from self._dead
+
+    def _seed(self, request_id: str, sampling: SamplingParams, index: int) -> int:
+        """The same for the same engine seed and request id, whatever else runs and in what
+        order."""
+        own = sampling.seed if sampling.seed is not None else f"{self.config.seed}/{request_id}"
+        digest = hashlib.blake2b(f"{own}/{index}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little")
+
+
+def _empty_answers(request_id: str, prompt: EncodedPrompt, n: int) -> RequestOutput:
+    now = time.time()
+    return RequestOutput(
+        request_id,
+        prompt.text,
+        prompt.token_ids,
+        [CompletionOutput(index, "", [], finish_reason="length") for index in range(n)],
+        finished=True,
+        metrics=RequestMetrics(now, finished_s=now),
+    )
