@@ -1,0 +1,40 @@
+# The two commands to know: make demo, make test. `make help` lists the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# More flags for the demo's run-batch, for example: make demo ARGS="--dtype float32"
+ARGS ?=
+# Which tests: make test TESTS="tests/layout -x"
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format check clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## .venv with everything in it (a second when up to date)
+	@command -v $(PYTHON) >/dev/null || { echo "make setup: no $(PYTHON) here. Install it: \
+	sudo apt-get install -y python3 python3-venv python3-dev g++" >&2; exit 1; }
+	@$(PYTHON) scripts/setup.py
+
+demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch flags)
+	@$(BIN)/python scripts/demo.py $(ARGS)
+
+test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup ## ruff, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test ## what CI runs
+
+clean: ## remove build products and caches (.venv and demo-out stay)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
