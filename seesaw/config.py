@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from seesaw.errors import ConfigError, nearest
 
@@ -104,9 +104,9 @@ class EngineConfig:
         if self.block_size & (self.block_size - 1) or self.block_size > 256:
             raise ConfigError(f"block_size={self.block_size}: expected a power of two up to 256.")
         for name, known in (("dtype", DType), ("load_format", LoadFormat), ("device", Device)):
-            if getattr(self, name) not in known.__args__:
+            if getattr(self, name) not in get_args(known):
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(known.__args__)}."
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(known))}."
                 )
         if self.trust_remote_code:
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self, TypeGuard
+from typing import Any, Literal, Self
 
 from tqdm.auto import tqdm
 
@@ -55,8 +55,7 @@ class LLM:
         `on_error="raise"` a prompt that cannot be served raises RequestError before anything runs;
         with "return" its output carries `error` and the others are answered.
         """
-        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return self._run(batch, sampling_params, use_tqdm, on_error)
+        return self._run(_as_batch(prompts), sampling_params, use_tqdm, on_error)
 
     def chat(
         self,
@@ -193,10 +192,12 @@ class LLM:
                     self._mail[output.request_id] = output
 
 
-def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A single prompt in any form, token ids included, becomes a batch of one."""
     if isinstance(prompts, str | Mapping | EncodedPrompt):
-        return True
-    return bool(prompts) and isinstance(prompts[0], int)
+        return [prompts]
+    items: list[Any] = list(prompts)
+    return [items] if items and isinstance(items[0], int) else items
 
 
 def _one_each(sampling: Sampling, count: int) -> list[SamplingParams | None]:

@@ -245,13 +245,10 @@ class Engine:
                 stream=arrival.stream,
                 arrival_s=arrival.arrival_s,
             )
-        ended = [
-            request
-            for request_id in aborts
-            for running in self._processor.running(request_id)
-            if (request := self._scheduler.finish(running, "abort"))
-        ]
-        return outputs + self._processor.process(ended, self._scheduler.finish)
+        finish = self._scheduler.finish
+        running = [one for request_id in aborts for one in self._processor.running(request_id)]
+        ended = [done for one in running if (done := finish(one, "abort")) is not None]
+        return outputs + self._processor.process(ended, finish)
 
     def _issue(self) -> None:
         while (step := self._scheduler.schedule()) is not None:

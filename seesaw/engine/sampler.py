@@ -1,4 +1,4 @@
-"""Draws the next token of each row: keeps what sampling needs to know of a request between steps.
+"""Draws the next token of each row; keeps what sampling must know of a request between steps.
 
 A draw depends on the request's seed and the position alone, so an answer is the same whatever runs
 beside it, after a preemption, and with any number of steps in flight.
@@ -8,12 +8,124 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
-from seesaw.ops.logprobs import logprobs as top_logprobs
+from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
-from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.output import TokenLogprobs
+from seesaw.scheduler.output import NewRequest, TokenLogprobs
+
+ROWS_AT_ONCE = 64
+"""Rows whose logits are worked on together: bounds the copies of [rows, vocabulary] tensors."""
+
+
+class SamplingState:
+    """What one request asks of its draws. `draw` must be told of each token it draws."""
+
+    __slots__ = ("_banned", "_counts", "_num_drawn", "params", "seed")
+
+    def __init__(self, request: NewRequest) -> None:
+        params = self.params = request.sampling
+        self.seed = request.seed
+        self._num_drawn = 0
+        ends = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            ends.update(request.eos_token_ids)
+        self._banned = sorted(ends) if params.min_tokens else []
+        self._counts: Counter[int] | None = None
+        if params.repetition_penalty != 1:
+            self._counts = Counter(dict.fromkeys(request.prompt_token_ids, 0))
+        elif params.presence_penalty or params.frequency_penalty:
+            self._counts = Counter()
+
+    def uniform(self) -> float:
+        """The random number in [0, 1) of the next draw."""
+        return uniform(self.seed, self._num_drawn)
+
+    def adjustment(self, row: int) -> RowAdjustment | None:
+        """What is done to the logits of the next draw, which stand in `row`; None = nothing."""
+        params = self.params
+        banned = self._banned if self._num_drawn < params.min_tokens else []
+        if not (banned or params.logit_bias or self._counts):
+            return None
+        return RowAdjustment(
+            row,
+            banned=banned,
+            bias=params.logit_bias or {},
+            counts=self._counts or {},
+            repetition_penalty=params.repetition_penalty,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+        )
+
+    def add(self, token: int) -> None:
+        """Take in a drawn token."""
+        self._num_drawn += 1
+        if self._counts is not None:
+            self._counts[token] += 1
+
+
+def workspace_bytes(num_rows: int, vocab_size: int) -> int:
+    """Upper bound of temporary bytes of `draw` beside the logits it is given."""
+    # An adjusted copy, the logits over temperature, their exponentials and sums in float64.
+    return min(num_rows, ROWS_AT_ONCE) * vocab_size * (4 + 4 + 4 + 8)
+
+
+def draw(
+    logits_SV: torch.Tensor, states: Sequence[SamplingState]
+) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+    """One token per row of float32 logits, and log-probabilities where a row asks for them."""
+    tokens: list[int] = []
+    entries: list[TokenLogprobs | None] = []
+    for start in range(0, len(states), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        drawn, found = _draw(logits_SV[rows], states[rows])
+        tokens += drawn
+        entries += found
+    wanted = any(entry is not None for entry in entries)
+    return tokens, entries if wanted else None
+
+
+def _draw(
+    logits_SV: torch.Tensor, states: Sequence[SamplingState]
+) -> tuple[list[int], list[TokenLogprobs | None]]:
+    adjustments = [
+        adjustment
+        for row, state in enumerate(states)
+        if (adjustment := state.adjustment(row)) is not None
+    ]
+    adjusted_SV = adjust_logits(logits_SV, adjustments)
+    if all(state.params.greedy for state in states):
+        tokens_S = adjusted_SV.argmax(-1)
+    else:
+        tokens_S = _sample(adjusted_SV, states)
+    tokens = tokens_S.tolist()
+    for state, token in zip(states, tokens, strict=True):
+        state.add(token)
+    entries: list[TokenLogprobs | None] = [None] * len(tokens)
+    asking = [row for row, state in enumerate(states) if state.params.logprobs is not None]
+    if asking:
+        counts = [states[row].params.logprobs or 0 for row in asking]
+        sampled, ranks, ids, tops = logprobs(logits_SV[asking], tokens_S[asking], max(counts))
+        columns = (sampled.tolist(), ranks.tolist(), ids.tolist(), tops.tolist())
+        for row, count, one, rank, top_ids, top in zip(asking, counts, *columns, strict=True):
+            entries[row] = TokenLogprobs(one, rank, top_ids[:count], top[:count])
+    return tokens, entries
+
+
+def _sample(logits_SV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    params = [state.params for state in states]
+    device = logits_SV.device
+    return sample(
+        logits_SV,
+        temperature_S=torch.tensor(
+            [0.0 if p.greedy else p.temperature for p in params], device=device
+        ),
+        top_k_S=torch.tensor([max(p.top_k, 0) for p in params], device=device),
+        top_p_S=torch.tensor([float(p.top_p) for p in params], device=device),
+        min_p_S=torch.tensor([float(p.min_p) for p in params], device=device),
+        uniform_S=torch.tensor(
+            [state.uniform() for state in states], dtype=torch.float64, device=device
+        ),
+    )

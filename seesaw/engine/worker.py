@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from seesaw.engine.sampler import Sampler, SamplingState
+from seesaw.engine.sampler import SamplingState, draw
 from seesaw.kvcache.pool import KVCache
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
@@ -32,7 +32,6 @@ class Worker:
         self._decoder = decoder
         self._kv = kv
         self._device = device
-        self._sampler = Sampler(device)
         self._requests: dict[str, _RequestState] = {}
 
     @torch.inference_mode()
@@ -54,8 +53,7 @@ class Worker:
             self._requests[request_id].blocks.clear()
         for new in step.new_requests:
             self._requests[new.request_id] = _RequestState(
-                list(new.prompt_token_ids),
-                SamplingState.of(new.sampling, new.seed, new.eos_token_ids, new.prompt_token_ids),
+                list(new.prompt_token_ids), SamplingState(new)
             )
         for request_id, blocks in step.appended_blocks.items():
             self._requests[request_id].blocks.extend(blocks)
@@ -77,9 +75,7 @@ class Worker:
         if not drawing:
             return
         logits = decoder.logits(hidden, inputs.sample_index_S)
-        tokens, logprobs = self._sampler.draw(
-            logits, [state.sampling for state in drawing], [len(s.tokens) for s in drawing]
-        )
+        tokens, logprobs = draw(logits, [state.sampling for state in drawing])
         for state, token in zip(drawing, tokens, strict=True):
             state.tokens.append(token)
         if logprobs is not None or output.logprobs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -149,7 +150,7 @@ def test_streaming_never_shows_what_a_stop_string_takes_back():
         outputs = Harness(sampling, stream=True).feed(text)
         (final,) = Harness(sampling).feed(text)
         assert outputs[-1].outputs[0] == final.outputs[0]
-        for earlier, later in zip(outputs, outputs[1:], strict=False):
+        for earlier, later in itertools.pairwise(outputs):
             assert later.outputs[0].text.startswith(earlier.outputs[0].text)
         assert stop[0] not in final.outputs[0].text
 
