@@ -1,0 +1,11 @@
+"""How the model lies over the devices: which rank holds what, as half-open ranges.
+
+Standard library only, and no decision about weights, KV or time: those are set arithmetic on the
+ranges made here.
+"""
+
+from seesaw.layout.parallel import ParallelLayout as ParallelLayout
+from seesaw.layout.ranges import Range as Range
+from seesaw.layout.ranges import RankRanges as RankRanges
+from seesaw.layout.ranges import check_fits as check_fits
+from seesaw.layout.ranges import rank_ranges as rank_ranges

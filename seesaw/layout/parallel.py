@@ -1,0 +1,78 @@
+"""`ParallelLayout`: how many ways a model is replicated, cut across layers and cut into stages.
+
+Owns the text form and the numbering of ranks; knows nothing of any model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from seesaw.errors import ConfigError
+
+AXES = ("dp", "tp", "pp")
+
+
+class Coordinates(NamedTuple):
+    """Where a rank stands: its replica, its part of each layer, its stage. All from 0."""
+
+    dp: int
+    tp: int
+    pp: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelLayout:
+    """`dp` replicas, each cut `tp` ways within a layer and into `pp` stages of layers.
+
+    Ranks are numbered replica by replica, in it stage by stage, so that the ranks that share a
+    layer (which talk most) are neighbours.
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            value = getattr(self, axis)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"layout: {axis}={value!r}: expected an integer from 1.")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`dp2-tp4-pp2` -> layout; any order, an axis left out is 1. Raises ConfigError."""
+        sizes: dict[str, int] = {}
+        for part in text.strip().lower().split("-"):
+            match = re.fullmatch(r"(dp|tp|pp)([0-9]+)", part)
+            if match is None:
+                raise ConfigError(
+                    f"layout {text!r}: cannot read {part!r}. Expected dp, tp and pp, each with a "
+                    "number and joined by '-', such as dp2-tp4-pp2 or tp2."
+                )
+            if match[1] in sizes:
+                raise ConfigError(f"layout {text!r}: {match[1]} is given twice. Give it once.")
+            sizes[match[1]] = int(match[2])
+        return cls(**sizes)
+
+    def __str__(self) -> str:
+        return "-".join(f"{axis}{getattr(self, axis)}" for axis in AXES)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Inverse of `rank_of`. Raises ConfigError for a rank that the layout does not have."""
+        if not 0 <= rank < self.num_ranks:
+            raise ConfigError(
+                f"rank {rank} of layout {self}: expected 0 to {self.num_ranks - 1}, "
+                "one per device of the layout."
+            )
+        stage, tp = divmod(rank, self.tp)
+        dp, pp = divmod(stage, self.pp)
+        return Coordinates(dp=dp, tp=tp, pp=pp)
+
+    def rank_of(self, at: Coordinates) -> int:
+        return (at.dp * self.pp + at.pp) * self.tp + at.tp
