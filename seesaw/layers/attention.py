@@ -1,0 +1,86 @@
+"""The attention block of one layer: fused QKV, norms of q and k, RoPE, KV write, attention, output
+projection.
+
+Holds references to the layer's parameters; knows nothing of requests or of how blocks are given
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from seesaw.families.spec import ModelSpec
+from seesaw.ops.attention_plan import AttentionPlan
+from seesaw.ops.kv_write import kv_write
+from seesaw.ops.paged_attention import paged_attention
+from seesaw.ops.rms_norm import rms_norm
+from seesaw.ops.rope import rope
+
+# Shape letters: T tokens, H hidden, K KV heads, G query heads per KV head, D head_dim, F = D / 2, R
+# rows, P blocks per row.
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What attention needs of a step, for layers of one RoPE and one window."""
+
+    cos_TF: torch.Tensor
+    sin_TF: torch.Tensor
+    plan: AttentionPlan
+    slot_mapping_T: torch.Tensor
+    block_table_RP: torch.Tensor
+    cu_seqlens_q: list[int]
+    seq_lens: list[int]
+
+
+class Attention:
+    def __init__(self, spec: ModelSpec, params: Mapping[str, torch.Tensor], layer: int) -> None:
+        prefix = f"model.layers.{layer}.self_attn."
+        self._spec = spec
+        self._window = spec.layers[layer].sliding_window
+        self._qkv_weight = params[prefix + "qkv_proj.weight"]
+        self._qkv_bias = params[prefix + "qkv_proj.bias"] if spec.attention_bias else None
+        self._o_weight = params[prefix + "o_proj.weight"]
+        self._o_bias = params[prefix + "o_proj.bias"] if spec.attention_out_bias else None
+        self._q_norm = params[prefix + "q_norm.weight"] if spec.qk_norm else None
+        self._k_norm = params[prefix + "k_norm.weight"] if spec.qk_norm else None
+
+    def __call__(
+        self,
+        x_TH: torch.Tensor,
+        inputs: AttentionInputs,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention output `[T, H]` before the residual; writes the step's K and V into the
+        caches.
+        """
+        spec = self._spec
+        num_tokens, num_kv = len(x_TH), spec.num_key_value_heads
+        group = spec.num_attention_heads // num_kv
+        qkv = F.linear(x_TH, self._qkv_weight, self._qkv_bias)
+        qkv_TKJD = qkv.view(num_tokens, num_kv, group + 2, spec.head_dim)
+        q_TKGD, k_TKD, v_TKD = qkv_TKJD[:, :, :group], qkv_TKJD[:, :, group], qkv_TKJD[:, :, -1]
+        if self._q_norm is not None and self._k_norm is not None:
+            eps, plus_one = spec.rms_norm_eps, spec.norm_plus_one
+            q_TKGD, _ = rms_norm(q_TKGD, self._q_norm, eps, plus_one=plus_one)
+            k_TKD, _ = rms_norm(k_TKD, self._k_norm, eps, plus_one=plus_one)
+        q_TKGD, k_TKD = rope(q_TKGD, k_TKD, inputs.cos_TF, inputs.sin_TF)
+        kv_write(k_TKD, v_TKD, k_cache, v_cache, inputs.slot_mapping_T)
+        out = paged_attention(
+            q_TKGD.flatten(1, 2),
+            k_cache,
+            v_cache,
+            inputs.block_table_RP,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            sm_scale=spec.sm_scale,
+            sliding_window=self._window,
+            soft_cap=spec.attn_soft_cap,
+            plan=inputs.plan,
+        )
+        return F.linear(out.flatten(1), self._o_weight, self._o_bias)

@@ -1,0 +1,71 @@
+"""How much memory a step needs beside weights and KV: what the engine's memory budget sets aside.
+
+A sum of what is alive at once in `decoder.py` and the ops; a test compares it with the measured
+peak.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from seesaw.families.spec import ModelSpec
+from seesaw.ops.attention_plan import AttentionShape
+from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
+
+MAX_BLOCK_SIZE = 256
+
+
+def attention_shape(
+    spec: ModelSpec,
+    sliding_window: int | None,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AttentionShape:
+    return AttentionShape(
+        num_heads=spec.num_attention_heads,
+        num_kv_heads=spec.num_key_value_heads,
+        head_dim=spec.head_dim,
+        block_size=block_size,
+        element_bytes=dtype.itemsize,
+        sliding_window=sliding_window,
+        unfused=spec.attn_soft_cap is not None or device.type == "cuda",
+    )
+
+
+def workspace_bytes(
+    spec: ModelSpec,
+    *,
+    num_tokens: int,
+    num_rows: int,
+    max_seq_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Upper bound of the bytes that one step of the decoder allocates, its logits included.
+
+    num_tokens: most tokens of a step; num_rows: most rows that sample; max_seq_len: most tokens of
+    a row with its cached ones. What sampling adds is not counted.
+    """
+    size = dtype.itemsize
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    q_columns = spec.num_attention_heads * spec.head_dim
+    qkv_columns = q_columns + 2 * spec.num_key_value_heads * spec.head_dim
+    # residual, delta, normed, and inside a norm two float32 copies
+    stream = num_tokens * hidden * (4 * size + 8)
+    # qkv; q and k normed in float32, rolled, rotated; attention's output
+    attention = num_tokens * (qkv_columns * (4 * size + 8) + q_columns * size)
+    shape = attention_shape(spec, None, MAX_BLOCK_SIZE, dtype, device)
+    attention += attention_workspace_bytes(shape, num_tokens, max_seq_len)
+    mlp = num_tokens * inner * 4 * size
+    # in the weights' dtype and in float32
+    logits = min(num_rows, num_tokens) * spec.vocab_size * (size + 4)
+    return stream + max(attention, mlp, logits) + _linear_scratch_bytes(spec, size, device)
+
+
+def _linear_scratch_bytes(spec: ModelSpec, size: int, device: torch.device) -> int:
+    """On CPU a matrix product may copy the weight into the layout its kernel wants."""
+    if device.type != "cpu":
+        return 32 * 2**20  # cuBLAS
+    widest = max(2 * spec.intermediate_size, spec.vocab_size)
+    return widest * spec.hidden_size * size

@@ -1,0 +1,78 @@
+"""Log-probabilities of drawn tokens, of the most probable ones, and the rank of the drawn one.
+
+    logprob(t) = logits[t] - log(sum(exp(logits)));   rank(t) = 1 + #(logits > logits[t])
+
+From the raw logits, before penalties and temperature. Bytes: the logits about three times;
+memory-bound.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from seesaw.ops.registry import Case, Cost, Op, Tolerance
+from seesaw.ops.top_tokens import top_tokens
+
+# Shape letters: S rows, V vocabulary, k most probable tokens.
+
+
+def logprobs(
+    logits_SV: torch.Tensor, token_ids_S: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logprob `[S]`, rank `[S]` from 1, top ids `[S, k']`, top logprobs `[S, k']`), k' = min(k,
+    V).
+
+    logits_SV float32, not changed; token_ids_S int64. Log-probabilities are float32, ids and ranks
+    int64. Top tokens come in descending order, equals by id.
+    """
+    chosen_S1 = logits_SV.gather(1, token_ids_S[:, None])
+    norm_S1 = logits_SV.logsumexp(-1, keepdim=True)
+    rank_S = (logits_SV > chosen_S1).sum(-1) + 1
+    count = min(k, logits_SV.shape[1])
+    if count and len(logits_SV):
+        top_Sk, ids_Sk = top_tokens(logits_SV, torch.full_like(token_ids_S, count))
+    else:
+        top_Sk = logits_SV.new_empty(len(logits_SV), count)
+        ids_Sk = token_ids_S.new_empty(len(logits_SV), count)
+    return (chosen_S1 - norm_S1).squeeze(1), rank_S, ids_Sk, top_Sk - norm_S1
+
+
+def logprobs_reference(
+    logits_SV: torch.Tensor, token_ids_S: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    logprobs_SV = logits_SV.double().log_softmax(-1)
+    sampled_S1 = logprobs_SV.gather(1, token_ids_S[:, None])
+    top_SV, ids_SV = logits_SV.sort(dim=-1, descending=True, stable=True)
+    rank_S = (top_SV > logits_SV.gather(1, token_ids_S[:, None])).sum(-1) + 1
+    top_Sk = logprobs_SV.gather(1, ids_SV[:, :k]).float()
+    return sampled_S1.squeeze(1).float(), rank_S, ids_SV[:, :k], top_Sk
+
+
+def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    shape = (case["rows"], case["vocab"])
+    # bf16 values, so that there are equals
+    logits = (torch.randn(shape, generator=generator) * 3).bfloat16().to(dtype)
+    tokens = torch.randint(case["vocab"], (case["rows"],), generator=generator)
+    return {"logits_SV": logits, "token_ids_S": tokens, "k": case["k"]}
+
+
+def _cost(case: Case, dtype: torch.dtype) -> Cost:
+    elements = case["rows"] * case["vocab"]
+    return Cost(elements * dtype.itemsize, 3 * elements)
+
+
+OP = Op(
+    name="logprobs",
+    function=logprobs,
+    reference=logprobs_reference,
+    make_inputs=_make_inputs,
+    cases=(
+        {"rows": 0, "vocab": 8, "k": 2},
+        {"rows": 1, "vocab": 1, "k": 5},
+        {"rows": 3, "vocab": 50, "k": 0},
+        {"rows": 9, "vocab": 777, "k": 20},
+        {"rows": 4, "vocab": 9000, "k": 1},
+    ),
+    tolerance={torch.float32: Tolerance(1e-5, 1e-5)},
+    cost=_cost,
+)
