@@ -53,7 +53,7 @@ def _llama3(base_F: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
     blend.
     """
     low, high = float(params["low_freq_factor"]), float(params["high_freq_factor"])
-    turns_F = base_F * (params["original_max_position_embeddings"] / (2 * math.pi))
+    turns_F = base_F * (float(params["original_max_position_embeddings"]) / (2 * math.pi))
     keep_F = ((turns_F - low) / (high - low)).clamp(0.0, 1.0)
     stretched_F = base_F / float(params["factor"])
     return stretched_F + keep_F * (base_F - stretched_F)

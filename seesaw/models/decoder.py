@@ -18,7 +18,7 @@ from seesaw.layers.attention import Attention, AttentionInputs
 from seesaw.layers.mlp import MLP
 from seesaw.layers.rope import Rotary
 from seesaw.models.inputs import StepInputs
-from seesaw.models.workspace import attention_shape, workspace_bytes
+from seesaw.models.workspace import attention_shape
 from seesaw.ops.attention_plan import plan_attention
 from seesaw.ops.rms_norm import rms_norm
 
@@ -92,8 +92,6 @@ class Decoder:
         }
         # rounded to the weights' dtype, as the models were trained
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype).item()
-
-    workspace_bytes = staticmethod(workspace_bytes)
 
     @property
     def dtype(self) -> torch.dtype:

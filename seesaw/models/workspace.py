@@ -12,8 +12,6 @@ from seesaw.families.spec import ModelSpec
 from seesaw.ops.attention_plan import AttentionShape
 from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
 
-MAX_BLOCK_SIZE = 256
-
 
 def attention_shape(
     spec: ModelSpec,
@@ -37,15 +35,16 @@ def workspace_bytes(
     spec: ModelSpec,
     *,
     num_tokens: int,
-    num_rows: int,
-    max_seq_len: int,
+    num_sampled: int,
+    max_model_len: int,
+    block_size: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
     """Upper bound of the bytes that one step of the decoder allocates, its logits included.
 
-    num_tokens: most tokens of a step; num_rows: most rows that sample; max_seq_len: most tokens of
-    a row with its cached ones. What sampling adds is not counted.
+    num_tokens: most tokens of a step; num_sampled: most rows that sample; max_model_len: most
+    tokens of a row with its cached ones. What sampling adds is not counted.
     """
     size = dtype.itemsize
     hidden, inner = spec.hidden_size, spec.intermediate_size
@@ -55,11 +54,11 @@ def workspace_bytes(
     stream = num_tokens * hidden * (4 * size + 8)
     # qkv; q and k normed in float32, rolled, rotated; attention's output
     attention = num_tokens * (qkv_columns * (4 * size + 8) + q_columns * size)
-    shape = attention_shape(spec, None, MAX_BLOCK_SIZE, dtype, device)
-    attention += attention_workspace_bytes(shape, num_tokens, max_seq_len)
+    shape = attention_shape(spec, None, block_size, dtype, device)
+    attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
     mlp = num_tokens * inner * 4 * size
     # in the weights' dtype and in float32
-    logits = min(num_rows, num_tokens) * spec.vocab_size * (size + 4)
+    logits = min(num_sampled, num_tokens) * spec.vocab_size * (size + 4)
     return stream + max(attention, mlp, logits) + _linear_scratch_bytes(spec, size, device)
 
 

@@ -8,8 +8,8 @@ import torch
 
 
 def top_tokens(x_NV: torch.Tensor, count_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count_N[n]` (1..V) highest of each row, descending, equals by id: values `[N, W]` and ids
-    `[N, W]` (int64), W the largest count. Places past a row's count, or past its last finite value,
+    """The `count_N[n]` (1..V) highest of each row, descending, equals by id: values `[N, W]` and
+    ids `[N, W]` (int64), W the largest count. Places past a row's count, or past its last finite value,
     hold -inf and an id that means nothing.
 
     torch.topk leaves open which of several equals it takes, and bf16 logits are full of equals; so
