@@ -1,0 +1,188 @@
+"""Who may import whom. The table below is the architecture; these tests keep it true.
+
+A package may import the packages named for it, any of the OPEN modules, and the third-party
+libraries named for it (plus the standard library). Imports inside functions count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import seesaw
+
+ROOT = Path(seesaw.__file__).parent
+
+
+class Allowed(NamedTuple):
+    packages: str
+    libraries: str = ""
+
+
+# Open to all; import nothing of seesaw but each other, and no third-party library.
+OPEN = "errors envs config sampling_params outputs log"
+STDLIB_ONLY = ""
+LAYERS = {
+    # package        may import of seesaw                         and these libraries
+    "families":    Allowed("", STDLIB_ONLY),
+    "layout":      Allowed("families", STDLIB_ONLY),
+    "scheduler":   Allowed("layout", STDLIB_ONLY),
+    "batch":       Allowed("", STDLIB_ONLY),
+    "tokenizer":   Allowed("", "tokenizers jinja2 transformers huggingface_hub gguf numpy"),
+    "ops":         Allowed("families", "torch"),
+    "layers":      Allowed("families ops", "torch"),
+    "models":      Allowed("families kvcache ops layers", "torch"),
+    "kvcache":     Allowed("layout", "torch"),
+    "weights":     Allowed(
+        "families layout tokenizer", "torch numpy safetensors gguf huggingface_hub"
+    ),
+    "engine":      Allowed(
+        "families layout scheduler tokenizer ops layers models kvcache weights",
+        "torch psutil",
+    ),
+    "api":         Allowed(
+        "families layout scheduler batch tokenizer weights engine cli _cpu",
+        "torch psutil click rich tqdm",
+    ),
+    "cli":         Allowed("api", "click"),
+    "__main__":    Allowed("cli", STDLIB_ONLY),
+    # Doors that load nothing until a name is asked for (see the subprocess tests).
+    "__init__":    Allowed("api engine", STDLIB_ONLY),
+}  # fmt: skip
+
+
+class Import(NamedTuple):
+    where: str
+    package: str  # of seesaw; empty for a third-party library
+    library: str
+
+
+def home(path: Path) -> str:
+    """The row of the table that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the layer"
+            names = [node.module or ""]
+            if node.module == "seesaw":
+                names = [f"seesaw.{alias.name}" for alias in node.names]
+        else:
+            continue
+        where = f"{path.relative_to(ROOT.parent)}:{node.lineno}"
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "seesaw":
+                yield Import(where, rest.partition(".")[0] or "__init__", "")
+            elif top not in sys.stdlib_module_names:
+                yield Import(where, "", top)
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_keep_to_the_layers(path: Path) -> None:
+    own = home(path)
+    allowed = Allowed(OPEN) if own in OPEN.split() else LAYERS.get(own)
+    assert allowed is not None, f"{own} is not in the table: say where it stands"
+    packages = {own, *OPEN.split(), *allowed.packages.split(), "__version__"}
+    for found in imports_of(path):
+        if found.library:
+            assert found.library in allowed.libraries.split(), (
+                f"{found.where}: {own} must not import {found.library}"
+            )
+        else:
+            assert found.package in packages, (
+                f"{found.where}: {own} must not import seesaw.{found.package}"
+            )
+
+
+def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
+    file = ROOT / "engine" / "engine.py"
+    assert {found.package for found in imports_of(file)} >= {"config", "scheduler", "errors"}
+    assert "torch" in {found.library for found in imports_of(ROOT / "engine" / "loader.py")}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+HEAVY = ("torch", "numpy", "transformers", "tokenizers", "gguf", "huggingface_hub", "rich", "tqdm")
+BLOCK = """
+import importlib, pkgutil, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+import seesaw
+package = importlib.import_module("seesaw.{package}")
+found = [package.__name__]
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+    found.append(module.name)
+print(len(found))
+"""
+
+
+def test_import_seesaw_loads_nothing_heavy() -> None:
+    code = f"import seesaw, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert run_python(code) == "[]\n"
+
+
+def test_names_resolve_at_first_use_and_typos_do_not() -> None:
+    code = """
+import sys, seesaw
+params = seesaw.SamplingParams(max_tokens=1)
+assert "torch" not in sys.modules
+assert set(seesaw.__all__) <= set(dir(seesaw))
+try:
+    seesaw.LMM
+except AttributeError as error:
+    print(error)
+"""
+    assert run_python(code) == "module 'seesaw' has no attribute 'LMM'\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "blocked"),
+    [
+        ("families", ("torch", "numpy")),
+        ("layout", ("torch", "numpy")),
+        ("scheduler", ("torch", "numpy")),
+        ("batch", ("torch", "numpy")),
+        ("tokenizer", ("torch",)),
+    ],
+)
+def test_package_imports_without(package: str, blocked: tuple[str, ...]) -> None:
+    count = int(run_python(BLOCK.format(package=package, blocked=blocked)))
+    assert count == len(list((ROOT / package).rglob("*.py")))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run-batch", "--help"]])
+def test_help_and_version_load_no_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from seesaw.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    assert stop.code in (0, None), stop.code
+print([name for name in ("torch", "numpy", "transformers") if name in sys.modules])
+"""
+    assert run_python(code).endswith("\n[]\n")
