@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SplitDim = Literal["heads", "kv_heads", "mlp", "vocab", "none"]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
     """Rotary position embedding; inverse frequencies are made by `layers/rope.py`.
 
-    `kind` and `params` follow HF's `rope_parameters`: default | linear | llama3 | yarn.
+    `kind` and `params` (sorted by name, complete: what a config leaves out is filled in) follow
+    HF's `rope_parameters`: linear has factor; llama3 factor, low_freq_factor, high_freq_factor,
+    original_max_position_embeddings; yarn factor, original_max_position_embeddings, beta_fast,
+    beta_slow, attention_factor (multiplies cos and sin), truncate.
     """
 
     theta: float
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    kind: RopeKind = "default"
     params: tuple[tuple[str, Any], ...] = ()
 
 
