@@ -11,6 +11,7 @@ import torch
 from seesaw.families.spec import ModelSpec
 from seesaw.ops.attention_plan import AttentionShape
 from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
+from seesaw.ops.top_tokens import sample_workspace_bytes
 
 
 def attention_shape(
@@ -41,10 +42,10 @@ def workspace_bytes(
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
-    """Upper bound of the bytes that one step of the decoder allocates, its logits included.
+    """Upper bound of the bytes that one step allocates, sampling included.
 
     num_tokens: most tokens of a step; num_sampled: most rows that sample; max_model_len: most
-    tokens of a row with its cached ones. What sampling adds is not counted.
+    tokens of a row with its cached ones.
     """
     size = dtype.itemsize
     hidden, inner = spec.hidden_size, spec.intermediate_size
@@ -57,9 +58,10 @@ def workspace_bytes(
     shape = attention_shape(spec, None, block_size, dtype, device)
     attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
     mlp = num_tokens * inner * 4 * size
-    # in the weights' dtype and in float32
-    logits = min(num_sampled, num_tokens) * spec.vocab_size * (size + 4)
-    return stream + max(attention, mlp, logits) + _linear_scratch_bytes(spec, size, device)
+    # logits in the weights' dtype and float32; then adjusted, and the rows that want logprobs
+    sampling = min(num_sampled, num_tokens) * spec.vocab_size * max(size + 4, 12)
+    sampling += sample_workspace_bytes(spec.vocab_size)
+    return stream + max(attention, mlp, sampling) + _linear_scratch_bytes(spec, size, device)
 
 
 def _linear_scratch_bytes(spec: ModelSpec, size: int, device: torch.device) -> int:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 
 from seesaw.ops.registry import Case, Cost, Op, Tolerance
-from seesaw.ops.top_tokens import top_tokens
+from seesaw.ops.top_tokens import rows_at_once, top_tokens
 
-# Shape letters: S rows, V vocabulary, k most probable tokens.
+# Shape letters: S rows, N rows of them at once, V vocabulary, k most probable tokens.
 
 
 def logprobs(
@@ -25,16 +25,28 @@ def logprobs(
     logits_SV float32, not changed; token_ids_S int64. Log-probabilities are float32, ids and ranks
     int64. Top tokens come in descending order, equals by id.
     """
-    chosen_S1 = logits_SV.gather(1, token_ids_S[:, None])
-    norm_S1 = logits_SV.logsumexp(-1, keepdim=True)
-    rank_S = (logits_SV > chosen_S1).sum(-1) + 1
-    count = min(k, logits_SV.shape[1])
-    if count and len(logits_SV):
-        top_Sk, ids_Sk = top_tokens(logits_SV, torch.full_like(token_ids_S, count))
+    at_once = rows_at_once(logits_SV.shape[1])
+    parts = [
+        _logprobs(logits_SV[rows : rows + at_once], token_ids_S[rows : rows + at_once], k)
+        for rows in range(0, max(1, len(logits_SV)), at_once)
+    ]
+    sampled, ranks, ids, tops = zip(*parts, strict=True)
+    return torch.cat(sampled), torch.cat(ranks), torch.cat(ids), torch.cat(tops)
+
+
+def _logprobs(
+    logits_NV: torch.Tensor, token_ids_N: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    chosen_N1 = logits_NV.gather(1, token_ids_N[:, None])
+    norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    rank_N = (logits_NV > chosen_N1).sum(-1) + 1
+    count = min(k, logits_NV.shape[1])
+    if count and len(logits_NV):
+        top_Nk, ids_Nk = top_tokens(logits_NV, torch.full_like(token_ids_N, count))
     else:
-        top_Sk = logits_SV.new_empty(len(logits_SV), count)
-        ids_Sk = token_ids_S.new_empty(len(logits_SV), count)
-    return (chosen_S1 - norm_S1).squeeze(1), rank_S, ids_Sk, top_Sk - norm_S1
+        top_Nk = logits_NV.new_empty(len(logits_NV), count)
+        ids_Nk = token_ids_N.new_empty(len(logits_NV), count)
+    return (chosen_N1 - norm_N1).squeeze(1), rank_N, ids_Nk, top_Nk - norm_N1
 
 
 def logprobs_reference(

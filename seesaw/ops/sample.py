@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.registry import EXACT, Case, Cost, Op
-from seesaw.ops.top_tokens import top_tokens
+from seesaw.ops.top_tokens import rows_at_once, top_tokens
 
 # Shape letters: S rows, N rows of one kind, V vocabulary, W candidates.
 
-SAMPLE_BYTES = 64 * 2**20
-"""Most bytes of work space of one call (more only where a single row needs it)."""
-_BYTES_EACH = 40
-"""Of one logit of a row that is sorted whole: copies, ids, float64 sums."""
 _CHUNK = 256
 _FIRST_CANDIDATES = 1024
 """Candidates looked at first where only top_p limits; rows that need more sort all."""
@@ -52,10 +48,9 @@ def sample(
     random_S = temperature_S != 0
     ordered_S = random_S & (((top_k_S > 0) & (top_k_S < vocab)) | (top_p_S < 1))
     if len(rows_N := (~random_S).nonzero().flatten()):
-        greedy_NV = logits_SV if len(rows_N) == len(logits_SV) else logits_SV[rows_N]
-        tokens_S[rows_N] = greedy_NV.argmax(-1)
+        tokens_S[rows_N] = logits_SV.argmax(-1)[rows_N]  # a copy of the rows would cost more
     for ordered, chosen_S in ((True, ordered_S), (False, random_S & ~ordered_S)):
-        at_once = max(1, SAMPLE_BYTES // (vocab * _BYTES_EACH))
+        at_once = rows_at_once(vocab)
         chosen_N = chosen_S.nonzero().flatten()
         for start in range(0, len(chosen_N), at_once):
             rows_N = chosen_N[start : start + at_once]

@@ -1,4 +1,5 @@
-"""The highest values of each row in a fixed order, for sampling and log-probabilities."""
+"""The highest values of each row in a fixed order, for sampling and log-probabilities; and how many
+rows those work on at once, as copies of [rows, vocabulary] are what they cost."""
 
 from __future__ import annotations
 
@@ -6,11 +7,25 @@ import torch
 
 # Shape letters: N rows, V vocabulary, W most candidates of any row.
 
+SAMPLE_BYTES = 64 * 2**20
+"""Most bytes of work space of `sample` or `logprobs` (more only where a single row needs it)."""
+_BYTES_EACH = 40
+"""Of one logit of a row that is sorted whole: copies, ids, float64 sums."""
+
+
+def rows_at_once(vocab: int) -> int:
+    return max(1, SAMPLE_BYTES // (vocab * _BYTES_EACH))
+
+
+def sample_workspace_bytes(vocab: int) -> int:
+    """Upper bound of what `sample` or `logprobs` allocate, whatever the number of rows."""
+    return rows_at_once(vocab) * vocab * _BYTES_EACH
+
 
 def top_tokens(x_NV: torch.Tensor, count_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count_N[n]` (1..V) highest of each row, descending, equals by id: values `[N, W]` and
-    ids `[N, W]` (int64), W the largest count. Places past a row's count, or past its last finite value,
-    hold -inf and an id that means nothing.
+    ids `[N, W]` (int64), W the largest count. Places past a row's count, or past its last finite
+    value, hold -inf and an id that means nothing.
 
     torch.topk leaves open which of several equals it takes, and bf16 logits are full of equals; so
     it only finds the lowest value that is in, and the order among equals is made here. No row is
