@@ -134,6 +134,10 @@ class Engine:
         return self._encoder.encode_chat(messages)
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self._encoder.eos_token_ids
+
+    @property
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(

@@ -16,6 +16,7 @@ from seesaw.errors import ConfigError
 from seesaw.kvcache.pool import KVCache
 from seesaw.log import get_logger
 from seesaw.models.decoder import Decoder
+from seesaw.models.workspace import workspace_bytes
 from seesaw.weights.checkpoint import Checkpoint
 
 logger = get_logger(__name__)
@@ -35,8 +36,14 @@ def load_executor(
         spec,
         dtype,
         device,
-        lambda tokens, length: Decoder.workspace_bytes(
-            spec, num_tokens=tokens, num_rows=config.max_num_seqs, max_seq_len=length, dtype=dtype
+        lambda num_tokens, max_model_len: workspace_bytes(
+            spec,
+            num_tokens=num_tokens,
+            num_sampled=config.max_num_seqs,
+            max_model_len=max_model_len,
+            block_size=config.block_size,
+            dtype=dtype,
+            device=device,
         ),
     )
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))

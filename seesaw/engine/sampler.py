@@ -16,9 +16,6 @@ from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 
-ROWS_AT_ONCE = 64
-"""Rows whose logits are worked on together: bounds the copies of [rows, vocabulary] tensors."""
-
 
 class SamplingState:
     """What one request asks of its draws. `draw` must be told of each token it draws."""
@@ -66,30 +63,10 @@ class SamplingState:
             self._counts[token] += 1
 
 
-def workspace_bytes(num_rows: int, vocab_size: int) -> int:
-    """Upper bound of temporary bytes of `draw` beside the logits it is given."""
-    # An adjusted copy, the logits over temperature, their exponentials and sums in float64.
-    return min(num_rows, ROWS_AT_ONCE) * vocab_size * (4 + 4 + 4 + 8)
-
-
 def draw(
     logits_SV: torch.Tensor, states: Sequence[SamplingState]
 ) -> tuple[list[int], list[TokenLogprobs | None] | None]:
     """One token per row of float32 logits, and log-probabilities where a row asks for them."""
-    tokens: list[int] = []
-    entries: list[TokenLogprobs | None] = []
-    for start in range(0, len(states), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        drawn, found = _draw(logits_SV[rows], states[rows])
-        tokens += drawn
-        entries += found
-    wanted = any(entry is not None for entry in entries)
-    return tokens, entries if wanted else None
-
-
-def _draw(
-    logits_SV: torch.Tensor, states: Sequence[SamplingState]
-) -> tuple[list[int], list[TokenLogprobs | None]]:
     adjustments = [
         adjustment
         for row, state in enumerate(states)
@@ -103,15 +80,26 @@ def _draw(
     tokens = tokens_S.tolist()
     for state, token in zip(states, tokens, strict=True):
         state.add(token)
-    entries: list[TokenLogprobs | None] = [None] * len(tokens)
     asking = [row for row, state in enumerate(states) if state.params.logprobs is not None]
-    if asking:
-        counts = [states[row].params.logprobs or 0 for row in asking]
-        sampled, ranks, ids, tops = logprobs(logits_SV[asking], tokens_S[asking], max(counts))
-        columns = (sampled.tolist(), ranks.tolist(), ids.tolist(), tops.tolist())
-        for row, count, one, rank, top_ids, top in zip(asking, counts, *columns, strict=True):
-            entries[row] = TokenLogprobs(one, rank, top_ids[:count], top[:count])
-    return tokens, entries
+    if not asking:
+        return tokens, None
+    return tokens, _logprobs(logits_SV, tokens_S, asking, states)
+
+
+def _logprobs(
+    logits_SV: torch.Tensor,
+    tokens_S: torch.Tensor,
+    asking: list[int],
+    states: Sequence[SamplingState],
+) -> list[TokenLogprobs | None]:
+    """Entries for the rows `asking`, from the raw logits; None for the others."""
+    entries: list[TokenLogprobs | None] = [None] * len(states)
+    counts = [states[row].params.logprobs or 0 for row in asking]
+    sampled, ranks, ids, tops = logprobs(logits_SV[asking], tokens_S[asking], max(counts))
+    columns = (sampled.tolist(), ranks.tolist(), ids.tolist(), tops.tolist())
+    for row, count, one, rank, top_ids, top in zip(asking, counts, *columns, strict=True):
+        entries[row] = TokenLogprobs(one, rank, top_ids[:count], top[:count])
+    return entries
 
 
 def _sample(logits_SV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:

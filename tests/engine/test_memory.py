@@ -15,12 +15,22 @@ MIB = 2**20
 
 def spec(**changes) -> ModelSpec:
     fields = {
-        "family": "llama", "architecture": "LlamaForCausalLM", "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "vocab_size": 1024, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16", "layers": (LayerSpec(None, RopeSpec(10000.0)),) * 2,
+        "family": "llama",
+        "architecture": "LlamaForCausalLM",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 1024,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "layers": (LayerSpec(None, RopeSpec(10000.0)),) * 2,
         "params": (ParamSpec("model.embed_tokens.weight", (1024, 512), None),),
-    }  # fmt: skip
+    }
     return ModelSpec(**(fields | changes))
 
 
