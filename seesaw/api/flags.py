@@ -1,0 +1,127 @@
+"""Command-line flags made from the fields of settings dataclasses, so that each exists once.
+
+Owns how a field becomes a flag and how a command's help is laid out. Knows no command and no
+setting by name, and imports nothing that loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field
+from types import MappingProxyType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from seesaw.errors import ConfigError
+
+FlagField = tuple[Field[Any], Any, str]
+"""(field, default, help), as `EngineConfig.options()` gives them."""
+
+
+class Flag(click.Option):
+    """A click option that knows which section of the help it stands in."""
+
+    def __init__(self, *declarations: Any, section: str = "Options", **settings: Any) -> None:
+        super().__init__(*declarations, **settings)
+        self.section = section
+
+
+class JSONObject(click.ParamType[Any]):
+    """A JSON object given as text."""
+
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON ({error}).", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"{value!r}: expected a JSON object such as '{{\"5\": -100}}'.", param, ctx)
+        return found
+
+
+def make_flags(
+    owner: type,
+    options: Iterable[FlagField],
+    section: str,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> list[click.Option]:
+    """One flag per field: dashes for underscores, `--x/--no-x` for booleans.
+
+    `defaults` replaces defaults of the dataclass for one command. A field without any default is
+    required.
+    """
+    hints = get_type_hints(owner)
+    flags: list[click.Option] = []
+    for item, own_default, text in options:
+        default = defaults.get(item.name, own_default)
+        declared = "--" + item.name.replace("_", "-")
+        kind, several = _click_type(hints[item.name], item.name)
+        names = [item.name, declared]
+        if kind is click.BOOL:
+            names[1] += "/--no-" + item.name.replace("_", "-")
+        if "short" in item.metadata:
+            names.append(item.metadata["short"])
+        required = item.default is MISSING and item.default_factory is MISSING
+        flags.append(
+            Flag(
+                names,
+                section=section,
+                type=None if kind is click.BOOL else kind,
+                default=default,
+                show_default=default is not None and not required and default != (),
+                required=required and item.name not in defaults,
+                multiple=several,
+                help=text,
+            )
+        )
+    return flags
+
+
+def _click_type(hint: Any, name: str) -> tuple[click.ParamType[Any], bool]:
+    """(click's type, may be given several times) of a field's annotation."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    origin = get_origin(hint)
+    if origin is Literal:
+        return click.Choice(get_args(hint)), False
+    if origin is tuple:
+        return _click_type(get_args(hint)[0], name)[0], True
+    if origin is not None and issubclass(origin, Mapping):
+        return JSONObject(), False
+    plain = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL}
+    if hint not in plain:
+        raise ConfigError(f"{name}: a flag cannot be made of a field of type {hint}.")
+    return plain[hint], False
+
+
+class Command(click.Command):
+    """A command whose help has sections and ends with examples that can be run as they are."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        last = sections.pop("Options", [])
+        for title, records in [*sections.items(), ("Options", last)]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            formatter.write("\nExamples:\n")
+            for example in self.examples:
+                formatter.write(f"  {example}\n")

@@ -1,0 +1,130 @@
+"""The flags that commands share: engine, policy and sampling, and the way back to their objects.
+
+Loads no torch: `--help` comes through here.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+import click
+
+from seesaw.api.flags import Command, FlagField, make_flags
+from seesaw.config import EngineConfig
+from seesaw.errors import ConfigError, RequestError
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
+
+_DEFAULT_POLICY: str = EngineConfig.__dataclass_fields__["policy"].default
+
+
+class EngineCommand(Command):
+    """A command that loads a model: it also has the options of the policy chosen by `--policy`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["seesaw.policy"] = _policy_in(args)
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own, *_policy_flags(ctx.meta.get("seesaw.policy", _DEFAULT_POLICY), own)]
+
+
+def _policy_in(args: Sequence[str]) -> str:
+    """The policy that the arguments choose; needed before they can be parsed."""
+    found = _DEFAULT_POLICY
+    for position, arg in enumerate(args):
+        if arg == "--":
+            break
+        if arg == "--policy" and position + 1 < len(args):
+            found = args[position + 1]
+        elif arg.startswith("--policy="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def _policy_flags(policy: str, taken: Iterable[click.Parameter]) -> list[click.Option]:
+    """Flags of a policy's `Options`. Raises ConfigError where one has the name of another flag."""
+    owner = policies.get(policy).Options
+    names = {param.name for param in taken}
+    options: list[FlagField] = []
+    for item in fields(owner):
+        if item.name in names:
+            raise ConfigError(
+                f"policy {policy!r}: its option {item.name!r} has the name of a seesaw setting. "
+                "Rename the field."
+            )
+        default = None if item.default is MISSING else item.default
+        options.append((item, default, item.metadata.get("help", "")))
+    return make_flags(owner, options, f"Policy {policy}")
+
+
+def engine_flags(**defaults: Any) -> list[click.Option]:
+    """A flag for each field of EngineConfig; `defaults` replaces some of their defaults."""
+    return make_flags(EngineConfig, EngineConfig.options(), "Model and engine", defaults)
+
+
+def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove what belongs to EngineConfig from parsed `values`; return its arguments.
+
+    `values` must hold nothing but settings of the engine and of its policy by then.
+    """
+    settings = {f.name: values.pop(f.name) for f, _, _ in EngineConfig.options()}
+    settings["policy_options"] = dict(values)
+    values.clear()
+    return settings
+
+
+def sampling_flags() -> list[click.Option]:
+    """A flag for each field of SamplingParams; what is not given is left to the model."""
+    docs = _field_docs(SamplingParams)
+    options: list[FlagField] = [(f, None, docs[f.name]) for f in fields(SamplingParams)]
+    return make_flags(
+        SamplingParams, options, "Sampling (default: the model's own settings)"
+    )
+
+
+def take_sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove what belongs to SamplingParams from parsed `values`; return what was given.
+
+    Raises click.UsageError where it cannot be.
+    """
+    names = [f.name for f in fields(SamplingParams)]
+    parsed = {name: values.pop(name) for name in names}
+    given = {name: value for name, value in parsed.items() if value not in (None, ())}
+    if "logit_bias" in given:
+        given["logit_bias"] = _token_keys(given["logit_bias"])
+    try:
+        SamplingParams.from_dict(given)
+    except RequestError as error:
+        raise click.UsageError(str(error)) from error
+    return given
+
+
+def _token_keys(bias: dict[str, Any]) -> dict[int, Any]:
+    """JSON knows no integer keys."""
+    try:
+        return {int(token): value for token, value in bias.items()}
+    except ValueError as error:
+        raise click.UsageError(f"--logit-bias: expected token ids as keys ({error}).") from error
+
+
+def _field_docs(owner: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(body, ast.ClassDef), owner
+    docs: dict[str, str] = {}
+    for item, below in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            docs[item.target.id] = " ".join(str(below.value.value).split())
+    return docs
