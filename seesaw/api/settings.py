@@ -9,7 +9,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import click
@@ -20,7 +20,9 @@ from seesaw.errors import ConfigError, RequestError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
 
-_DEFAULT_POLICY: str = EngineConfig.__dataclass_fields__["policy"].default
+_DEFAULT_POLICY = str(EngineConfig.__dataclass_fields__["policy"].default)
+# Not for the command line: draws follow the engine's --seed there, and answers are for reading.
+_NO_SAMPLING_FLAG = ("seed", "detokenize")
 
 
 class EngineCommand(Command):
@@ -80,13 +82,15 @@ def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _sampling_fields() -> list[Field[Any]]:
+    return [f for f in fields(SamplingParams) if f.name not in _NO_SAMPLING_FLAG]
+
+
 def sampling_flags() -> list[click.Option]:
     """A flag for each field of SamplingParams; what is not given is left to the model."""
     docs = _field_docs(SamplingParams)
-    options: list[FlagField] = [(f, None, docs[f.name]) for f in fields(SamplingParams)]
-    return make_flags(
-        SamplingParams, options, "Sampling (default: the model's own settings)"
-    )
+    options: list[FlagField] = [(f, None, docs[f.name]) for f in _sampling_fields()]
+    return make_flags(SamplingParams, options, "Sampling (default: the model's own settings)")
 
 
 def take_sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +98,7 @@ def take_sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
 
     Raises click.UsageError where it cannot be.
     """
-    names = [f.name for f in fields(SamplingParams)]
-    parsed = {name: values.pop(name) for name in names}
+    parsed = {f.name: values.pop(f.name) for f in _sampling_fields()}
     given = {name: value for name, value in parsed.items() if value not in (None, ())}
     if "logit_bias" in given:
         given["logit_bias"] = _token_keys(given["logit_bias"])

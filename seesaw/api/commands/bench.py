@@ -1,0 +1,91 @@
+"""`seesaw bench throughput` and `seesaw bench startup`: flags and printing; the work is done in
+`api/bench_throughput.py` and `api/bench_startup.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from seesaw.api.flags import Flag
+from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine: tokens per second, or the time until the first answer."""
+
+
+def _workload(name: str, default: int, text: str) -> click.Option:
+    return Flag(
+        [name], type=POSITIVE, default=default, show_default=True, section="Workload", help=text
+    )
+
+
+@bench.command(
+    cls=EngineCommand,
+    params=[
+        _workload("--num-prompts", 64, "prompts of a run"),
+        _workload("--input-len", 256, "random tokens of each prompt"),
+        _workload("--output-len", 64, "tokens of each answer"),
+        _workload("--repeats", 2, "runs, each with new random tokens; the best one counts"),
+        *engine_flags(enable_prefix_caching=False),
+        output_json_flag("the figures"),
+    ],
+    examples=[
+        "seesaw bench throughput --model model.gguf",
+        "seesaw bench throughput --model my-model --num-prompts 256 --output-json figures.json",
+    ],
+)
+def throughput(
+    num_prompts: int,
+    input_len: int,
+    output_len: int,
+    repeats: int,
+    output_json: str | None,
+    **values: Any,
+) -> None:
+    """Tokens per second of one offline batch: greedy, no early end, texts decoded."""
+    with machine_output(output_json) as write:
+        from seesaw.api.bench_throughput import Workload, measure
+
+        figures = measure(
+            take_engine_settings(values),
+            Workload(num_prompts=num_prompts, input_len=input_len, output_len=output_len),
+            repeats,
+        )
+        write(figures)
+    if output_json != STDOUT:
+        click.echo(
+            f"{figures['output_tokens_per_s']:,.1f} tokens/s out, "
+            f"{figures['total_tokens_per_s']:,.1f} in and out: {num_prompts} prompts x "
+            f"({input_len} in, {output_len} out) in {figures['elapsed_s']:.2f} s, best of {repeats}"
+        )
+
+
+@bench.command(
+    cls=EngineCommand,
+    params=[
+        _workload("--repeats", 3, "fresh processes to measure; the best one counts"),
+        *engine_flags(),
+        output_json_flag("the figures"),
+    ],
+    examples=[
+        "seesaw bench startup --model model.gguf",
+        "seesaw bench startup --model my-model --repeats 5 --output-json startup.json",
+    ],
+)
+def startup(repeats: int, output_json: str | None, **values: Any) -> None:
+    """Seconds from a cold process to the first token, by part."""
+    with machine_output(output_json) as write:
+        from seesaw.api.bench_startup import measure
+
+        figures = measure(take_engine_settings(values), repeats)
+        write(figures)
+    if output_json != STDOUT:
+        for name in ("import_seesaw_s", "import_engine_s", "load_s", "first_token_s", "total_s"):
+            click.echo(f"{name:<16} {figures[name]:8.3f}")
