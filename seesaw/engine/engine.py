@@ -134,6 +134,10 @@ class Engine:
         return self._encoder.encode_chat(messages)
 
     @property
+    def vocab_size(self) -> int:
+        return self._encoder.vocab_size
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         return self._encoder.eos_token_ids
 

@@ -38,6 +38,7 @@ class PromptEncoder:
         self.tokenizer = checkpoint.tokenizer()
         self.default_sampling = sampling_defaults(checkpoint.generation_config)
         self.eos_token_ids = tuple(checkpoint.eos_token_ids)
+        self.vocab_size = checkpoint.spec.vocab_size
 
     @property
     def model_name(self) -> str:
@@ -57,7 +58,7 @@ class PromptEncoder:
         """Text with the tokenizer's special tokens, or ids, checked. Raises RequestError."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        size = self._checkpoint.spec.vocab_size
+        size = self.vocab_size
         ids = list(prompt)
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < size:
@@ -69,7 +70,7 @@ class PromptEncoder:
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Raise RequestError where `sampling` names tokens that the model does not have."""
-        size = self._checkpoint.spec.vocab_size
+        size = self.vocab_size
         for name in ("logit_bias", "stop_token_ids"):
             for token in getattr(sampling, name) or ():
                 if token >= size:
