@@ -50,6 +50,13 @@ class AttentionShape:
         """
         return 16 * self.num_heads if self.unfused else 8
 
+    def queries_at_once(self, num_rows: int, num_keys: int) -> int:
+        """Queries per row for which masks and scores stay bounded."""
+        most = max(MIN_QUERIES, SCORE_BYTES // (num_rows * num_keys * self.score_bytes))
+        if self.sliding_window is None:
+            return most
+        return min(most, max(self.sliding_window, 4 * MIN_QUERIES))  # few queries see few keys
+
     def kv_bytes(self, num_keys: int, num_heads: int) -> int:
         """K and V of `num_keys` tokens in `num_heads` heads."""
         return 2 * num_keys * num_heads * self.head_dim * self.element_bytes

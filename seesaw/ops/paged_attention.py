@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.attention_plan import (
-    MIN_QUERIES,
-    SCORE_BYTES,
     AttentionPlan,
     AttentionShape,
     RowGroup,
@@ -152,9 +150,7 @@ def _attend_queries(
         keys = slice(0, num_queries)
         k, v = k_BKCD[:, :, keys], v_BKCD[:, :, keys]
         return _attend(q_BHQD, k, v, None, True, sm_scale, None).transpose(1, 2)
-    piece = max(MIN_QUERIES, SCORE_BYTES // (num_rows * num_keys * shape.score_bytes))
-    if window is not None:  # small pieces see few keys
-        piece = min(piece, max(window, 4 * MIN_QUERIES))
+    piece = shape.queries_at_once(num_rows, num_keys)
     out = torch.empty_like(q_BHQD.transpose(1, 2), memory_format=torch.contiguous_format)
     for start in range(0, num_queries, piece):
         stop = min(start + piece, num_queries)

@@ -1,0 +1,106 @@
+"""Runs a decoder over rows of tokens without an engine: hands out blocks, makes StepInputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from seesaw.families.spec import ModelSpec
+from seesaw.kvcache.pool import KVCache
+from seesaw.models.decoder import Decoder
+from seesaw.models.inputs import StepInputs
+
+
+class Rows:
+    """Some sequences in one pool, with blocks in random order, grown a step at a time.
+
+    What the pool holds before it is written is NaN, so a stray read shows.
+    """
+
+    def __init__(
+        self, decoder: Decoder, sequences: Sequence[torch.Tensor], block_size: int
+    ) -> None:
+        self.decoder, self.sequences = decoder, sequences
+        spec, device = decoder.spec, decoder.device
+        counts = [-(-len(sequence) // block_size) for sequence in sequences]
+        self.kv = KVCache.allocate(
+            spec.num_hidden_layers,
+            sum(counts) + 1,
+            spec.num_key_value_heads,
+            block_size,
+            spec.head_dim,
+            decoder.dtype,
+            device,
+        )
+        self.kv.pool.fill_(float("nan"))
+        order = (torch.randperm(sum(counts)) + 1).tolist()
+        self.tables = [[order.pop() for _ in range(count)] for count in counts]
+        self.done = [0] * len(sequences)
+
+    @torch.inference_mode()
+    def step(self, counts: Sequence[int], cuts: Sequence[int] = ()) -> list[torch.Tensor]:
+        """Logits `[count, V]` of the next `counts[r]` tokens of each row, the layers run in pieces
+        that end at `cuts`. Rows with count 0 are left out.
+        """
+        inputs = self.inputs(counts)
+        decoder = self.decoder
+        hidden = decoder.embed(inputs.token_ids_T)
+        bounds = [0, *cuts, decoder.spec.num_hidden_layers]
+        for start, stop in itertools.pairwise(bounds):
+            hidden = decoder.run_layers(hidden, inputs, self.kv, start, stop)
+        logits = decoder.logits(hidden, inputs.sample_index_S)
+        return list(logits.split([count for count in counts if count]))
+
+    def inputs(self, counts: Sequence[int]) -> StepInputs:
+        size, device = self.kv.block_size, self.decoder.device
+        tokens, positions, slots, tables = [], [], [], []
+        cu_seqlens, seq_lens = [0], []
+        for row, count in enumerate(counts):
+            if count == 0:
+                continue
+            start = self.done[row]
+            at = torch.arange(start, start + count)
+            table = torch.tensor(self.tables[row])
+            tokens.append(self.sequences[row][at])
+            positions.append(at)
+            slots.append(table[at // size] * size + at % size)
+            tables.append(self.tables[row][: -(-(start + count) // size)])
+            cu_seqlens.append(cu_seqlens[-1] + count)
+            seq_lens.append(start + count)
+            self.done[row] += count
+        width = max(map(len, tables))
+        padded = [table + [0] * (width - len(table)) for table in tables]
+        return StepInputs(
+            token_ids_T=torch.cat(tokens).to(device),
+            positions_T=torch.cat(positions).to(device),
+            slot_mapping_T=torch.cat(slots).to(device),
+            block_table_RP=torch.tensor(padded, dtype=torch.int32, device=device),
+            cu_seqlens_q_list=cu_seqlens,
+            seq_lens_list=seq_lens,
+            sample_index_S=torch.arange(cu_seqlens[-1], device=device),
+        )
+
+
+def random_params(
+    spec: ModelSpec, dtype: torch.dtype, device: str = "cpu", scale: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """Parameters of `spec` in fused form, matrices scaled so that values keep their size."""
+    heads, kv_heads, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
+    norms = ["model.norm.weight"]
+    for layer in range(spec.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "self_attn.qkv_proj.weight"] = ((heads + 2 * kv_heads) * size, hidden)
+        shapes[prefix + "self_attn.o_proj.weight"] = (hidden, heads * size)
+        shapes[prefix + "mlp.gate_up_proj.weight"] = (2 * inner, hidden)
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+        norms += [prefix + "input_layernorm.weight", prefix + "post_attention_layernorm.weight"]
+    params = {
+        name: (torch.randn(shape) * scale * shape[-1] ** -0.5).to(device, dtype)
+        for name, shape in shapes.items()
+    }
+    params |= {name: torch.ones(hidden, dtype=dtype, device=device) for name in norms}
+    return params | {"lm_head.weight": params["model.embed_tokens.weight"]}
