@@ -77,8 +77,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(self, "stop", tuple(stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name, given in (("stop", stop), ("stop_token_ids", self.stop_token_ids)):
+            if given is not None and not isinstance(given, list | tuple):
+                raise _refuse(name, given, "a list")
+            object.__setattr__(self, name, tuple(given or ()))
         self._check_ints()
         self._check_floats()
         for name in (
