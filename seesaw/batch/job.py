@@ -139,10 +139,14 @@ class _Job:
             self._begin()
             self._files = ResultFiles(self._journal, self._paths)
             self._stats, self._scan = RunStats(), ScanReport()
+            self._scan_input()
+            if not self._journal.counts()[PENDING] and self._is_written():
+                self._reporter.message("nothing to do: every row of the input is done")
+                return self._result("nothing to do", self._summary())
             try:
-                return self._scan_and_run()
-            except (SeesawError, OSError, sqlite3.Error) as error:
-                self._summarise("failed", exit_code=ExitCode.JOB_FAILED, error=str(error))
+                return self._run_and_write()
+            except SeesawError as error:
+                self._summarise("failed", exit_code=exit_code_of_error(error), error=str(error))
                 raise
 
     def _load_encoder(self) -> None:
@@ -175,7 +179,7 @@ class _Job:
             if self._journal.get("created") is None:
                 self._journal.put("created", str(self._started_s))
 
-    def _scan_and_run(self) -> JobResult:
+    def _scan_input(self) -> None:
         began_s = time.monotonic()
         self._scan = Scan(
             self._journal,
@@ -185,11 +189,10 @@ class _Job:
             fingerprint=self._fingerprint,
         ).run(read_lines(self._paths.input), self._on_scanned)
         self._times["check_s"] = time.monotonic() - began_s
+        self._tell_scan(self._journal.counts())
+
+    def _run_and_write(self) -> JobResult:
         counts = self._journal.counts()
-        self._tell_scan(counts)
-        if not counts[PENDING] and not self._scan.touched and self._is_written():
-            self._reporter.message("nothing to do: every row of the input is done")
-            return self._result("nothing to do", self._summary())
         self._journal.put("written", "")
         self._files.rewrite()
         if self._options.fail_fast and counts[FAILED]:

@@ -21,6 +21,7 @@ PENDING, ANSWERED, FAILED = 0, 1, 2
 APPLICATION_ID = 0x53534A4C  # "SSJL"
 SCHEMA_VERSION = 1
 _PAGE = 512
+_RESULTS_PAGE = 64  # of results, which can be long
 # File systems whose locks or memory maps SQLite's write-ahead log cannot rely on.
 _NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "glusterfs",
@@ -270,7 +271,7 @@ class Journal:
                 page = self._db.execute(
                     "SELECT id, line, custom_id, content FROM rows JOIN results ON row=id "
                     "WHERE state=? AND line>? ORDER BY line LIMIT ?",
-                    (state, line, _PAGE),
+                    (state, line, _RESULTS_PAGE),
                 ).fetchall()
             if not page:
                 return

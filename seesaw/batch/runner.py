@@ -80,6 +80,9 @@ class Runner:
         self._reporter = reporter
         self._clock = clock
         self._engine: BatchEngine | None = None
+        self._crash: Exception | None = None
+        self._num_crashes = 0
+        self._most_running = 0  # known from the first engine on
         self._running: dict[str, _Running] = {}
         self._counts = journal.counts()
         self._started_s = time.monotonic()
@@ -113,7 +116,7 @@ class Runner:
         more = True
         while (more or self._running) and not self._interrupts.stop:
             self._report("run")
-            most = 1 if alone else ADMIT_FACTOR * self._live_engine().max_num_seqs
+            most = 1 if alone else self._most_running or self._start_engine()
             while more and len(self._running) < most and not self._interrupts.stop:
                 entry = next(rows, None)
                 more = entry is not None
@@ -214,33 +217,47 @@ class Runner:
                 f"time with no other: {type(error).__name__}: {error}"
             )
             self._fail(known, RequestError(text, code="engine_crash"), status=None)
-        self.stats.restarts += 1
-        if self.stats.restarts > self._options.max_restarts:
-            raise JobError(
-                f"the engine crashed {self.stats.restarts} times, more than max_restarts="
-                f"{self._options.max_restarts} allows; the last time: {type(error).__name__}: "
-                f"{error}. The answers so far are safe; resume with the same command."
-            ) from error
-        self._reporter.message(
-            f"engine crashed ({type(error).__name__}: {error}); restart {self.stats.restarts} "
-            f"of {self._options.max_restarts}, {len(in_flight)} rows will run again"
-        )
+        self._crash = error
+        self._num_crashes += 1
 
     def _live_engine(self) -> BatchEngine:
         if self._engine is None:
-            self._report("load", at_once=True)
-            began_s = time.monotonic()
-            try:
-                with self._interrupts.immediate():
-                    self._engine = self._factory()
-            except SeesawError:
-                raise
-            except Exception as error:
-                raise JobError(
-                    f"the engine could not start: {type(error).__name__}: {error}."
-                ) from error
-            self.stats.engine_start_s += time.monotonic() - began_s
+            self._start_engine()
+        assert self._engine is not None, "just started"
         return self._engine
+
+    def _start_engine(self) -> int:
+        """A first engine or, as often as allowed, one in place of a crashed one -> most requests to
+        keep admitted. It is only started for a row that is to run.
+        """
+        if self._crash is not None:
+            what = f"{type(self._crash).__name__}: {self._crash}"
+            if self._num_crashes > self._options.max_restarts:
+                raise JobError(
+                    f"the engine crashed {self._num_crashes} times, more than max_restarts="
+                    f"{self._options.max_restarts} allows; the last time: {what}. The answers so "
+                    "far are safe; resume with the same command."
+                ) from self._crash
+            self.stats.restarts += 1
+            self._reporter.message(
+                f"the engine crashed ({what}); restart {self.stats.restarts} of at most "
+                f"{self._options.max_restarts}, the rows in flight will run again"
+            )
+            self._crash = None
+        self._report("load", at_once=True)
+        began_s = time.monotonic()
+        try:
+            with self._interrupts.immediate():
+                self._engine = self._factory()
+        except SeesawError:
+            raise
+        except Exception as error:
+            raise JobError(
+                f"the engine could not start: {type(error).__name__}: {error}."
+            ) from error
+        self.stats.engine_start_s += time.monotonic() - began_s
+        self._most_running = ADMIT_FACTOR * self._engine.max_num_seqs
+        return self._most_running
 
     def _shut_down(self) -> None:
         engine, self._engine = self._engine, None

@@ -6,6 +6,7 @@ by custom_id, never by place. Runs nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,15 +24,15 @@ FLAG_NAMES = ("other_model", *IGNORED)
 
 @dataclass(slots=True)
 class ScanReport:
-    """Numbers of rows. `touched`: the files of an earlier run no longer match the journal."""
+    """Numbers of rows; `failed` ones did so in this scan, `removed` ones had a custom_id."""
 
     rows: int = 0
+    failed: int = 0
     new: int = 0
     changed: int = 0
     retried: int = 0
     removed: int = 0
     removed_answered: int = 0
-    touched: bool = False
 
 
 class Scan:
@@ -55,6 +56,8 @@ class Scan:
         self._scan = int(journal.get("scan") or 0) + 1
         self._kept = 0
         self._answered_and_changed = 0
+        self._touched = False  # the files of an earlier run do not match the journal any more
+        self._broken = hashlib.blake2b(digest_size=16)  # of the lines without an identity
 
     def run(self, lines: Iterable[Line], on_row: Callable[[int], None]) -> ScanReport:
         """`on_row(number of rows so far)` may raise to give up. Raises JobError where answers would
@@ -69,6 +72,9 @@ class Scan:
                 self.report.rows += 1
                 on_row(self.report.rows)
             self._refuse_or_drop(answered)
+            if self._touched or self._journal.get("broken") != self._broken.hexdigest():
+                self._journal.put("broken", self._broken.hexdigest())
+                self._journal.put("written", "")
         return self.report
 
     def _compare_fingerprint(self, answered: int) -> None:
@@ -83,7 +89,7 @@ class Scan:
                     )
                 self._journal.reset_answered()
                 self.report.changed += answered
-                self.report.touched = True
+                self._touched = True
             self._journal.put("fingerprint", self._fingerprint)
 
     def _meet(self, line: Line) -> None:
@@ -109,7 +115,7 @@ class Scan:
 
     def _meet_again(self, row: Row, stored: StoredRow) -> None:
         self._kept += 1
-        self.report.touched |= stored.line != row.line
+        self._touched |= stored.line != row.line
         self._journal.seen(stored.id, row.line, self._scan)
         changed = row.digest != stored.digest
         if changed:
@@ -124,6 +130,7 @@ class Scan:
         self._reset(row, stored.id)
 
     def _insert(self, row: Row) -> None:
+        self._touched = True
         try:
             flags = self._flags(self._check(row))
         except RequestError as error:
@@ -132,7 +139,7 @@ class Scan:
         self._journal.insert(row.custom_id, row.digest, row.line, self._scan, PENDING, flags)
 
     def _reset(self, row: Row, row_id: int) -> None:
-        self.report.touched = True
+        self._touched = True
         try:
             self._journal.reset(row_id, row.digest, self._flags(self._check(row)))
         except RequestError as error:
@@ -149,9 +156,12 @@ class Scan:
     ) -> None:
         """`key` None: the line is met as new in each scan; `custom_id` is then only for show."""
         row_id = self._journal.insert(key, digest, line, self._scan, FAILED, 0)
+        if key is None:
+            self._broken.update(f"{line} {custom_id!r} {error.message}\n".encode())
         self._fail(row_id, key or custom_id, error)
 
     def _fail(self, row_id: int, custom_id: str | None, error: RequestError) -> None:
+        self.report.failed += 1
         self._journal.add_result(failed(row_id, custom_id, error))
 
     def _flags(self, request: BatchRequest) -> int:
@@ -173,7 +183,7 @@ class Scan:
             )
         report = self.report
         report.removed, report.removed_answered = self._journal.drop_unseen(self._scan)
-        report.touched |= report.removed > 0
+        self._touched |= report.removed > 0
 
 
 def failed(

@@ -39,7 +39,7 @@ def make_summary(journal: Journal, scan: ScanReport, stats: RunStats) -> dict[st
             "removed_rows": scan.removed,
             "removed_answers": scan.removed_answered,
             "answered_rows": stats.answered,
-            "failed_rows": stats.failed,
+            "failed_rows": scan.failed + stats.failed,
             "prompt_tokens": stats.prompt_tokens,
             "completion_tokens": stats.completion_tokens,
             "engine_restarts": stats.restarts,

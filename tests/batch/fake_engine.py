@@ -17,7 +17,7 @@ from seesaw.errors import EngineDeadError, RequestError
 from seesaw.outputs import CompletionOutput, Logprob, RequestOutput
 from seesaw.sampling_params import SamplingParams
 
-WORDS = "ember flint grove haven inlet jetty knoll ledge mound notch orbit pearl quarry".split()
+WORDS = ("ember", "flint", "grove", "haven", "inlet", "jetty", "knoll", "ledge", "mound", "notch")
 
 
 class FakeEncoder:
