@@ -13,6 +13,9 @@ from seesaw.ops.attention_plan import AttentionShape
 from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
 from seesaw.ops.top_tokens import sample_workspace_bytes
 
+LIBRARY_BYTES = 32 * 2**20
+"""What oneDNN or cuBLAS take for themselves in a matrix product."""
+
 
 def attention_shape(
     spec: ModelSpec,
@@ -53,20 +56,14 @@ def workspace_bytes(
     qkv_columns = q_columns + 2 * spec.num_key_value_heads * spec.head_dim
     # residual, delta, normed, and inside a norm two float32 copies
     stream = num_tokens * hidden * (4 * size + 8)
-    # qkv; q and k normed in float32, rolled, rotated; attention's output
-    attention = num_tokens * (qkv_columns * (4 * size + 8) + q_columns * size)
+    # qkv; q and k normed (in float32 on the way), rolled, rotated; attention's output
+    attention = num_tokens * (qkv_columns * 3 * size + q_columns * size)
+    if spec.qk_norm:
+        attention += num_tokens * qkv_columns * (size + 8)
     shape = attention_shape(spec, None, block_size, dtype, device)
     attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
-    mlp = num_tokens * inner * 4 * size
+    mlp = num_tokens * (3 * inner + hidden) * size
     # logits in the weights' dtype and float32; then adjusted, and the rows that want logprobs
     sampling = min(num_sampled, num_tokens) * spec.vocab_size * max(size + 4, 12)
     sampling += sample_workspace_bytes(spec.vocab_size)
-    return stream + max(attention, mlp, sampling) + _linear_scratch_bytes(spec, size, device)
-
-
-def _linear_scratch_bytes(spec: ModelSpec, size: int, device: torch.device) -> int:
-    """On CPU a matrix product may copy the weight into the layout its kernel wants."""
-    if device.type != "cpu":
-        return 32 * 2**20  # cuBLAS
-    widest = max(2 * spec.intermediate_size, spec.vocab_size)
-    return widest * spec.hidden_size * size
+    return stream + max(attention, mlp, sampling) + LIBRARY_BYTES

@@ -24,7 +24,9 @@ it).
 """
 MIN_QUERIES = 16
 MAX_WASTE = 0.25
-"""Share of padding in a group's work, beyond one block per row."""
+"""Padding of a group, as a share of its queries and of its (query, key) pairs, that is always
+allowed; beyond it MAX_PADDING queries per group and one block of keys per row."""
+MAX_PADDING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +145,12 @@ def workspace_bytes(shape: AttentionShape, max_queries: int, max_seq_len: int) -
     """Upper bound of what attention allocates beside its output, for at most `max_queries` tokens
     in a step and `max_seq_len` tokens in a row.
     """
-    # K and V repeated for each query head of a group inside torch, beside the gathered ones
-    group = shape.num_heads // shape.num_kv_heads
     one_head = shape.kv_bytes(_round_up(max_seq_len, shape.block_size), 1)
-    gathered = max(GATHER_BYTES, one_head) * (1 + group)
+    gathered = max(GATHER_BYTES, one_head)
+    if shape.unfused:  # torch repeats K and V for the query heads of a group, or widens them
+        gathered *= 1 + max(2, shape.num_heads // shape.num_kv_heads)
     scores = max(SCORE_BYTES, MIN_QUERIES * max_seq_len * shape.score_bytes)
-    padded_queries = int((1 + MAX_WASTE) * max_queries) + shape.block_size * 2
+    padded_queries = int((1 + MAX_WASTE) * max_queries) + MAX_PADDING
     q_and_out = 3 * padded_queries * shape.num_heads * shape.head_dim * shape.element_bytes
     return gathered + scores + q_and_out
 
@@ -176,6 +178,8 @@ def _fits(rows: list[_Row], shape: AttentionShape) -> bool:
     if rows[0].kind != rows[-1].kind:
         return False
     queries, keys = rows[-1].queries, max(row.keys for row in rows)
+    if len(rows) * queries > (1 + MAX_WASTE) * sum(row.queries for row in rows) + MAX_PADDING:
+        return False
     work = sum(row.queries * row.keys for row in rows)
     if len(rows) * queries * keys > (1 + MAX_WASTE) * work + len(rows) * queries * shape.block_size:
         return False

@@ -178,6 +178,13 @@ def test_padding_and_memory_are_bounded() -> None:
     assert decode_keys <= 1.25 * needed + 300 * 32
 
 
+def test_short_and_long_chunks_are_not_padded_to_each_other() -> None:
+    shape = AttentionShape(8, 2, 64, 32, 2)
+    rows = [(2, 2)] * 500 + [(32, 32)] * 3
+    padded = sum(len(group.token_index) for group in plan_of(rows, shape).groups)
+    assert padded <= 1.25 * (2 * 500 + 32 * 3) + 2 * attention_plan.MAX_PADDING
+
+
 def test_window_limits_what_is_gathered() -> None:
     shape = AttentionShape(8, 2, 64, 16, 2, sliding_window=40)
     (decode,) = plan_of([(1, 5000), (1, 5001)], shape).groups
