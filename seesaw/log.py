@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 from seesaw import envs
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time, so that a progress bar can take it over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -14,7 +23,7 @@ def get_logger(name: str) -> logging.Logger:
     """
     root = logging.getLogger("seesaw")
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         root.addHandler(handler)
         root.setLevel(envs.logging_level())

@@ -68,17 +68,24 @@ def make_flags(
             names[1] += "/--no-" + item.name.replace("_", "-")
         if "short" in item.metadata:
             names.append(item.metadata["short"])
-        required = item.default is MISSING and item.default_factory is MISSING
+        required = (
+            item.name not in defaults
+            and item.default is MISSING
+            and item.default_factory is MISSING
+        )
+        filling: dict[str, Any] = {"required": True}
+        if not required:
+            # An off switch or an absent value is no news.
+            shown = default not in (None, (), False)
+            filling = {"default": default, "show_default": shown}
         flags.append(
             Flag(
                 names,
                 section=section,
                 type=None if kind is click.BOOL else kind,
-                default=default,
-                show_default=default is not None and not required and default != (),
-                required=required and item.name not in defaults,
                 multiple=several,
                 help=text,
+                **filling,
             )
         )
     return flags

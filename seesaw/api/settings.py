@@ -61,7 +61,7 @@ def _policy_flags(policy: str, taken: Iterable[click.Parameter]) -> list[click.O
                 f"policy {policy!r}: its option {item.name!r} has the name of a seesaw setting. "
                 "Rename the field."
             )
-        default = None if item.default is MISSING else item.default
+        default = item.default if item.default_factory is MISSING else item.default_factory()
         options.append((item, default, item.metadata.get("help", "")))
     return make_flags(owner, options, f"Policy {policy}")
 
@@ -72,13 +72,17 @@ def engine_flags(**defaults: Any) -> list[click.Option]:
 
 
 def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Remove what belongs to EngineConfig from parsed `values`; return its arguments.
+    """Remove what belongs to EngineConfig from parsed `values`; return its arguments, checked.
 
-    `values` must hold nothing but settings of the engine and of its policy by then.
+    `values` must hold nothing but settings of the engine and of its policy by then. Raises
+    ConfigError.
     """
     settings = {f.name: values.pop(f.name) for f, _, _ in EngineConfig.options()}
     settings["policy_options"] = dict(values)
     values.clear()
+    # Before anything heavy is imported: a bad setting is told at once.
+    EngineConfig(**settings)
+    policies.make(settings["policy"], settings["policy_options"])
     return settings
 
 

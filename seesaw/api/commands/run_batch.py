@@ -1,0 +1,87 @@
+"""`seesaw run-batch`: an OpenAI batch file in, every answer out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seesaw.api.flags import make_flags
+from seesaw.api.report import machine_output, output_json_flag
+from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
+from seesaw.batch.options import JobOptions
+from seesaw.config import EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from seesaw.batch.job import JobResult
+    from seesaw.batch.protocol import BatchEngine, PromptEncoder
+
+
+@click.command(
+    cls=EngineCommand,
+    params=[
+        *make_flags(JobOptions, JobOptions.options(), "Job"),
+        *engine_flags(),
+        output_json_flag("the summary"),
+    ],
+    examples=[
+        "seesaw run-batch -i in.jsonl -o out.jsonl --model model.gguf",
+        "seesaw run-batch -i in.jsonl -o out.jsonl --model my-model --dry-run",
+    ],
+)
+def run_batch(output_json: str | None, **values: Any) -> int:
+    """Answer an OpenAI batch file (chat and completions).
+
+    Answers are saved as they finish. Run the same command again after an interruption: finished
+    rows are kept, the others run. Exit codes: 0 all answered, 1 the job failed and can be resumed,
+    2 usage, 3 finished with failed rows, 130 or 143 interrupted.
+    """
+    job = {field.name: values.pop(field.name) for field, _, _ in JobOptions.options()}
+    settings = take_engine_settings(values)
+    options = JobOptions(**job, seed=settings["seed"], resume_command=_resume_command(sys.argv))
+    with machine_output(output_json) as write:
+        result = _run(options, EngineConfig(**settings))
+        write(result.summary)
+    return result.exit_code
+
+
+def _run(options: JobOptions, config: EngineConfig) -> JobResult:
+    from seesaw.batch import job
+    from seesaw.batch.progress import PlainReporter
+
+    if not sys.stderr.isatty():
+        return job.run(options, _encoder(config), _engine(config, None), PlainReporter())
+    from seesaw.api.batch_progress import TerminalReporter
+
+    with TerminalReporter() as reporter:
+        return job.run(options, _encoder(config), _engine(config, reporter.loading), reporter)
+
+
+def _encoder(config: EngineConfig) -> Callable[[], PromptEncoder]:
+    def make() -> PromptEncoder:
+        from seesaw.engine import prompts
+        from seesaw.weights.checkpoint import open_checkpoint
+
+        return prompts.PromptEncoder(config, open_checkpoint(config))
+
+    return make
+
+
+def _engine(
+    config: EngineConfig, progress: Callable[[int, int], None] | None
+) -> Callable[[], BatchEngine]:
+    def make() -> BatchEngine:
+        from seesaw.engine.engine import Engine
+
+        return Engine(config, progress=progress)
+
+    return make
+
+
+def _resume_command(argv: list[str]) -> str:
+    """The command that was given, less what would throw finished rows away."""
+    return shlex.join(["seesaw", *(arg for arg in argv[1:] if arg != "--overwrite")])
