@@ -55,11 +55,11 @@ class NewRequest:
 class SchedulerOutput:
     """One step. `appended_blocks` extends block tables (a request's first entry starts its table).
 
-    `preempted` requests lose their table but stay known; `finished` ones are forgotten. Both take
-    effect before the rows of this step. `block_copies` are (source, destination) pairs done before
-    any row runs. `poison_blocks` (debug runs only) were freed: filled with NaN first, so that a
-    stale read shows. The fields from `stores` on belong to the host tier and re-sharding; empty
-    where there is one layout.
+    `preempted` requests lose their table but stay known; `finished` ones are forgotten; none is in
+    both. Both take effect before anything else of this step. `block_copies` are (source,
+    destination) pairs done before any row runs. `poison_blocks` (debug runs only) were freed:
+    filled with NaN first, so that a stale read shows. The fields from `stores` on belong to the
+    host tier and re-sharding; empty where there is one layout.
     """
 
     step_id: int

@@ -210,8 +210,6 @@ class Scheduler:
                 self._append(request, *later)
             advanced.append(request)
             if request.finish_reason is not None:
-                self.stats.num_discarded_tokens += len(request.arrived)
-                request.arrived.clear()
                 result.finished.append(request)
         if self._draining:
             self._release_drained()
@@ -250,6 +248,8 @@ class Scheduler:
     def _end(self, request: Request, reason: FinishReason, stop_reason: int | str | None) -> None:
         request.finish_reason = reason
         request.stop_reason = stop_reason
+        self.stats.num_discarded_tokens += len(request.arrived)
+        request.arrived.clear()
         self._num_unfinished -= 1
         if request.status is RequestStatus.RUNNING:
             self._running.remove(request)
@@ -298,12 +298,15 @@ class Scheduler:
             return
         request.status = RequestStatus.FINISHED
         del self._requests[request.request_id]
+        if request.request_id in self._preempted:
+            # It yielded and was aborted between two steps: workers hear that it ended, no more.
+            self._preempted.remove(request.request_id)
         if request.was_sent:
             self._forget.append(request.request_id)
 
     def _check_progress(self, output: SchedulerOutput) -> None:
         """An empty step is right only where something is in flight or nothing is left to do."""
-        assert not output.new_requests, "a request was admitted and not run"
+        assert not output.appended_blocks, "a request was admitted and not run"
         if self._in_flight or not (self._running or self._waiting):
             return
         raise AssertionError(

@@ -57,7 +57,7 @@ class StepBuilder:
         self.blocks_draining = 0
         """Blocks that come back by themselves once steps in flight are done."""
         self.num_shared_tokens = 0
-        """Tokens that requests admitted in this step need not compute."""
+        """Prompt tokens that requests admitted for the first time need not compute."""
         self._pool = pool
         self._preempt = preempt
         self._output = output
@@ -75,8 +75,9 @@ class StepBuilder:
 
         False means that no block is free for it: the caller may preempt someone, or leave it for a
         later step. True is also returned where there is nothing to run (all of its tokens are
-        already being drawn).
+        already being drawn). A request has at most one row in a step.
         """
+        assert request.last_step != self._step_id, f"{request} has a row in this step already"
         start = request.num_computed
         count = request.num_tokens - start
         if request.num_tokens >= request.limit or count <= 0:
@@ -111,6 +112,7 @@ class StepBuilder:
         The beginning that other requests have computed is shared. Runs nothing yet: `schedule`
         does.
         """
+        assert request.status is RequestStatus.WAITING, f"{request} does not wait"
         if len(self.running) >= self.config.max_num_seqs:
             return False
         # At least one token is run, so that there are logits to draw from.
@@ -124,9 +126,10 @@ class StepBuilder:
         request.table_room = total * self._pool.block_size
         request.content, request.num_registered = content, len(shared)
         request.num_computed = len(shared) * self._pool.block_size
-        self.num_shared_tokens += request.num_computed
         if request.num_preemptions == 0:
+            # What a request finds again of its own after it yielded is not a saving.
             request.num_cached_tokens = request.num_computed
+            self.num_shared_tokens += request.num_computed
         request.status = RequestStatus.RUNNING
         self.waiting.remove(request)
         self.running.append(request)
@@ -148,13 +151,18 @@ class StepBuilder:
         """Make a running request yield: it waits first in line and its KV is computed again.
 
         Its blocks are free at once, or when the steps in flight that use them are done
-        (`blocks_draining`). Must not have a row in this step.
+        (`blocks_draining`). Must not have been admitted or given a row in this step.
         """
+        assert request.status is RequestStatus.RUNNING, f"{request} does not run"
         assert request.last_step != self._step_id, f"{request} has a row in the step being planned"
+        assert request.request_id not in self._output.appended_blocks, (
+            f"{request} was admitted in the step being planned"
+        )
         num_blocks = len(request.blocks)
         self.blocks_draining += num_blocks - self._preempt(request)
 
     def _extend(self, request: Request, end: int) -> bool:
+        assert request.status is RequestStatus.RUNNING, f"{request} does not run"
         count = -(-(end - request.table_room) // self._pool.block_size)
         if count > self._pool.num_free:
             return False

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +18,7 @@ def get(name: str) -> type[Policy]:
     """The policy class for a built-in name or `module.path:Class`. Raises ConfigError."""
     target = BUILT_IN.get(name, name)
     module, _, attribute = target.partition(":")
-    if not attribute:
+    if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(
             f"unknown policy {name!r}.{nearest(name, BUILT_IN)} "
             f"Known: {', '.join(BUILT_IN)}, or module.path:Class of your own."
@@ -28,17 +28,24 @@ def get(name: str) -> type[Policy]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"policy {name!r} cannot be loaded: {error}.") from error
     if not (
-        callable(getattr(policy, "plan", None))
-        and isinstance(getattr(policy, "Options", None), type)
+        isinstance(policy, type)
+        and callable(getattr(policy, "plan", None))
+        and is_dataclass(getattr(policy, "Options", None))
     ):
-        raise ConfigError(f"policy {name!r}: expected a class with `Options` and `plan(step)`.")
+        raise ConfigError(
+            f"policy {name!r}: expected a class with a dataclass `Options` and `plan(step)`."
+        )
     return policy  # type: ignore[no-any-return]
 
 
 def make(name: str, options: Mapping[str, Any]) -> Policy:
-    """A policy with its options; unknown option names raise ConfigError."""
+    """A policy with its options; unknown and missing option names raise ConfigError."""
     policy = get(name)
-    known = [f.name for f in fields(policy.Options)]
+    declared = fields(policy.Options)
+    known = [f.name for f in declared]
+    for f in declared:
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in options:
+            raise ConfigError(f"policy {name!r} needs the option {f.name!r}. Give it a value.")
     for option in options:
         if option not in known:
             raise ConfigError(

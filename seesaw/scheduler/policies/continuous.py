@@ -28,13 +28,12 @@ class ContinuousOptions:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_prefill_chunk, int) or self.max_prefill_chunk < 0:
+        chunk, watermark = self.max_prefill_chunk, self.block_watermark
+        if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
+            raise ConfigError(f"max_prefill_chunk={chunk!r}: expected tokens, or 0 for no limit.")
+        if not isinstance(watermark, int | float) or not 0 <= watermark < 1:
             raise ConfigError(
-                f"max_prefill_chunk={self.max_prefill_chunk!r}: expected tokens, or 0 for no limit."
-            )
-        if not 0 <= self.block_watermark < 1:
-            raise ConfigError(
-                f"block_watermark={self.block_watermark!r}: expected a fraction from 0 to below 1."
+                f"block_watermark={watermark!r}: expected a fraction from 0 to below 1."
             )
 
 
