@@ -50,7 +50,7 @@ def encode(encoder: PromptEncoder, request: BatchRequest) -> list[int]:
     except RequestError:
         raise
     except Exception as error:
-        log.exception("a prompt could not be encoded")
+        log.debug("a prompt could not be encoded", exc_info=True)  # a million rows may follow
         raise EncodingFailed(
             f"the prompt could not be encoded: {type(error).__name__}: {error}",
             param=param,

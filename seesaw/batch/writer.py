@@ -37,6 +37,12 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
     return num_bytes
 
 
+def append(path: Path, lines: Iterable[bytes]) -> None:
+    """Add to a file that only this process writes; a torn end is mended by the next rewrite."""
+    with path.open("ab") as file:
+        file.writelines(lines)
+
+
 def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -140,8 +146,7 @@ class Recorder:
             errors = [render_error(line, r.content) for r, line in batch if r.state == FAILED]
             for path, lines in ((self._paths.answers, answers), (self._paths.errors, errors)):
                 if lines:
-                    with path.open("ab") as file:
-                        file.writelines(lines)
+                    append(path, lines)
 
     def _loop(self) -> None:
         while not self._stop.wait(FLUSH_S):
