@@ -1,0 +1,131 @@
+"""`make setup` names what a machine lacks, and does nothing when there is nothing to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "scripts" / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def include(tmp_path: Path) -> Path:
+    (tmp_path / "Python.h").touch()
+    return tmp_path
+
+
+def nowhere(name: str) -> None:
+    return None
+
+
+def test_nothing_is_missing_on_a_full_machine(setup: ModuleType, include: Path) -> None:
+    assert setup.missing_packages("3.11", True, str(include), lambda name: f"/bin/{name}") == []
+
+
+def test_each_missing_thing_is_named_with_its_package(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    missing = setup.missing_packages("3.12", False, str(tmp_path), nowhere)
+    assert [name for name, _ in missing] == ["python3.12-venv", "python3.12-dev", "g++"]
+
+
+def test_the_compiler_of_CXX_is_the_one_that_counts(
+    setup: ModuleType, include: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_gcc(name: str) -> str | None:
+        return "/bin/g++" if name == "g++" else None
+
+    monkeypatch.setenv("CXX", "my-c++ -O1")
+    assert setup.missing_packages("3.11", True, str(include), only_gcc) == [
+        ("g++", "a C++ compiler")
+    ]
+    monkeypatch.setenv("CXX", "g++ -O1")
+    assert setup.missing_packages("3.11", True, str(include), only_gcc) == []
+
+
+def test_the_message_holds_one_line_to_paste(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "facts_of", lambda python: ("3.11", False, "/no/include"))
+    with pytest.raises(SystemExit) as stop:
+        setup.check_machine("python3")
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert "the venv module and the header Python.h" in err
+    assert "    sudo apt-get install -y python3.11-venv python3.11-dev\n" in err
+
+
+def test_an_unsupported_python_is_named(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "SUPPORTED", ((2, 6), (2, 7)))
+    monkeypatch.setattr(setup.shutil, "which", nowhere)
+    with pytest.raises(SystemExit):
+        setup.find_python()
+    assert f"found Python {sys.version.split()[0]}" in capsys.readouterr().err
+
+
+def test_another_supported_python_on_the_path_serves(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "SUPPORTED", ((2, 6), (2, 7)))
+    monkeypatch.setattr(setup.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert setup.find_python() == "/usr/bin/python2.7"
+
+
+def test_nothing_is_done_when_the_stamp_is_right(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").touch()
+    stamp = venv / "stamp"
+    monkeypatch.setattr(setup, "VENV", str(venv))
+    monkeypatch.setattr(setup, "STAMP", str(stamp))
+    monkeypatch.setattr(setup, "check_machine", lambda python: pytest.fail("work was begun"))
+    stamp.write_text(setup.stamp_of(str(venv / "bin" / "python")))
+    setup.main()
+    stamp.write_text("of an older pyproject.toml")
+    with pytest.raises(pytest.fail.Exception):
+        setup.main()
+
+
+def test_a_failing_step_shows_why(setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; print('a reason'); sys.exit(3)"
+    with pytest.raises(SystemExit):
+        setup.run_quietly("step", [sys.executable, "-c", code])
+    captured = capsys.readouterr()
+    assert "a reason" in captured.err
+    assert "exit 3" in captured.err
+
+
+def test_the_tested_torch_is_one_that_the_package_admits(setup: ModuleType) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (low, high) = setup.TORCH_ADMITTED
+    admitted = f"torch>={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+    assert admitted in project["dependencies"]
+    version = tuple(int(part) for part in setup.TORCH.partition("==")[2].split(".")[:2])
+    assert low <= version < high
+
+
+def test_make_help_lists_the_two_commands() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    assert {"setup", "demo", "test", "lint", "check", "clean", "help"} <= set(listed)

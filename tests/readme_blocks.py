@@ -1,0 +1,53 @@
+"""Code blocks of a Markdown page, as the README test runs them.
+
+A block fenced with bash or python is code to run. `<!-- test: skip (reason) -->` on the line before
+it, with a reason, leaves it out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+LANGUAGES = ("bash", "python")
+_SKIP = re.compile(r"<!--\s*test:\s*skip\b\s*(?:\((?P<reason>.*)\))?\s*-->")
+
+
+class Block(NamedTuple):
+    """`line` is that of the opening fence, from 1; `skip` the reason not to run it, or None."""
+
+    language: str
+    line: int
+    code: str
+    skip: str | None
+
+
+def code_blocks(text: str) -> list[Block]:
+    """Blocks to run, in order. Raises ValueError for a fence left open or a skip that says no
+    reason, or that stands before no code.
+    """
+    blocks: list[Block] = []
+    fence: str | None = None
+    skip: str | None = None
+    opened, language, code = 0, "", []
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence is not None:
+            if line.strip() == fence:
+                if language in LANGUAGES:
+                    blocks.append(Block(language, opened, "\n".join(code) + "\n", skip))
+                elif skip is not None:
+                    raise ValueError(f"line {opened}: the skip above this block skips nothing")
+                fence = skip = None
+            else:
+                code.append(line)
+        elif match := re.match(r"(`{3,}|~{3,})\s*(\w*)", line):
+            fence, language, opened, code = match[1], match[2], number, []
+        elif match := _SKIP.match(line.strip()):
+            if not match["reason"]:
+                raise ValueError(f"line {number}: a skip needs a reason in brackets")
+            skip = match["reason"]
+        elif skip is not None:
+            raise ValueError(f"line {number}: a skip must stand right before its block")
+    if fence is not None:
+        raise ValueError(f"line {opened}: this block is never closed")
+    return blocks

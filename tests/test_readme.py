@@ -1,0 +1,97 @@
+"""What the README and `examples/` show works when it is pasted.
+
+Blocks run one after another in one empty folder, with `seesaw` on the path and the small real
+model as $MODEL; so a later block may use what an earlier one made.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.readme_blocks import Block, code_blocks
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LIMIT_S = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.fixture(scope="module")
+def environment(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The reader's: `seesaw` and `python` are those of this environment."""
+    binaries = tmp_path_factory.mktemp("bin")
+    seesaw = binaries / "seesaw"
+    seesaw.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m seesaw "$@"\n')
+    seesaw.chmod(0o755)
+    (binaries / "python").symlink_to(sys.executable)
+    return {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MODEL": str(smollm2_gguf),
+    }
+
+
+def run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}-{block.language}")
+def test_readme_block(block: Block, folder: Path, environment: dict[str, str]) -> None:
+    if block.skip is not None:
+        pytest.skip(block.skip)
+    interpreter = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable]}
+    run([*interpreter[block.language], "-c", block.code], folder, environment)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example(path: Path, folder: Path, environment: dict[str, str]) -> None:
+    run([sys.executable, str(path), environment["MODEL"]], folder, environment)
+
+
+def test_the_readme_shows_code_that_runs() -> None:
+    assert {block.language for block in BLOCKS if block.skip is None} == {"bash", "python"}
+
+
+def test_blocks_are_found_with_their_skips() -> None:
+    text = "a\n```bash\nls\n```\n```text\nout\n```\n<!-- test: skip (slow) -->\n```python\n1\n```\n"
+    assert code_blocks(text) == [
+        Block("bash", 2, "ls\n", None),
+        Block("python", 9, "1\n", "slow"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("```bash\nls\n", "never closed"),
+        ("<!-- test: skip -->\n```bash\n```\n", "needs a reason"),
+        ("<!-- test: skip (x) -->\n\n```bash\n```\n", "right before"),
+        ("<!-- test: skip (x) -->\n```text\n```\n", "skips nothing"),
+    ],
+)
+def test_mistakes_in_the_page_are_named(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        code_blocks(text)
