@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import seesaw
+from seesaw import __version__
 from seesaw.batch.body import BatchRequest, parse_request
 from seesaw.batch.dry_run import dry_run
 from seesaw.batch.journal import ANSWERED, FAILED, PENDING, Journal, journal_error
@@ -169,13 +169,13 @@ class _Job:
 
     def _begin(self) -> None:
         version = self._journal.get("seesaw_version")
-        if version not in (None, seesaw.__version__):
+        if version not in (None, __version__):
             self._reporter.message(
-                f"this job was begun with seesaw {version} and goes on with {seesaw.__version__}; "
+                f"this job was begun with seesaw {version} and goes on with {__version__}; "
                 "new answers may differ from those it would have given"
             )
         with self._journal.transaction():
-            self._journal.put("seesaw_version", seesaw.__version__)
+            self._journal.put("seesaw_version", __version__)
             if self._journal.get("created") is None:
                 self._journal.put("created", str(self._started_s))
 
@@ -267,7 +267,7 @@ class _Job:
             files["errors"] = str(self._paths.errors)
         return {
             "model": self._encoder.model_name,
-            "seesaw_version": seesaw.__version__,
+            "seesaw_version": __version__,
             **make_summary(self._journal, self._scan, self._stats),
             "times": {
                 "created": float(self._journal.get("created") or 0),
