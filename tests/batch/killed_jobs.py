@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,18 @@ from seesaw.batch import journal, scan, writer
 from tests.batch.fake_engine import FakeEncoder, FakeEngine
 from tests.batch.fake_job import run_job
 
-PHASES = ("lock", "load", "scan", "encode", "step", "commit", "append", "rename", "write", "summary")
+PHASES = (
+    "lock",
+    "load",
+    "scan",
+    "encode",
+    "step",
+    "commit",
+    "append",
+    "rename",
+    "write",
+    "summary",
+)
 NUM_ROWS = 60
 CODE_BUG = 99
 
