@@ -17,7 +17,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.weights.placement import Placement, place
 from seesaw.weights.stored import StoredTensor
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 18
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Progress = Callable[[int, int], None]
@@ -99,7 +99,9 @@ def _read_rows(file: FileIO, stored: StoredTensor, offset: int, count: int) -> t
 def _dequantize(raw: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
     from gguf import GGMLQuantizationType, quants
 
-    values = quants.dequantize(raw.numpy(), GGMLQuantizationType[stored.encoding])
+    # As one row: the library works in groups of a few rows, which is slow for short ones.
+    blocks = raw.numpy().reshape(1, -1)
+    values = quants.dequantize(blocks, GGMLQuantizationType[stored.encoding])
     return torch.from_numpy(values).view(raw.shape[0], *stored.row_shape)
 
 
