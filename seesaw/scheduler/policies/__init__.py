@@ -35,7 +35,7 @@ def get(name: str) -> type[Policy]:
         raise ConfigError(
             f"policy {name!r}: expected a class with a dataclass `Options` and `plan(step)`."
         )
-    return policy  # type: ignore[no-any-return]
+    return policy
 
 
 def make(name: str, options: Mapping[str, Any]) -> Policy:
