@@ -1,0 +1,73 @@
+"""A small scheduler and one-line ways to drive it, for tests that go case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
+from seesaw.scheduler.output import ModelOutput, SchedulerOutput
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, Update
+
+EOS = 0
+CONFIG: dict[str, Any] = {
+    "num_blocks": 16, "block_size": 4, "num_layers": 2, "max_model_len": 64, "max_num_seqs": 8,
+    "max_num_batched_tokens": 32, "debug": True,
+}  # fmt: skip
+
+
+def make_scheduler(options: dict[str, Any] | None = None, **overrides: Any) -> Scheduler:
+    config = SchedulerConfig(**(CONFIG | overrides))
+    return Scheduler(config, policies.make("continuous", options or {}))
+
+
+def add(scheduler: Scheduler, request_id: str, prompt: Sequence[int], **sampling: Any) -> Request:
+    params = SamplingParams(**sampling)
+    scheduler.validate(len(prompt), params)
+    request = Request(
+        request_id,
+        prompt,
+        params,
+        seed=7,
+        eos_token_ids=(EOS,),
+        max_model_len=scheduler.config.max_model_len,
+    )
+    scheduler.add(request)
+    return request
+
+
+def step_of(scheduler: Scheduler) -> SchedulerOutput:
+    step = scheduler.schedule()
+    assert step is not None
+    return step
+
+
+def rows_of(step: SchedulerOutput) -> list[tuple[str, int, int, bool]]:
+    return [(r.request_id, r.token_start, r.num_tokens, r.samples) for r in step.lanes[0].rows]
+
+
+def update(scheduler: Scheduler, step: SchedulerOutput, *tokens: int) -> Update:
+    return scheduler.update(ModelOutput(step.step_id, list(tokens)))
+
+
+def ids(requests: Sequence[Request]) -> list[str]:
+    return [request.request_id for request in requests]
+
+
+def prompt_of(num_tokens: int, first: int = 100) -> list[int]:
+    return list(range(first, first + num_tokens))
+
+
+def ids_of_rows(step: SchedulerOutput) -> list[str]:
+    return [row.request_id for lane in step.lanes for row in lane.rows]
+
+
+def two_in_a_full_pool(**overrides: Any) -> tuple[Scheduler, Request, Request]:
+    """Both run and hold all four blocks; the next step needs a fifth."""
+    scheduler = make_scheduler(num_blocks=4, **overrides)
+    old = add(scheduler, "old", prompt_of(8), max_tokens=8)
+    young = add(scheduler, "young", prompt_of(7, 200), max_tokens=8)
+    update(scheduler, step_of(scheduler), 5, 6)
+    return scheduler, old, young
