@@ -98,9 +98,10 @@ def hf_config(file: GGUFFile) -> dict[str, Any]:
     for key, neutral in _REFUSED.items():
         if (value := keys.get(key)) is not None and value != neutral:
             raise ModelError(
-                f"{file.path}: got {arch}.{key}={value!r}, which changes the model's mathematics "
-                "and is not supported. Use the model's safetensors version if seesaw has its "
-                "family."
+                f"{file.path}: got {arch}.{key}={value!r}, expected "
+                f"{'none' if neutral is None else repr(neutral)}: this changes the model's "
+                "mathematics and is not supported. Use the model's safetensors version if seesaw "
+                "has its family."
             )
     config: dict[str, Any] = {hf: keys[key] for key, hf in _FIELDS.items() if key in keys}
     config |= {
@@ -216,12 +217,12 @@ def _llama3_scaling(file: GGUFFile, config: dict[str, Any]) -> dict[str, Any] | 
         if all(value == 1.0 for value in stored):
             return None
         low, high, original = _LLAMA3
-        factor = max(1.0, *stored)
+        factor = float(f"{max(1.0, *stored):.5g}")  # published ones are round numbers
         expected = _llama3_factors(factor, low, high, original, theta, head_dim)
         if all(abs(a - b) <= 1e-4 * abs(b) for a, b in zip(stored, expected, strict=True)):
             return {
                 "rope_type": "llama3",
-                "factor": _shortest(factor),
+                "factor": factor,
                 "low_freq_factor": low,
                 "high_freq_factor": high,
                 "original_max_position_embeddings": original,
