@@ -20,20 +20,21 @@ class Greedy:
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompt: list[int], num_tokens: int, eos: tuple[int, ...] = ()) -> Greedy:
-    """`num_tokens` tokens of a transformers model, one at a time, ending early after one of
-    `eos`."""
-    ids, cache, answer = torch.tensor([prompt]), None, Greedy([], [])
-    for _ in range(num_tokens):
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        best = out.logits[0, -1].float().topk(2)
-        answer.token_ids.append(int(best.indices[0]))
-        answer.gaps.append(float(best.values[0] - best.values[1]))
-        if answer.token_ids[-1] in eos:
+def greedy(model: Any, prompt: list[int], answer: list[int]) -> Greedy:
+    """The greedy answer of a transformers model, as far as it is needed to judge `answer`.
+
+    One pass over prompt and answer gives the reference's token at each position after the same
+    beginning; from the first difference on, what follows is meaningless and left out.
+    """
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    best = logits.float().topk(2, dim=-1)
+    found = Greedy([], [])
+    for ours, ids, values in zip(answer, best.indices.tolist(), best.values.tolist(), strict=True):
+        found.token_ids.append(ids[0])
+        found.gaps.append(values[0] - values[1])
+        if ids[0] != ours:
             break
-        ids = torch.tensor([[answer.token_ids[-1]]])
-    return answer
+    return found
 
 
 def count_near_ties(got: list[list[int]], expected: list[Greedy]) -> int:
@@ -42,13 +43,11 @@ def count_near_ties(got: list[list[int]], expected: list[Greedy]) -> int:
     for index, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
         if ours == theirs.token_ids:
             continue
-        at = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs.token_ids, strict=False)) if a != b),
-            min(len(ours), len(theirs.token_ids)),
-        )
-        assert at < len(theirs.gaps), f"prompt {index}: {len(ours)} tokens"
+        pairs = enumerate(zip(ours, theirs.token_ids, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), None)
+        assert at is not None, f"prompt {index}: {len(ours)} of {len(theirs.gaps)} tokens"
         assert theirs.gaps[at] < NEAR_TIE, (
-            f"prompt {index}, token {at}: got {ours[at : at + 1]}, expected {theirs.token_ids[at]}, "
+            f"prompt {index}, token {at}: got {ours[at]}, expected {theirs.token_ids[at]}, "
             f"and the two best logits are {theirs.gaps[at]:.4f} apart"
         )
         ties += 1

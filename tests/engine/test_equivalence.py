@@ -53,8 +53,10 @@ def test_ids_equal_those_of_transformers(family, tiny_checkpoint):
     path = tiny_checkpoint(family)
     prompts = random_prompts(8, 90)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    expected = [greedy(reference, prompt, GREEDY.max_tokens) for prompt in prompts]
-    ties = count_near_ties(answers(path, prompts), expected)
+    got = answers(path, prompts)
+    assert {len(answer) for answer in got} == {GREEDY.max_tokens}
+    expected = [greedy(reference, *pair) for pair in zip(prompts, got, strict=True)]
+    ties = count_near_ties(got, expected)
     assert ties <= 2, f"{ties} of {len(prompts)} answers part at near-ties"
 
 
@@ -83,7 +85,7 @@ def answers_alone(path, prompts):
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with make(path, enable_prefix_caching=False) as llm:
         alone = [llm.generate([p], GREEDY, use_tqdm=False)[0].outputs[0].token_ids for p in prompts]
-    expected = [greedy(reference, p, GREEDY.max_tokens) for p in prompts]
+    expected = [greedy(reference, *pair) for pair in zip(prompts, alone, strict=True)]
     assert count_near_ties(alone, expected) <= 3
     return expected
 
@@ -91,8 +93,7 @@ def answers_alone(path, prompts):
 def test_a_pool_that_is_too_small_for_all_preempts_and_still_answers_the_same(tiny_checkpoint):
     path = tiny_checkpoint("llama")
     prompts = random_prompts(24, 60)
-    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    expected = [greedy(reference, p, GREEDY.max_tokens) for p in prompts]
+    expected = answers_alone(path, prompts)
     with make(path, max_model_len=96, max_num_seqs=24, device_memory=tight(path)) as llm:
         outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
         assert llm.engine.stats.scheduler.num_preemptions > 0
@@ -127,10 +128,9 @@ def test_bf16_logprobs_are_close_to_float32(tiny_checkpoint):
 def test_smollm2_answers_as_transformers_does(smollm2_gguf):
     """16 real prompts x 64 tokens; transformers loads the same file by its own conversion."""
     folder, name = smollm2_gguf.parent, smollm2_gguf.name
-    with contextlib.redirect_stderr(None):
-        reference = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.float32
-        ).eval()
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32
+    ).eval()
     import textwrap as a_module_with_docstrings
 
     texts = [
@@ -145,6 +145,11 @@ def test_smollm2_answers_as_transformers_does(smollm2_gguf):
     with make(smollm2_gguf, device_memory="3GiB", max_model_len=2048) as llm:
         outputs = llm.chat(chats, sampling, use_tqdm=False)
         eos = tuple(llm.engine.eos_token_ids)
-    expected = [greedy(reference, o.prompt_token_ids, 64, eos) for o in outputs]
-    ties = count_near_ties([o.outputs[0].token_ids for o in outputs], expected)
+    got = [o.outputs[0].token_ids for o in outputs]
+    assert all(len(answer) == 64 or answer[-1] in eos for answer in got)
+    expected = [
+        greedy(reference, o.prompt_token_ids, answer)
+        for o, answer in zip(outputs, got, strict=True)
+    ]
+    ties = count_near_ties(got, expected)
     assert ties <= 1, f"{ties} of 16 answers part at near-ties"
