@@ -99,14 +99,13 @@ def _parse(
             param="model",
             code="model_not_found",
         )
-    sampling = SamplingParams.from_dict(_sampling_of(given, chat), defaults)
-    if sampling.seed is None:
-        sampling = sampling.with_seed(derive_seed(job_seed, row.custom_id))
+    wanted = _sampling_of(given, chat)
+    wanted.setdefault("seed", derive_seed(job_seed, row.custom_id))
     return BatchRequest(
         kind="chat" if chat else "completions",
         messages=_messages(given.get("messages")) if chat else None,
         prompt=None if chat else _prompt(given.get("prompt")),
-        sampling=sampling,
+        sampling=SamplingParams.from_dict(wanted, defaults),
         model=model,
         ignored=tuple(name for name in IGNORED if name in given),
     )

@@ -105,7 +105,7 @@ def _parse_json(line: Line) -> Any:
             code="invalid_json",
         )
     try:
-        return json.loads(line.raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(line.raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RequestError(
             f"the line is not UTF-8 (byte {error.start} is 0x{line.raw[error.start]:02x}).",
@@ -120,9 +120,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def _digest(record: dict[str, Any]) -> bytes:
     try:
-        canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+        canonical = _CANONICAL.encode(record)
     except RecursionError as error:
         raise RequestError(
             "the line is not valid JSON: nested too deeply.", code="invalid_json"

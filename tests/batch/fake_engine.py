@@ -67,6 +67,7 @@ class FakeEngine(FakeEncoder):
         self._hook = hook
         self._live: dict[str, tuple[list[int], SamplingParams, int]] = {}
         self.num_shutdowns = 0
+        self.num_finished = 0
 
     def add_request(
         self, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams
@@ -102,6 +103,7 @@ class FakeEngine(FakeEncoder):
             self._live[request_id] = (prompt, sampling, left - 1)
             if left <= 1:
                 del self._live[request_id]
+                self.num_finished += 1
                 done.append(answer(request_id, prompt, sampling))
         return done
 

@@ -427,7 +427,7 @@ def test_a_full_disk_is_a_job_error_and_loses_nothing(jobs: Jobs) -> None:
 def test_the_version_of_seesaw_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs.write(*rows(4))
     jobs.run(limit=2)
-    monkeypatch.setattr("seesaw.__version__", "99")
+    monkeypatch.setattr("seesaw.batch.job.__version__", "99")
     assert jobs.run().exit_code == 0
     assert "goes on with 99" in jobs.said.text
 
