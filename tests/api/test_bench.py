@@ -1,0 +1,89 @@
+"""`seesaw bench` over a tiny checkpoint: the fields that people script against, and the rules."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seesaw import cli
+from seesaw.api.bench_throughput import Workload, peak_rss_bytes
+
+SETTINGS = ("--device-memory", "256MiB", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Callable[..., Path]) -> str:
+    return str(tiny_checkpoint("llama"))
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", *args])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_throughput(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "figures.json"
+    sizes = ("--num-prompts", "6", "--input-len", "20", "--output-len", "5", "--repeats", "3")
+    written = ("--output-json", str(target))
+    assert run("throughput", "--model", model, *SETTINGS, *sizes, *written) == 0
+    figures = json.loads(target.read_text())
+    assert len(figures["elapsed_s_all"]) == 3
+    assert figures["elapsed_s"] == min(figures["elapsed_s_all"])
+    assert figures["total_tokens_per_s"] == pytest.approx(6 * 25 / figures["elapsed_s"])
+    assert figures["output_tokens_per_s"] == pytest.approx(6 * 5 / figures["elapsed_s"])
+    assert figures["start_s"] > 0
+    assert figures["peak_rss_bytes"] > 2**20
+    assert figures["settings"]["enable_prefix_caching"] is False
+    assert figures["environment"]["libraries"]["torch"]
+    assert "6 prompts x (20 in, 5 out)" in capsys.readouterr().out
+
+
+def test_throughput_that_does_not_fit_the_model_says_so(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--input-len", "600", "--output-len", "64", "--num-prompts", "1")
+    assert run("throughput", "--model", model, *SETTINGS, *args) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "512" in err
+
+
+def test_startup(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--repeats", "1", "--output-json", "-")
+    assert run("startup", "--model", model, *SETTINGS, *args) == 0
+    figures = json.loads(capsys.readouterr().out)
+    (sample,) = figures["samples"]
+    parts = ("import_seesaw_s", "import_engine_s", "load_s", "first_token_s")
+    assert all(sample[part] > 0 for part in parts)
+    assert figures["total_s"] == pytest.approx(sum(sample[part] for part in parts))
+    assert figures["total_s"] <= sample["process_s"]
+
+
+def test_startup_of_a_model_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("startup", "--model", "/no/such/model", "--repeats", "1") == 1
+    err = capfd.readouterr().err
+    assert "/no/such/model" in err
+    assert "Traceback" not in err
+
+
+def test_prompts_are_drawn_anew_from_the_whole_vocabulary() -> None:
+    rng = random.Random()
+    workload = Workload(num_prompts=40, input_len=50, output_len=1)
+    first, second = workload.draw(rng, 11), workload.draw(rng, 11)
+    assert first != second
+    assert {len(prompt) for prompt in first + second} == {50}
+    assert {token for prompt in first for token in prompt} == set(range(11))
+
+
+def test_peak_rss_never_falls() -> None:
+    before = peak_rss_bytes()
+    block = bytearray(32 * 2**20)
+    after = peak_rss_bytes()
+    del block
+    assert before <= after <= peak_rss_bytes()

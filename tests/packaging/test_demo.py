@@ -1,0 +1,73 @@
+"""The demo's rows: 200 of them, valid, the same each time, and answered by a real `run-batch`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from seesaw.api.commands import run_batch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo_script", ROOT / "scripts" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def test_two_hundred_different_rows_of_three_tasks(demo: ModuleType) -> None:
+    text = demo.make_requests()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 200
+    assert len({row["custom_id"] for row in rows}) == 200
+    asked = {json.dumps(row["body"]["messages"]) for row in rows}
+    assert len(asked) == 200
+    tasks = [row["custom_id"].partition("-")[0] for row in rows]
+    assert {task: tasks.count(task) for task in set(tasks)} == {
+        "summarise": 67,
+        "classify": 67,
+        "extract": 66,
+    }
+    assert demo.make_requests() == text
+
+
+def test_preparing_twice_changes_nothing(demo: ModuleType, smollm2_gguf: Path) -> None:
+    demo.prepare()
+    before = demo.REQUESTS.stat().st_mtime_ns
+    demo.prepare()
+    assert demo.REQUESTS.stat().st_mtime_ns == before
+    assert demo.MODEL.samefile(smollm2_gguf)
+
+
+def test_answers_are_shown(
+    demo: ModuleType,
+    tiny_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    demo.OUT.mkdir()
+    demo.REQUESTS.write_text(demo.make_requests(), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        run_batch.run_batch.main(
+            [
+                "-i", str(demo.REQUESTS), "-o", str(demo.ANSWERS),
+                "--model", str(tiny_checkpoint("llama", max_position_embeddings=4096)),
+                "--device-memory", "512MiB", "--limit", "12",
+            ]
+        )  # fmt: skip
+    assert stop.value.code in (0, None)
+    capsys.readouterr()
+    demo.show_answers()
+    shown = capsys.readouterr().out
+    assert all(f"[{task}]" in shown for task in demo.TASKS)
+    assert shown.count("\n    > ") >= len(demo.TASKS)
