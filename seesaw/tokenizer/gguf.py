@@ -1,8 +1,8 @@
 """A tokenizer from the metadata of a GGUF file.
 
-GGUF keeps the vocabulary, the merges or scores, and the name of the pre-tokenizer, whose rules are
-known by heart: those that exist here were checked against the models' own tokenizer.json. An
-unknown one is refused, as a near miss would give other ids without a word.
+GGUF keeps the vocabulary, the merges or scores, and only the name of the pre-tokenizer: the rules
+behind the names are in the table here, as llama.cpp has them. An unknown name is refused, as a near
+miss would give other ids without a word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from seesaw.errors import ModelError
 from seesaw.tokenizer.chat_template import ChatTemplate
-from seesaw.tokenizer.hf import set_bos_eos
 from seesaw.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def from_gguf(
                               ("unk_token", "unknown"))
             if (index := _token_id(metadata, key, tokens)) is not None
         }  # fmt: skip
-        set_bos_eos(
+        _set_bos_eos(
             backend,
             special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", bos) else None,
             special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token") else None,
@@ -200,3 +199,14 @@ def _add_tokens(
             backend.add_special_tokens(chosen)
         else:
             backend.add_tokens(chosen)
+
+
+def _set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
+    """Put these tokens around each encoded text."""
+    from tokenizers.processors import TemplateProcessing
+
+    around = [token for token in (bos, eos) if token is not None]
+    single = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
+    backend.post_processor = TemplateProcessing(
+        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around]
+    )

@@ -1,4 +1,8 @@
-"""A tokenizer from the files of a Hugging Face model directory."""
+"""A tokenizer from the files of a Hugging Face model directory.
+
+As in transformers 5, tokenizer.json alone says which tokens go around a text: an add_bos_token in
+tokenizer_config.json was for classes without one.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,6 @@ def from_directory(
     else:
         backend = _convert(folder)
     _add_missing(backend, settings, special)
-    _set_bos_eos(backend, settings, special)
     # Some are saved as they were used in training; a prompt is never cut or filled up here.
     backend.no_truncation()
     backend.no_padding()
@@ -120,29 +123,6 @@ def _add_missing(
         if content and content not in known:
             backend.add_special_tokens([AddedToken(content, special=True)])
             known.add(content)
-
-
-def _set_bos_eos(
-    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], special: Mapping[str, str]
-) -> None:
-    """An add_bos_token or add_eos_token in the settings overrides what tokenizer.json does."""
-    if "add_bos_token" in settings or "add_eos_token" in settings or not backend.post_processor:
-        set_bos_eos(
-            backend,
-            special.get("bos_token") if settings.get("add_bos_token") else None,
-            special.get("eos_token") if settings.get("add_eos_token") else None,
-        )
-
-
-def set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
-    """Put these tokens around each encoded text."""
-    from tokenizers.processors import TemplateProcessing
-
-    around = [token for token in (bos, eos) if token is not None]
-    single = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
-    backend.post_processor = TemplateProcessing(
-        single=single, special_tokens=[(token, backend.token_to_id(token)) for token in around]
-    )
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate | None:
