@@ -78,9 +78,9 @@ def run(
             return job.check() if options.dry_run else job.run()
         except Interrupted:
             reporter.message("interrupted before any row was run; nothing is lost.")
-            return JobResult(
-                status="interrupted", exit_code=128 + interrupts.signal_number, summary={}
-            )
+            code = 128 + interrupts.signal_number
+            summary = {"status": "interrupted", "exit_code": code}
+            return JobResult(status="interrupted", exit_code=code, summary=summary)
         except sqlite3.Error as error:
             raise journal_error(paths.journal, error) from error
         except OSError as error:
@@ -132,17 +132,20 @@ class _Job:
         with ExitStack() as stack:
             stack.enter_context(JobLock(self._paths.journal))
             self._load_encoder()
-            self._refuse_to_replace(self._is_new_file())
-            self._journal = Journal(self._paths.journal, overwrite=self._options.overwrite)
+            if not self._paths.journal.exists():
+                self._refuse_to_replace()
+            self._journal = Journal(
+                self._paths.journal,
+                overwrite=self._options.overwrite,
+                on_new=self._refuse_to_replace,
+            )
             stack.callback(self._journal.close)
-            self._refuse_to_replace(self._journal.get("created") is None)
-            self._begin()
+            self._note_version()
             self._files = ResultFiles(self._journal, self._paths)
             self._stats, self._scan = RunStats(), ScanReport()
             self._scan_input()
             if not self._journal.counts()[PENDING] and self._is_written():
-                self._reporter.message("nothing to do: every row of the input is done")
-                return self._result("nothing to do", self._summary())
+                return self._nothing_to_do()
             try:
                 return self._run_and_write()
             except SeesawError as error:
@@ -155,29 +158,22 @@ class _Job:
         sampling = json.dumps(dict(self._encoder.default_sampling), sort_keys=True, default=str)
         self._fingerprint = f"{self._encoder.fingerprint} {sampling} {self._options.seed}"
 
-    def _is_new_file(self) -> bool:
-        journal = self._paths.journal
-        return not journal.exists() or journal.stat().st_size == 0
-
-    def _refuse_to_replace(self, new_journal: bool) -> None:
-        """Answers without a journal are someone else's, or their journal was lost."""
-        if new_journal and self._paths.answers.exists() and not self._options.overwrite:
+    def _refuse_to_replace(self) -> None:
+        """For a new journal: answers without one are someone else's, or theirs was lost."""
+        if self._paths.answers.exists() and not self._options.overwrite:
             raise ConfigError(
                 f"{self._paths.answers} exists, but {self._paths.journal} knows nothing of it. "
                 "Choose another -o, give its --journal, or replace it with --overwrite."
             )
 
-    def _begin(self) -> None:
+    def _note_version(self) -> None:
         version = self._journal.get("seesaw_version")
         if version not in (None, __version__):
             self._reporter.message(
                 f"this job was begun with seesaw {version} and goes on with {__version__}; "
                 "new answers may differ from those it would have given"
             )
-        with self._journal.transaction():
-            self._journal.put("seesaw_version", __version__)
-            if self._journal.get("created") is None:
-                self._journal.put("created", str(self._started_s))
+        self._journal.put("seesaw_version", __version__)
 
     def _scan_input(self) -> None:
         began_s = time.monotonic()
@@ -233,13 +229,20 @@ class _Job:
     def _finish(self, status: Status) -> JobResult:
         """The files in input order, then the summary, then the note that they are written."""
         sizes = self._files.rewrite()
-        failed = self._journal.counts()[FAILED]
-        code = ExitCode.FAILED_ROWS if failed else ExitCode.ALL_ANSWERED
+        code = self._exit_code()
         summary = self._summarise(status, exit_code=code)
         self._journal.put("written", json.dumps(sizes))
         for line in describe_summary(summary):
             self._reporter.message(line)
-        return self._result(status, summary)
+        return JobResult(status=status, exit_code=code, summary=summary)
+
+    def _nothing_to_do(self) -> JobResult:
+        self._reporter.message("nothing to do: every row of the input is done")
+        code = self._exit_code()
+        head = {"status": "nothing to do", "exit_code": int(code)}
+        return JobResult(
+            status="nothing to do", exit_code=code, summary={**head, **self._summary()}
+        )
 
     def _interrupted(self) -> JobResult:
         code = 128 + self._interrupts.signal_number
@@ -252,10 +255,8 @@ class _Job:
         )
         return JobResult(status="interrupted", exit_code=code, summary=summary)
 
-    def _result(self, status: Status, summary: dict[str, Any]) -> JobResult:
-        failed = summary["rows"]["failed"]
-        code = ExitCode.FAILED_ROWS if failed else ExitCode.ALL_ANSWERED
-        return JobResult(status=status, exit_code=code, summary=summary)
+    def _exit_code(self) -> ExitCode:
+        return ExitCode.FAILED_ROWS if self._journal.counts()[FAILED] else ExitCode.ALL_ANSWERED
 
     def _is_written(self) -> bool:
         sizes = self._journal.get("written")

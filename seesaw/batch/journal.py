@@ -10,7 +10,8 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,9 +85,16 @@ class Journal:
     sqlite3 errors are left to the caller, who knows what to say (`journal_error`).
     """
 
-    def __init__(self, path: Path | None, *, overwrite: bool = False):
-        """Open or make. Raises JobError, and touches nothing, if `path` is not a journal of this
-        version.
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        overwrite: bool = False,
+        on_new: Callable[[], None] = lambda: None,
+    ):
+        """Open or make. `on_new` is called before a new journal is made and may raise.
+
+        Raises JobError, and touches nothing, if `path` is not a journal of this version.
         """
         self.path = path
         self._lock = threading.RLock()
@@ -94,18 +102,17 @@ class Journal:
             "" if path is None else path, isolation_level=None, check_same_thread=False
         )
         try:
-            self._open(overwrite)
+            self._open(overwrite, on_new)
         except BaseException:
             self._db.close()
             raise
 
-    def _open(self, overwrite: bool) -> None:
+    def _open(self, overwrite: bool, on_new: Callable[[], None]) -> None:
         db = self._db
         db.execute("PRAGMA locking_mode=EXCLUSIVE")  # must precede WAL: no shared memory then
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (num_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        self.is_new = not num_tables
         if num_tables and application_id != APPLICATION_ID:
             raise JobError(
                 f"journal {self.path}: is a database of another program. Nothing was changed. "
@@ -116,10 +123,12 @@ class Journal:
                 f"journal {self.path}: has format {version}, this seesaw writes {SCHEMA_VERSION}. "
                 "Finish the job with the seesaw that began it, or start anew with --overwrite."
             )
+        if not num_tables:
+            on_new()
         if self.path is not None:
             self.mode = set_journal_mode(db, self.path)
             db.execute("PRAGMA synchronous=FULL")
-        if self.is_new or overwrite:
+        if not num_tables or overwrite:
             with self.transaction():
                 for table in ("meta", "rows", "results"):
                     db.execute(f"DROP TABLE IF EXISTS {table}")
@@ -127,6 +136,7 @@ class Journal:
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                self.put("created", str(time.time()))
 
     def close(self) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
 
-Phase = Literal["check", "load", "run", "write"]
+Phase = Literal["check", "load", "run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def test_a_finished_job_has_nothing_to_do(jobs: Jobs) -> None:
     before, summary = jobs.contents(), jobs.summary
     result = jobs.run(now_s=2)
     assert (result.status, result.exit_code) == ("nothing to do", 3)
+    assert (result.summary["status"], result.summary["rows"]["answered"]) == ("nothing to do", 5)
     assert "nothing to do" in jobs.said.text
     assert (jobs.contents(), jobs.summary) == (before, summary)
     assert not jobs.engines
@@ -188,6 +190,38 @@ def test_overwrite_forgets_everything(jobs: Jobs) -> None:
     assert jobs.run(now_s=2, overwrite=True).exit_code == 0
     assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {2}
     assert not jobs.errors.exists()
+
+
+def test_overwrite_cut_off_at_its_start_is_resumed(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.write(*rows(4))
+    jobs.run(now_s=1)
+
+    def cut_off(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("seesaw.batch.job._Job._note_version", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run(now_s=2, overwrite=True)
+    assert jobs.run(now_s=3).exit_code == 0
+    assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {3}
+
+
+def test_a_journal_cut_off_before_its_first_commit(jobs: Jobs) -> None:
+    """SQLite has made the file, but there is nothing in it yet."""
+    with sqlite3.connect(jobs.journal) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+    db.close()
+    assert jobs.journal.stat().st_size
+    jobs.write(*rows(2))
+    jobs.answers.write_text("precious")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="--overwrite"):
+            jobs.run()
+    jobs.answers.unlink()
+    assert jobs.run().exit_code == 0
 
 
 def test_answers_of_someone_else_are_not_replaced(jobs: Jobs) -> None:
