@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from tqdm.auto import tqdm
@@ -37,7 +37,7 @@ class LLM:
 
     def __init__(self, model: str, tokenizer: str | None = None, **settings: Any) -> None:
         config = EngineConfig.from_kwargs(model=model, tokenizer=tokenizer, **settings)
-        self.engine = Engine(config)
+        self.engine = Engine(config, progress=_loading_bar())
         self._numbers = itertools.count()
         self._mail: dict[str, RequestOutput] = {}  # finished for streams that run side by side
 
@@ -190,6 +190,19 @@ class LLM:
             for output in self.engine.step():
                 if output.request_id not in ids:
                     self._mail[output.request_id] = output
+
+
+def _loading_bar() -> Callable[[int, int], None]:
+    """Shows bytes read of all bytes, on a terminal, where loading takes longer than a moment."""
+    bar = tqdm(desc="weights", unit="B", unit_scale=True, leave=False, delay=2, disable=None)
+
+    def progress(read_bytes: int, all_bytes: int) -> None:
+        bar.total = all_bytes
+        bar.update(read_bytes - bar.n)
+        if read_bytes >= all_bytes:
+            bar.close()
+
+    return progress
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
