@@ -29,10 +29,10 @@ def budget(model: str, device_memory: str) -> dict[str, int]:
     """Peak growth over a load and the largest steps there are: full chunks, full decode batches."""
     open_checkpoint(EngineConfig(model=model)).tokenizer()  # a tokenizer is not device memory
     before = rss()
-    with LLM(model, device_memory=device_memory, max_num_seqs=64) as llm:
+    with LLM(model, device_memory=device_memory, max_num_seqs=64, max_model_len=4096) as llm:
         plan = llm.engine.memory_plan
-        sampling = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=40, ignore_eos=True)
-        prompts = [[number + 5] * (plan.max_model_len // 2) for number in range(12)]
+        sampling = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=24, ignore_eos=True)
+        prompts = [[5] * (plan.max_model_len - 50), [6] * (plan.max_model_len // 2)]
         prompts += [[number + 5] * 8 for number in range(64)]
         llm.generate(prompts, sampling, use_tqdm=False)
         usage = llm.engine.stats.scheduler.num_scheduled_tokens
