@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from seesaw.families.spec import ModelSpec
-from seesaw.ops.attention_plan import AttentionShape
+from seesaw.ops.attention_plan import AttentionShape, scratch_bytes
 from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
 from seesaw.ops.top_tokens import sample_workspace_bytes
 
@@ -66,4 +66,6 @@ def workspace_bytes(
     # logits in the weights' dtype and float32; then adjusted, and the rows that want logprobs
     sampling = min(num_sampled, num_tokens) * spec.vocab_size * max(size + 4, 12)
     sampling += sample_workspace_bytes(spec.vocab_size)
-    return stream + max(attention, mlp, sampling) + LIBRARY_BYTES
+    # one plan for each kind of layer lives as long as the layers run
+    scratch = len(set(spec.layers)) * scratch_bytes(shape, max_model_len)
+    return stream + scratch + max(attention, mlp, sampling) + LIBRARY_BYTES

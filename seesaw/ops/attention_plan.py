@@ -14,10 +14,9 @@ import torch
 
 # Shape letters: B rows of a group, Q queries per row, C keys per row, P blocks per row.
 
-GATHER_BYTES = 32 * 2**20
-"""Most bytes of keys and values gathered at once (more only where one KV head of one row needs
-it).
-"""
+GATHER_BYTES = 8 * 2**20
+"""Most bytes of keys and values gathered at once (more only where one KV head of one row needs it):
+small enough to be read back from a cache, large enough to keep all cores busy."""
 SCORE_BYTES = 32 * 2**20
 """Most bytes of masks and score matrices at once (more only where 16 queries of one row need
 it).
@@ -93,8 +92,12 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
+    """`scratch`: K and V are gathered into it, group after group and layer after layer; fresh
+    memory each time would cost more in page faults than the copy itself."""
+
     shape: AttentionShape
     groups: list[RowGroup]
+    scratch: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -138,21 +141,37 @@ def plan_attention(
         if stop == len(rows) or not _fits(rows[start : stop + 1], shape):
             groups.append(_group(rows[start:stop], block_table_RP, shape, dtype))
             start = stop
-    return AttentionPlan(shape, groups)
+    scratch = torch.empty(
+        2 * max((_gathered(group, shape) for group in groups), default=0),
+        dtype=dtype,
+        device=block_table_RP.device,
+    )
+    return AttentionPlan(shape, groups, scratch)
+
+
+def scratch_bytes(shape: AttentionShape, max_seq_len: int) -> int:
+    """Upper bound of what a plan holds for gathered keys and values."""
+    return max(GATHER_BYTES, shape.kv_bytes(_round_up(max_seq_len, shape.block_size), 1))
 
 
 def workspace_bytes(shape: AttentionShape, max_queries: int, max_seq_len: int) -> int:
-    """Upper bound of what attention allocates beside its output, for at most `max_queries` tokens
-    in a step and `max_seq_len` tokens in a row.
+    """Upper bound of what attention allocates beside its output and its plan's scratch, for at most
+    `max_queries` tokens in a step and `max_seq_len` tokens in a row.
     """
-    one_head = shape.kv_bytes(_round_up(max_seq_len, shape.block_size), 1)
-    gathered = max(GATHER_BYTES, one_head)
+    widened = 0
     if shape.unfused:  # torch repeats K and V for the query heads of a group, or widens them
-        gathered *= 1 + max(2, shape.num_heads // shape.num_kv_heads)
+        group = shape.num_heads // shape.num_kv_heads
+        widened = scratch_bytes(shape, max_seq_len) * max(2, group)
     scores = max(SCORE_BYTES, MIN_QUERIES * max_seq_len * shape.score_bytes)
     padded_queries = int((1 + MAX_WASTE) * max_queries) + MAX_PADDING
     q_and_out = 3 * padded_queries * shape.num_heads * shape.head_dim * shape.element_bytes
-    return gathered + scores + q_and_out
+    return widened + scores + q_and_out
+
+
+def _gathered(group: RowGroup, shape: AttentionShape) -> int:
+    """Elements of K of one pass."""
+    keys = group.block_ids_BP.numel() * shape.block_size
+    return keys * group.kv_heads_per_pass * shape.head_dim
 
 
 def _round_up(value: int, multiple: int) -> int:

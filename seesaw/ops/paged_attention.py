@@ -55,7 +55,7 @@ def paged_attention(
     layer
 
     What the pool holds beyond `seq_lens` has no influence, be it NaN. Beside its output the call
-    allocates at most `workspace_bytes` of `attention_plan`.
+    allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_plan`.
     """
     if plan is None:
         shape = AttentionShape(
@@ -71,13 +71,13 @@ def paged_attention(
     assert plan.shape.sliding_window == sliding_window, "the plan is for another window"
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     for group in plan.groups:
-        _attend_group(group, plan.shape, q_THD, k_cache, v_cache, out_THD, sm_scale, soft_cap)
+        _attend_group(group, plan, q_THD, k_cache, v_cache, out_THD, sm_scale, soft_cap)
     return out_THD
 
 
 def _attend_group(
     group: RowGroup,
-    shape: AttentionShape,
+    plan: AttentionPlan,
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -85,14 +85,16 @@ def _attend_group(
     sm_scale: float,
     soft_cap: float | None,
 ) -> None:
+    shape = plan.shape
+    k_scratch, v_scratch = plan.scratch.chunk(2)
     heads_per_kv = shape.num_heads // shape.num_kv_heads
     num_rows = len(group.block_ids_BP)
     q_BQHD = q_THD[group.token_index].view(num_rows, group.num_queries, *q_THD.shape[1:])
     targets = group.token_index if group.real is None else group.token_index[group.real]
     for first in range(0, shape.num_kv_heads, group.kv_heads_per_pass):
         stop = min(first + group.kv_heads_per_pass, shape.num_kv_heads)
-        k_BKCD = _gather(k_cache, group, first, stop)
-        v_BKCD = _gather(v_cache, group, first, stop)
+        k_BKCD = _gather(k_cache, group, first, stop, k_scratch)
+        v_BKCD = _gather(v_cache, group, first, stop, v_scratch)
         heads = slice(first * heads_per_kv, stop * heads_per_kv)
         q_BHQD = q_BQHD[:, :, heads].transpose(1, 2)
         if group.decode:
@@ -106,10 +108,11 @@ def _attend_group(
         out_THD[targets, heads] = o_NHD if group.real is None else o_NHD[group.real]
 
 
-def _gather(cache: torch.Tensor, group: RowGroup, first: int, stop: int) -> torch.Tensor:
-    """Keys or values of KV heads first..stop of each row `[B, K, C, D]`, 0 where there is no
-    key.
-    """
+def _gather(
+    cache: torch.Tensor, group: RowGroup, first: int, stop: int, scratch: torch.Tensor
+) -> torch.Tensor:
+    """Keys or values of KV heads first..stop of each row `[B, K, C, D]`, 0 where there is no key;
+    in the memory of `scratch`."""
     num_blocks, block_size, _, size = cache.shape
     num_rows, blocks_per_row = group.block_ids_BP.shape
     by_block, by_token, by_head, _ = cache.stride()
@@ -122,10 +125,14 @@ def _gather(cache: torch.Tensor, group: RowGroup, first: int, stop: int) -> torc
         ).view(1, -1, 1)
         count = (num_blocks - 1) * (by_block // tile) + (stop - 1) * (by_head // tile) + 1
         grid = cache.as_strided((count, tile), (tile, 1))
-        flat = grid.index_select(0, tiles_BKP.flatten())
+        flat = scratch[: tiles_BKP.numel() * tile].view(-1, tile)
+        torch.index_select(grid, 0, tiles_BKP.flatten(), out=flat)
         kv_BKCD = flat.view(num_rows, stop - first, blocks_per_row * block_size, size)
     else:
-        flat = cache[:, :, first:stop].index_select(0, group.block_ids_BP.flatten())
+        block_ids = group.block_ids_BP.flatten()
+        flat = scratch[: len(block_ids) * tile * (stop - first)]
+        flat = flat.view(len(block_ids), block_size, stop - first, size)
+        torch.index_select(cache[:, :, first:stop], 0, block_ids, out=flat)
         by_row = flat.view(num_rows, blocks_per_row * block_size, stop - first, size)
         kv_BKCD = by_row.transpose(1, 2)
     if group.outside is not None:
