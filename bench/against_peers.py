@@ -37,7 +37,7 @@ def peer_s(args: argparse.Namespace) -> float:
     command = [
         args.peer_python, PEERS / f"bench_{args.peer}.py", "--model", args.model,
         "--num-prompts", args.num_prompts, "--input-len", args.input_len,
-        "--output-len", args.output_len,
+        "--output-len", args.output_len, "--repeats", 1,
     ]  # fmt: skip
     if args.peer == "vllm":
         command += ["--bind", "0-1"]
