@@ -110,11 +110,13 @@ def run_quietly(what, command):
         universal_newlines=True,
         errors="replace",
     )
-    lines = []
+    lines, doing = [], ["starting"]
 
     def collect():
         for line in process.stdout:
             lines.append(line.rstrip())
+            if not line.startswith(("WARNING", "  ")):
+                doing.append(line.strip())
 
     reader = threading.Thread(target=collect, daemon=True)
     reader.start()
@@ -123,8 +125,7 @@ def run_quietly(what, command):
         time.sleep(0.2)
         if time.time() - last_shown >= PROGRESS_EVERY_S:
             last_shown = time.time()
-            doing = lines[-1].strip()[:70] if lines else "starting"
-            say(f"    {last_shown - start:3.0f} s: {doing}")
+            say(f"    {last_shown - start:3.0f} s: {doing[-1][:70]}")
     reader.join()
     if process.returncode != 0:
         sys.stderr.write("\n".join(lines[-40:]) + "\n")
