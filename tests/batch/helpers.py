@@ -48,6 +48,10 @@ def ids(path: Path) -> list[str | None]:
     return [row["custom_id"] for row in read_rows(path)]
 
 
+def questions(n: int, **body: Any) -> list[dict[str, Any]]:
+    return [chat(f"r{i}", f"question {i}", **body) for i in range(n)]
+
+
 class Listener:
     """A reporter that remembers."""
 

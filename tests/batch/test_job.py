@@ -1,10 +1,9 @@
-"""Whole jobs with the fake engine: answers, resume, changes of the input, limits, exit codes."""
+"""Whole jobs with the fake engine: answers, limits, dry runs, bad settings, exit codes."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,11 @@ from seesaw.batch.job import exit_code_of_error
 from seesaw.batch.options import JobOptions
 from seesaw.errors import ConfigError, JobError
 from tests.batch.fake_engine import FakeEngine
-from tests.batch.helpers import Jobs, chat, completion, ids, read_rows, write_rows
-
-
-def rows(n: int, **body: Any) -> list[dict[str, Any]]:
-    return [chat(f"r{i}", f"question {i}", **body) for i in range(n)]
+from tests.batch.helpers import Jobs, chat, completion, ids, questions, read_rows
 
 
 def test_every_row_is_answered_once_in_input_order(jobs: Jobs) -> None:
-    jobs.write(*rows(50), completion("last", "once"))
+    jobs.write(*questions(50), completion("last", "once"))
     result = jobs.run()
     assert (result.status, result.exit_code) == ("complete", 0)
     assert ids(jobs.answers) == [*(f"r{i}" for i in range(50)), "last"]
@@ -36,7 +31,7 @@ def test_every_row_is_answered_once_in_input_order(jobs: Jobs) -> None:
 
 
 def test_only_the_named_files_are_left(jobs: Jobs) -> None:
-    jobs.write(*rows(3), "{bad")
+    jobs.write(*questions(3), "{bad")
     jobs.run()
     left = {p.name for p in jobs.folder.iterdir()}
     assert left == {
@@ -53,7 +48,7 @@ def test_an_empty_input_is_a_complete_job(jobs: Jobs) -> None:
 
 
 def test_gzip_bom_blank_lines_and_crlf(jobs: Jobs) -> None:
-    text = "\ufeff\r\n" + "\r\n\n".join(json.dumps(r) for r in rows(3))
+    text = "\ufeff\r\n" + "\r\n\n".join(json.dumps(r) for r in questions(3))
     jobs.input.write_bytes(gzip.compress(text[:100].encode()) + gzip.compress(text[100:].encode()))
     assert jobs.run().exit_code == 0
     assert ids(jobs.answers) == ["r0", "r1", "r2"]
@@ -62,217 +57,8 @@ def test_gzip_bom_blank_lines_and_crlf(jobs: Jobs) -> None:
     assert ids(jobs.answers) == ["r0", "r1", "r2"]
 
 
-def test_a_finished_job_has_nothing_to_do(jobs: Jobs) -> None:
-    jobs.write(*rows(5), "{bad")
-    assert jobs.run(now_s=1).exit_code == 3
-    before, summary = jobs.contents(), jobs.summary
-    result = jobs.run(now_s=2)
-    assert (result.status, result.exit_code) == ("nothing to do", 3)
-    assert (result.summary["status"], result.summary["rows"]["answered"]) == ("nothing to do", 5)
-    assert "nothing to do" in jobs.said.text
-    assert (jobs.contents(), jobs.summary) == (before, summary)
-    assert not jobs.engines
-
-
-@pytest.mark.parametrize("harm", ["delete", "truncate", "append", "delete errors"])
-def test_harmed_files_are_written_again_without_an_engine(jobs: Jobs, harm: str) -> None:
-    jobs.write(*rows(5), "{bad")
-    jobs.run(now_s=1)
-    before = jobs.contents()
-    if harm == "delete":
-        jobs.answers.unlink()
-    elif harm == "truncate":
-        jobs.answers.write_bytes(before["out.jsonl"][:-30])
-    elif harm == "append":
-        jobs.answers.write_bytes(before["out.jsonl"] + b'{"torn')
-    else:
-        jobs.errors.unlink()
-    assert jobs.run(now_s=2).exit_code == 3
-    assert jobs.contents() == before
-    assert not jobs.engines
-
-
-def test_new_rows_run_removed_rows_go_and_the_rest_is_untouched(jobs: Jobs) -> None:
-    jobs.write(*rows(6))
-    jobs.run(now_s=1)
-    before = {row["custom_id"]: row for row in read_rows(jobs.answers)}
-    old = rows(6)
-    jobs.write(chat("new"), old[5], old[0], old[2])
-    assert jobs.run(now_s=2).exit_code == 0
-    after = {row["custom_id"]: row for row in read_rows(jobs.answers)}
-    assert list(after) == ["new", "r5", "r0", "r2"]
-    assert all(after[i] == before[i] for i in ("r5", "r0", "r2"))
-    assert jobs.summary["this_run"]["removed_rows"] == 3
-    assert jobs.summary["this_run"]["new_rows"] == 1
-    assert "3 rows are no longer in the input" in jobs.said.text
-
-
-def test_spelling_of_the_json_is_not_a_change(jobs: Jobs) -> None:
-    jobs.write(*rows(2))
-    jobs.run()
-    row = rows(2)[1]
-    shuffled = {name: row[name] for name in reversed(row)}
-    jobs.write(rows(2)[0], json.dumps(shuffled, indent=None, separators=(" ,", " : ")))
-    assert jobs.run().status == "nothing to do"
-
-
-def test_changed_rows_are_refused_with_their_count_then_redone(jobs: Jobs) -> None:
-    jobs.write(*rows(5))
-    jobs.run(now_s=1)
-    before, summary = jobs.contents(), jobs.summary
-    changed = rows(5)
-    changed[1]["body"]["max_tokens"] = 2
-    changed[3] = chat("r3", "another question")
-    jobs.write(*changed, chat("new"))
-    with pytest.raises(JobError, match=r"2 of 5 answered rows have changed.*--redo-changed"):
-        jobs.run(now_s=2)
-    assert (jobs.contents(), jobs.summary) == (before, summary)
-    jobs.write(*rows(5))
-    assert jobs.run(now_s=2).status == "nothing to do", "a refusal leaves no trace"
-    jobs.write(*changed, chat("new"))
-    assert jobs.run(now_s=3, redo_changed=True).exit_code == 0
-    made = {r["custom_id"]: r["response"]["body"]["created"] for r in read_rows(jobs.answers)}
-    assert made == {"r0": 1, "r1": 3, "r2": 1, "r3": 3, "r4": 1, "new": 3}
-
-
-def test_a_corrected_row_runs_without_a_flag(jobs: Jobs) -> None:
-    jobs.write(*rows(2), chat("x", tools=[{}]), "{bad")
-    assert jobs.run(now_s=1).exit_code == 3
-    jobs.write(*rows(2), chat("x"), chat("was bad"))
-    assert jobs.run(now_s=2).exit_code == 0
-    assert ids(jobs.answers) == ["r0", "r1", "x", "was bad"]
-    assert not jobs.errors.exists()
-
-
-def test_a_broken_line_that_goes_away_leaves_the_errors_file(jobs: Jobs) -> None:
-    jobs.write(*rows(2), "{bad", "{worse")
-    jobs.run()
-    assert len(read_rows(jobs.errors)) == 2
-    jobs.write(*rows(2), "{bad")
-    assert jobs.run().exit_code == 3
-    assert len(read_rows(jobs.errors)) == 1
-    jobs.write(*rows(2))
-    assert jobs.run().exit_code == 0
-    assert not jobs.errors.exists()
-
-
-@pytest.mark.parametrize(
-    "change", [{"version": "2"}, {"temperature": 0.5}], ids=["model", "sampling"]
-)
-def test_a_changed_model_is_refused_then_redone(jobs: Jobs, change: dict[str, Any]) -> None:
-    jobs.write(*rows(4), "{bad")
-    jobs.run(now_s=1)
-    with pytest.raises(JobError, match=r"model or its sampling changed since 4 rows.*--overwrite"):
-        jobs.run(now_s=2, encoder=change)
-    assert jobs.run(now_s=2).status == "nothing to do"
-    jobs.run(now_s=3, encoder=change, redo_changed=True)
-    assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {3}
-    with pytest.raises(JobError, match="model or its sampling changed"):
-        jobs.run(seed=7, encoder=change)
-
-
-def test_another_input_is_not_taken_for_this_one(jobs: Jobs) -> None:
-    jobs.write(*rows(4))
-    jobs.run()
-    before = jobs.contents()
-    jobs.write(chat("a"), chat("b"))
-    with pytest.raises(JobError, match=r"none of the 4 rows answered so far.*-o"):
-        jobs.run()
-    assert jobs.contents() == before
-    assert jobs.run(overwrite=True).exit_code == 0
-    assert ids(jobs.answers) == ["a", "b"]
-
-
-def test_overwrite_forgets_everything(jobs: Jobs) -> None:
-    jobs.write(*rows(4), "{bad")
-    jobs.run(now_s=1)
-    jobs.write(*rows(4))
-    assert jobs.run(now_s=2, overwrite=True).exit_code == 0
-    assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {2}
-    assert not jobs.errors.exists()
-
-
-def test_overwrite_cut_off_at_its_start_is_resumed(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs.write(*rows(4))
-    jobs.run(now_s=1)
-
-    def cut_off(self: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("seesaw.batch.job._Job._note_version", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            jobs.run(now_s=2, overwrite=True)
-    assert jobs.run(now_s=3).exit_code == 0
-    assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {3}
-
-
-def test_a_journal_cut_off_before_its_first_commit(jobs: Jobs) -> None:
-    """SQLite has made the file, but there is nothing in it yet."""
-    with sqlite3.connect(jobs.journal) as db:
-        db.execute("PRAGMA journal_mode=WAL")
-    db.close()
-    assert jobs.journal.stat().st_size
-    jobs.write(*rows(2))
-    jobs.answers.write_text("precious")
-    for _ in range(2):
-        with pytest.raises(ConfigError, match="--overwrite"):
-            jobs.run()
-    jobs.answers.unlink()
-    assert jobs.run().exit_code == 0
-
-
-def test_answers_of_someone_else_are_not_replaced(jobs: Jobs) -> None:
-    jobs.write(*rows(2))
-    jobs.answers.write_text("precious")
-    with pytest.raises(ConfigError, match=r"out\.jsonl exists.*--overwrite"):
-        jobs.run()
-    assert jobs.answers.read_text() == "precious"
-    assert not jobs.journal.exists()
-    assert jobs.run(overwrite=True).exit_code == 0
-
-
-def test_failed_rows_stay_failed_until_asked(jobs: Jobs) -> None:
-    jobs.write(chat("a"), chat("b", "CRASH1"), chat("c", "REFUSE"), chat("d", tools=[{}]))
-    jobs.run()
-    assert ids(jobs.errors) == ["c", "d"]
-    assert jobs.run().status == "nothing to do"
-    assert jobs.run(retry_failed=True).exit_code == 3
-    assert jobs.summary["this_run"]["retried_rows"] == 2
-    assert ids(jobs.errors) == ["c", "d"]
-    assert ids(jobs.answers) == ["a", "b"]
-
-
-def test_limit_runs_the_first_rows_and_the_next_run_goes_on(jobs: Jobs) -> None:
-    jobs.write(*rows(10))
-    assert (r := jobs.run(limit=3)).status == "partial"
-    assert r.exit_code == 0
-    assert ids(jobs.answers) == ["r0", "r1", "r2"]
-    assert jobs.summary["rows"]["pending"] == 7
-    jobs.run(limit=3)
-    assert ids(jobs.answers) == [f"r{i}" for i in range(6)]
-    assert jobs.run(limit=100).status == "complete"
-    assert ids(jobs.answers) == [f"r{i}" for i in range(10)]
-
-
-def test_answers_do_not_depend_on_order_restart_or_company(jobs: Jobs, tmp_path: Path) -> None:
-    jobs.write(*rows(12))
-    jobs.run()
-    whole = {r["custom_id"]: r for r in read_rows(jobs.answers)}
-    other = Jobs(tmp_path / "other")
-    other.folder.mkdir()
-    other.write(*reversed(rows(12)))
-    for _ in range(4):
-        other.run(limit=3, engine={"max_num_seqs": 1})
-    assert {r["custom_id"]: r for r in read_rows(other.answers)} == whole
-    other.run(overwrite=True, seed=1)
-    assert {r["custom_id"]: r for r in read_rows(other.answers)} != whole
-
-
 def test_fail_fast_stops_before_the_engine_for_a_row_that_is_wrong(jobs: Jobs) -> None:
-    jobs.write(*rows(3), chat("x", tools=[{}]), "{bad")
+    jobs.write(*questions(3), chat("x", tools=[{}]), "{bad")
     with pytest.raises(JobError, match=r"line 4 \(custom_id 'x'\) failed: tools.*fail_fast"):
         jobs.run(fail_fast=True)
     assert not jobs.engines
@@ -283,7 +69,7 @@ def test_fail_fast_stops_before_the_engine_for_a_row_that_is_wrong(jobs: Jobs) -
 
 
 def test_fail_fast_stops_at_a_row_that_fails_in_the_run(jobs: Jobs) -> None:
-    jobs.write(*rows(30), chat("x", "y" * 600), *(chat(f"s{i}") for i in range(30)))
+    jobs.write(*questions(30), chat("x", "y" * 600), *(chat(f"s{i}") for i in range(30)))
     with pytest.raises(JobError, match=r"line 31.*context limit"):
         jobs.run(fail_fast=True)
     answered = ids(jobs.answers)
@@ -314,7 +100,7 @@ def test_dry_run_counts_and_leaves_nothing(jobs: Jobs) -> None:
     assert "line 5: the line is not valid JSON" in jobs.said.text
     assert not jobs.engines
     assert [p.name for p in jobs.folder.iterdir()] == ["in.jsonl"]
-    jobs.write(*rows(2))
+    jobs.write(*questions(2))
     assert jobs.run(dry_run=True).exit_code == 0
 
 
@@ -325,7 +111,7 @@ def test_dry_run_shows_twenty_bad_rows_and_counts_all(jobs: Jobs) -> None:
 
 
 def test_dry_run_works_beside_a_finished_job(jobs: Jobs) -> None:
-    jobs.write(*rows(2))
+    jobs.write(*questions(2))
     jobs.run()
     before = jobs.contents()
     assert jobs.run(dry_run=True).exit_code == 0
@@ -333,7 +119,7 @@ def test_dry_run_works_beside_a_finished_job(jobs: Jobs) -> None:
 
 
 def test_truncation_is_never_silent(jobs: Jobs) -> None:
-    jobs.write(*rows(3), chat("short", max_tokens=1))
+    jobs.write(*questions(3), chat("short", max_tokens=1))
     jobs.run()
     assert jobs.summary["finish_reasons"] == {"length": 1, "stop": 3}
     assert jobs.summary["truncated_rows"] == 1
@@ -360,20 +146,9 @@ def test_served_model_name_is_checked_and_answered_with(jobs: Jobs) -> None:
     assert error["response"]["body"]["error"]["code"] == "model_not_found"
 
 
-def test_the_input_may_not_change_while_the_job_runs(jobs: Jobs) -> None:
-    jobs.write(*rows(100))
-
-    def swap(point: str) -> None:
-        if point == "load":
-            write_rows(jobs.input, [chat(f"r{i}", "edited") for i in range(100)])
-
-    with pytest.raises(JobError, match="changed while the job runs"):
-        jobs.run(engine={"hook": swap})
-
-
 def test_a_journal_elsewhere(jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    jobs.write(*rows(2))
+    jobs.write(*questions(2))
     jobs.run(journal=str(tmp_path / "state" / "j.db"))
     assert not jobs.journal.exists()
     assert jobs.run(journal=str(tmp_path / "state" / "j.db")).status == "nothing to do"
@@ -382,7 +157,7 @@ def test_a_journal_elsewhere(jobs: Jobs, tmp_path: Path) -> None:
 
 
 def test_progress_is_told(jobs: Jobs) -> None:
-    jobs.write(*rows(60), "{bad")
+    jobs.write(*questions(60), "{bad")
     jobs.run(engine={"step_s": 0.02})
     last = jobs.said.moments[-1]
     assert (last.phase, last.total_rows, last.failed_rows) == ("run", 61, 1)
@@ -421,7 +196,7 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
     ],
 )
 def test_files_that_cannot_work(jobs: Jobs, options: dict[str, str], message: str) -> None:
-    jobs.write(*rows(1))
+    jobs.write(*questions(1))
     (jobs.folder / "folder").mkdir()
     absolute = {name: str(jobs.folder / value) for name, value in options.items()}
     with pytest.raises(ConfigError, match=message):
@@ -444,7 +219,7 @@ def test_inputs_that_cannot_be_read(jobs: Jobs, data: bytes, message: str) -> No
 
 
 def test_a_full_disk_is_a_job_error_and_loses_nothing(jobs: Jobs) -> None:
-    jobs.write(*rows(40))
+    jobs.write(*questions(40))
 
     def fill(point: str) -> None:
         if point == "step" and not jobs.answers.is_dir():
@@ -456,14 +231,6 @@ def test_a_full_disk_is_a_job_error_and_loses_nothing(jobs: Jobs) -> None:
     jobs.answers.rmdir()
     jobs.run()
     assert ids(jobs.answers) == [f"r{i}" for i in range(40)]
-
-
-def test_the_version_of_seesaw_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs.write(*rows(4))
-    jobs.run(limit=2)
-    monkeypatch.setattr("seesaw.batch.job.__version__", "99")
-    assert jobs.run().exit_code == 0
-    assert "goes on with 99" in jobs.said.text
 
 
 def test_options_make_flags() -> None:
