@@ -188,12 +188,17 @@ def _add_tokens(
     from tokenizers import AddedToken
 
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    pairs = list(zip(tokens, kinds, strict=True))
+    # A run of spaces that was respelled is no token of its own: normalisation makes it one.
+    pairs = [
+        (token, kind)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if token and backend.token_to_id(token) is not None
+    ]
     for special, wanted in ((True, _CONTROL), (False, _USER_DEFINED)):
         chosen = [
             AddedToken(token, special=special, normalized=False)
             for token, kind in pairs
-            if kind == wanted and token
+            if kind == wanted
         ]
         if special:
             backend.add_special_tokens(chosen)

@@ -281,6 +281,30 @@ def test_sentencepiece_from_metadata():
     assert plain.decode(plain.encode(" hello")) == " hello"
 
 
+def test_gemma_spells_runs_of_spaces_as_spaces():
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", "\n\n"]
+    tokens += [f"<0x{b:02X}>" for b in range(256)]
+    tokens += [SPACE, "a", "b", f"{SPACE}a", "ab"]
+    metadata = {
+        "general.architecture": "gemma3",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-1000.0] * len(tokens),
+        "tokenizer.ggml.token_type": [3, 3, 3, 3, 4, 4] + [6] * 256 + [1] * 5,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer = open_tokenizer(Path("gemma.gguf"), metadata, num_embeddings=len(tokens))
+    assert tokenizer.vocab_size == len(tokens)
+    text = "ab  a ab\n\nb"
+    ids = tokenizer.encode(text)
+    assert [tokens[i] for i in ids] == ["<bos>", "ab", "  ", "a", f"{SPACE}a", "b", "\n\n", "b"]
+    assert tokenizer.decode(ids) == text
+    assert "".join(pieces(tokenizer, ids, True)) == text
+
+
 def pieces(tokenizer, ids, skip) -> list[str]:
     detokenizer = tokenizer.detokenizer(skip_special_tokens=skip)
     return [*map(detokenizer.push, ids), detokenizer.flush()]

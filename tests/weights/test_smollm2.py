@@ -11,7 +11,7 @@ import torch
 
 from seesaw.config import EngineConfig
 from seesaw.weights.checkpoint import open_checkpoint
-from tests.weights.unfused import assert_same, unfuse
+from tests.weights.unfused import assert_same
 
 pytestmark = pytest.mark.model
 CPU = torch.device("cpu")
@@ -68,9 +68,6 @@ def test_gguf_equals_an_independent_conversion(smollm2_gguf, converted):
     assert theirs.spec.rms_norm_eps == pytest.approx(ours.spec.rms_norm_eps)
     assert theirs.eos_token_ids == ours.eos_token_ids
     assert_same(theirs.spec, theirs.load_params(torch.bfloat16, CPU), model)
-    full = unfuse(ours.spec, ours.load_params(torch.float32, CPU))
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(full[name].to(torch.bfloat16), tensor), name
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
