@@ -55,7 +55,7 @@ def load_executor(
         format_bytes(plan.weight_bytes),
         time.perf_counter() - start,
     )
-    decoder = Decoder(spec, params, plan.max_model_len)
+    decoder = Decoder(spec, params)
     kv = KVCache.allocate(
         spec.num_hidden_layers,
         plan.num_blocks,

@@ -77,11 +77,8 @@ class Decoder:
     """`params` are named and fused as `weights` loads them, all of one dtype and on one device; QKV
     rows are interleaved by KV head: its query heads, its K head, its V head."""
 
-    def __init__(
-        self, spec: ModelSpec, params: Mapping[str, torch.Tensor], max_model_len: int
-    ) -> None:
+    def __init__(self, spec: ModelSpec, params: Mapping[str, torch.Tensor]) -> None:
         self.spec = spec
-        self.max_model_len = max_model_len
         self._embedding = params["model.embed_tokens.weight"]
         self._final_norm = params["model.norm.weight"]
         self._head = params["lm_head.weight"]

@@ -18,9 +18,7 @@ GATHER_BYTES = 8 * 2**20
 """Most bytes of keys and values gathered at once (more only where one KV head of one row needs it):
 small enough to be read back from a cache, large enough to keep all cores busy."""
 SCORE_BYTES = 32 * 2**20
-"""Most bytes of masks and score matrices at once (more only where 16 queries of one row need
-it).
-"""
+"""Most bytes of masks and score matrices at once (more only where MIN_QUERIES of a row need it)."""
 MIN_QUERIES = 16
 MAX_WASTE = 0.25
 """Padding of a group, as a share of its queries and of its (query, key) pairs, that is always
@@ -46,9 +44,7 @@ class AttentionShape:
 
     @property
     def score_bytes(self) -> int:
-        """Bytes per (query, key): of a mask; unfused also of each head's score, twice in
-        float32.
-        """
+        """Per (query, key): of a mask; unfused also of each head's score, twice in float32."""
         return 16 * self.num_heads if self.unfused else 8
 
     def queries_at_once(self, num_rows: int, num_keys: int) -> int:
@@ -102,9 +98,7 @@ class AttentionPlan:
 
 @dataclass(slots=True)
 class _Row:
-    """`lo`: first key looked at, a multiple of the block size; keys, with padding to whole
-    blocks.
-    """
+    """`lo`: first key looked at, a multiple of the block size; `keys`: from there, whole blocks."""
 
     index: int
     token: int

@@ -51,8 +51,7 @@ def paged_attention(
     seq_lens         tokens of each row whose KV counts, this step's included, on the host
     sliding_window   a query sees this many keys, itself included; None = all before it
     soft_cap         scores become soft_cap * tanh(score / soft_cap)
-    plan             of `plan_attention` for the same rows and window: made once, used by every
-    layer
+    plan             of `plan_attention` for the same rows and window; one serves all layers
 
     What the pool holds beyond `seq_lens` has no influence, be it NaN. Beside its output the call
     allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_plan`.

@@ -67,7 +67,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     dtype = getattr(torch, job["dtype"])
     spec = make_spec(job["spec"])
-    decoder = Decoder(spec, random_params(spec, dtype), 2**20)
+    decoder = Decoder(spec, random_params(spec, dtype))
     tokens = [torch.zeros(count + before, dtype=torch.int64) for count, before in job["rows"]]
     rows = Rows(decoder, tokens, BLOCK_SIZE)
     rows.kv.pool.zero_()

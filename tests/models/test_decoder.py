@@ -50,7 +50,7 @@ def reference_logits(model: Any, tokens: list[torch.Tensor]) -> list[torch.Tenso
 def decoder_of(model: Any) -> Decoder:
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
-    return Decoder(spec_from_hf(config), fused_params(model), 512)
+    return Decoder(spec_from_hf(config), fused_params(model))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_logits_over_real_text(smollm2_gguf: Path) -> None:
 
     def ours(dtype: torch.dtype) -> torch.Tensor:
         params = checkpoint.load_params(dtype, CPU)
-        rows = Rows(Decoder(checkpoint.spec, params, 512), tokens, block_size=32)
+        rows = Rows(Decoder(checkpoint.spec, params), tokens, block_size=32)
         first = rows.step([length // 2 for length in lengths])
         second = rows.step([length - length // 2 for length in lengths])
         return torch.cat([part for pair in zip(first, second, strict=True) for part in pair])
