@@ -125,6 +125,15 @@ def test_blocks_without_content_are_reused_first_then_ends_before_beginnings() -
     assert pool.match([1, 2], 2) == ([], ROOT)
 
 
+def test_a_block_without_content_is_reused_before_older_ones_with_content() -> None:
+    pool = BlockPool(2, 2, enable_caching=True)
+    kept, empty = fill(pool, [1, 2]), pool.allocate(1)
+    pool.release(kept)
+    pool.release(empty)
+    assert pool.allocate(1) == empty
+    assert pool.match([1, 2], 2)[0] == kept
+
+
 def test_the_least_recently_used_content_goes_first() -> None:
     pool = BlockPool(3, 2, enable_caching=True)
     old, new = fill(pool, [1, 2]), fill(pool, [3, 4])

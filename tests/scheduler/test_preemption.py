@@ -52,6 +52,20 @@ def test_who_yields_with_tokens_pending_keeps_them() -> None:
     assert young.output_token_ids == [6, 16]
 
 
+def test_nobody_else_yields_while_blocks_are_on_their_way_back() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_steps_in_flight=3)
+    for index, name in enumerate(("old", "middle", "young")):
+        add(scheduler, name, prompt_of(7, 100 * (index + 1)), max_tokens=9)
+    first, second = step_of(scheduler), step_of(scheduler)
+    assert [scheduler.schedule() for _ in range(3)] == [None] * 3
+    assert (scheduler.stats.num_preemptions, scheduler.num_running) == (1, 2)
+    update(scheduler, first, 5, 6, 7)
+    update(scheduler, second, 15, 16, 17)
+    third = step_of(scheduler)
+    assert third.preempted == ["young"]
+    assert ids_of_rows(third) == ["old", "middle"]
+
+
 def test_who_yields_may_turn_out_to_have_ended() -> None:
     scheduler = make_scheduler(num_blocks=4, max_steps_in_flight=2)
     add(scheduler, "old", prompt_of(7), max_tokens=9)

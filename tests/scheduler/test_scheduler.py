@@ -167,6 +167,17 @@ def test_tokens_drawn_past_a_stop_are_dropped_and_blocks_kept_until_then() -> No
     assert scheduler.kv_usage == 0
 
 
+def test_blocks_come_back_with_the_last_step_that_uses_them() -> None:
+    scheduler = make_scheduler(num_blocks=16)
+    add(scheduler, "a", prompt_of(12), max_tokens=1)
+    first = step_of(scheduler)
+    add(scheduler, "b", prompt_of(3, 200))
+    second = step_of(scheduler)
+    assert ids_of_rows(second) == ["b"]
+    update(scheduler, first, 5)
+    assert scheduler.kv_usage == 1 / 16, "only b holds a block, though its step is in flight"
+
+
 def test_updates_out_of_order_wait_for_the_tokens_before_them() -> None:
     scheduler = make_scheduler(max_steps_in_flight=3)
     request = add(scheduler, "a", prompt_of(3), logprobs=0)

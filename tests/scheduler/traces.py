@@ -201,6 +201,9 @@ class _Player:
         config = self.trace.config
         assert 0 < step.num_tokens <= config.max_num_batched_tokens
         assert sum(len(lane.rows) for lane in step.lanes) <= config.max_num_seqs
+        for row in (row for lane in step.lanes for row in lane.rows):
+            most = num_positions(self.trace.scripts[int(row.request_id)], config.max_model_len)
+            assert row.token_start + row.num_tokens < most, f"{row} runs past the last token"
         self.outputs.append(step)
         self.pending.append(self.worker.execute(step))
 
