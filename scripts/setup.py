@@ -115,7 +115,7 @@ def run_quietly(what, command):
     def collect():
         for line in process.stdout:
             lines.append(line.rstrip())
-            if not line.startswith(("WARNING", "  ")):
+            if line.strip() and not line.lstrip().startswith("WARNING"):
                 doing.append(line.strip())
 
     reader = threading.Thread(target=collect, daemon=True)
