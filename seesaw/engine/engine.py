@@ -73,6 +73,9 @@ class Engine:
         checkpoint = open_checkpoint(config)
         self.config = config
         self._encoder = PromptEncoder(config, checkpoint)
+        if defaults := self._encoder.default_sampling:
+            told = ", ".join(f"{name}={value}" for name, value in defaults.items())
+            logger.info("sampling defaults of the model (generation_config.json): %s", told)
         self.memory_plan: MemoryPlan
         self._executor: Executor
         self._executor, self.memory_plan = load_executor(config, checkpoint, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,17 @@ def test_a_prompt_that_cannot_be_served_fails_alone(
     assert expected["The dog"] in captured.out
     assert "seesaw: error: prompt 1:" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_sampling_defaults_of_the_model_are_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    settings = {"temperature": 0.25, "top_k": 7, "max_new_tokens": 3}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    assert run(str(copy), "--prompt", "The dog", "--ignore-eos", "--output-json", "-") == 0
+    captured = capsys.readouterr()
+    assert "temperature=0.25, top_k=7, max_tokens=3" in captured.err
+    (result,) = json.loads(captured.out)["results"]
+    assert len(result["outputs"][0]["token_ids"]) == 3
