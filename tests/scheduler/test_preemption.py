@@ -99,6 +99,15 @@ def test_nobody_new_comes_in_while_someone_had_to_yield() -> None:
     assert ids_of_rows(step_of(scheduler)) == ["old"]
 
 
+def test_who_yielded_goes_before_those_who_never_ran() -> None:
+    scheduler, _, _ = two_in_a_full_pool(max_steps_in_flight=1)
+    add(scheduler, "new", [1], max_tokens=1)
+    step = step_of(scheduler)
+    scheduler.finish("old", "abort")
+    update(scheduler, step, 5)
+    assert ids_of_rows(step_of(scheduler)) == ["young", "new"]
+
+
 def test_blocks_are_kept_back_from_new_requests_only() -> None:
     scheduler = make_scheduler({"block_watermark": 0.5}, num_blocks=8, max_steps_in_flight=1)
     old = add(scheduler, "old", prompt_of(20), max_tokens=12)  # may take all: nobody else runs
