@@ -92,6 +92,7 @@ class Instruments:
             (journal.Journal, "finish", "commit"),
             (writer, "append", "append"),
             (os, "replace", "rename"),
+            (journal.Journal, "results", "write"),
             (os, "fsync", "write"),
             (job_module, "make_summary", "summary"),
         ):
@@ -152,59 +153,86 @@ def without_created(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def make_input(path: Path, rng: random.Random) -> None:
+def make_lines(rng: random.Random) -> list[str]:
+    """Rows that are answered, and six that fail, each for another reason."""
     faults = {5: "REFUSE", 17: "BADTEMPLATE", 30: "ERROR"}
-    with path.open("w") as file:
-        for i in range(NUM_ROWS):
-            text = f"{faults.get(i, 'question')} {rng.random()} {'x' * rng.randrange(200)}"
-            body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
-            if i == 40:
-                body["tools"] = [{}]
-            custom_id = "row 3" if i == 50 else f"row {i}"
-            line = {"custom_id": custom_id, "url": "/v1/chat/completions", "body": body}
-            file.write("not json\n" if i == 20 else json.dumps(line) + "\n")
+    lines = []
+    for i in range(NUM_ROWS):
+        text = f"{faults.get(i, 'question')} {rng.random()} {'x' * rng.randrange(200)}"
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if i == 40:
+            body["tools"] = [{}]
+        custom_id = "row 3" if i == 50 else f"row {i}"
+        line = {"custom_id": custom_id, "url": "/v1/chat/completions", "body": body}
+        lines.append("not json" if i == 20 else json.dumps(line))
+    return lines
+
+
+def edit_lines(lines: list[str], rng: random.Random) -> list[str]:
+    """Rows removed and added, the rest in another order; another one is there twice."""
+    kept = lines[10:50] + lines[51:]
+    added = [line.replace('"row ', '"new ') for line in make_lines(rng)[:5]]
+    return [*rng.sample(kept + added, len(kept) + len(added)), lines[45]]
 
 
 def check_end(folder: Path, seen: dict[str, bytes]) -> None:
     """The finished files against those of a run that was never killed."""
     options = {"input": str(folder / "in.jsonl"), "output": str(folder / "reference.jsonl")}
-    assert run_job(options, {"max_num_seqs": 4}, reporter=Quiet(), clock=time.time_ns) == 3
+    code = run_job(
+        {**options, "overwrite": True}, {"max_num_seqs": 4}, reporter=Quiet(), clock=time.time_ns
+    )
+    assert code == 3
     assert without_created(folder / "out.jsonl") == without_created(folder / "reference.jsonl")
     errors = (folder / "out.errors.jsonl").read_bytes()
     assert errors == (folder / "reference.errors.jsonl").read_bytes()
-    final = whole_lines(folder / "out.jsonl")
-    assert len(final) == NUM_ROWS - 6
-    assert seen.items() <= final.items(), "a finished row changed"
-    assert not list(folder.glob("*.tmp")), "a temporary file is left"
-    summary = json.loads((folder / "out.summary.json").read_text())
-    assert summary["rows"]["answered"] == NUM_ROWS - 6
-    assert summary["rows"]["failed"] == 6
+    assert seen.items() <= whole_lines(folder / "out.jsonl").items(), "a finished row changed"
+    assert not list(folder.glob(".*.tmp")), "a temporary file is left"
+    summary, reference = (
+        json.loads((folder / f"{name}.summary.json").read_text())["rows"]
+        for name in ("out", "reference")
+    )
+    assert summary == reference
 
 
 def main(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     active = mmap.mmap(-1, len(PHASES))
     hits: collections.Counter[str] = collections.Counter()
-    kills = jobs = 0
-    while kills < num_kills:
+    jobs = 0
+    while hits["kills"] < num_kills:
         work = folder / f"job{jobs}"
         work.mkdir(parents=True)
-        make_input(work / "in.jsonl", rng)
-        options = {"input": str(work / "in.jsonl"), "output": str(work / "out.jsonl")}
+        first = make_lines(rng)
         seen: dict[str, bytes] = {}
-        while True:
-            status, how = fork_job(options, rng, active)
-            if not os.WIFSIGNALED(status):
-                assert os.WEXITSTATUS(status) == 3, f"exit code {os.WEXITSTATUS(status)}"
-                break
-            kills += 1
-            hits.update([how, *(p for i, p in enumerate(PHASES) if active[i])])
-            now = whole_lines(work / "out.jsonl")
-            assert seen.items() <= now.items(), "a row was lost or altered"
-            seen = now
-        check_end(work, seen)
+        for lines in (first, edit_lines(first, rng)):
+            (work / "in.jsonl").write_text("\n".join(lines))
+            present = {json.loads(line)["custom_id"] for line in lines if line[0] == "{"}
+            seen = {name: line for name, line in seen.items() if name in present}
+            seen = kill_until_done(work, seen, present, rng, active, hits)
+            check_end(work, seen)
         jobs += 1
-    return {"kills": kills, "jobs": jobs, "hits": dict(hits)}
+    return {"kills": hits.pop("kills"), "jobs": jobs, "hits": dict(hits)}
+
+
+def kill_until_done(
+    work: Path,
+    seen: dict[str, bytes],
+    present: set[str],
+    rng: random.Random,
+    active: mmap.mmap,
+    hits: collections.Counter[str],
+) -> dict[str, bytes]:
+    """Run the job until it ends by itself -> the rows that the last kill left in the file."""
+    options = {"input": str(work / "in.jsonl"), "output": str(work / "out.jsonl")}
+    while True:
+        status, how = fork_job(options, rng, active)
+        if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 3, f"exit code {os.WEXITSTATUS(status)}"
+            return seen
+        hits.update(["kills", how, *(p for i, p in enumerate(PHASES) if active[i])])
+        now = whole_lines(work / "out.jsonl")
+        assert seen.items() <= now.items(), "a row was lost or altered"
+        seen = {name: line for name, line in now.items() if name in present}
 
 
 if __name__ == "__main__":

@@ -160,6 +160,39 @@ def test_overwrite_cut_off_at_its_start_is_resumed(
     assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {3}
 
 
+@pytest.mark.parametrize("change", ["remove", "reorder", "break", "mend"])
+def test_a_changed_input_cut_off_after_the_scan(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The journal is right already, the files are not: the next run may not call it done."""
+    before, after = [*questions(4), "{bad"], [*questions(4), "{bad"]
+    if change == "remove":
+        after = after[1:]
+    elif change == "reorder":
+        after = [after[1], after[0], *after[2:]]
+    elif change == "break":
+        after.append("{worse")
+    else:
+        after.pop()
+    jobs.write(*before)
+    jobs.run()
+    jobs.write(*after)
+
+    def cut_off(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("seesaw.batch.job._Job._run_and_write", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run()
+    jobs.run()
+    assert ids(jobs.answers) == [row["custom_id"] for row in after if isinstance(row, dict)]
+    assert jobs.errors.exists() == (change != "mend")
+    assert jobs.run().status == "nothing to do"
+    if change == "break":
+        assert len(read_rows(jobs.errors)) == 2
+
+
 def test_a_journal_cut_off_before_its_first_commit(jobs: Jobs) -> None:
     """SQLite has made the file, but there is nothing in it yet."""
     with sqlite3.connect(jobs.journal) as db:
