@@ -51,7 +51,7 @@ _PRE = {
     "gpt-2": _Pre(),
     "smollm": _Pre(single_digits=True),
     "qwen2": _Pre(_QWEN2, nfc=True),
-    "deepseek-r1-qwen": _Pre(_QWEN2, bos=True),
+    "deepseek-r1-qwen": _Pre(_QWEN2),
     "llama-bpe": _Pre(_LLAMA3, ignore_merges=True, bos=True),
     "llama3": _Pre(_LLAMA3, ignore_merges=True, bos=True),
     "tekken": _Pre(_TEKKEN, ignore_merges=True, bos=True),

@@ -6,13 +6,13 @@ tokenizer_config.json was for classes without one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seesaw.errors import ModelError
 from seesaw.tokenizer.chat_template import ChatTemplate
+from seesaw.tokenizer.json_file import read_json
 from seesaw.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,15 +47,7 @@ def from_directory(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: got a JSON {type(value).__name__}, expected an object.")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:

@@ -17,6 +17,7 @@ from seesaw.config import EngineConfig, format_bytes
 from seesaw.errors import ModelError
 from seesaw.families import ModelSpec, spec_from_hf
 from seesaw.tokenizer import Tokenizer, open_tokenizer
+from seesaw.tokenizer.json_file import read_json
 from seesaw.weights import gguf_model, safetensors_dir
 from seesaw.weights.gguf_file import GGUFFile, read_gguf
 from seesaw.weights.resolve import fetch, resolve
@@ -109,7 +110,7 @@ class Checkpoint:
 
 def _open_directory(config: EngineConfig, folder: Path) -> Checkpoint:
     path = folder / "config.json"
-    hf_config = safetensors_dir.read_json(path)
+    hf_config = read_json(path)
     tensors = safetensors_dir.read_tensors(folder)
     text_config = hf_config.get("text_config")
     configs = [hf_config, text_config] if isinstance(text_config, dict) else [hf_config]
@@ -125,7 +126,7 @@ def _open_directory(config: EngineConfig, folder: Path) -> Checkpoint:
         config,
         folder,
         spec,
-        safetensors_dir.read_json(generation) if generation.is_file() else {},
+        read_json(generation) if generation.is_file() else {},
         tensors,
     )
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from seesaw.config import LoadFormat
 from seesaw.errors import ConfigError, ModelError
-from seesaw.weights.safetensors_dir import INDEX, SINGLE, read_json, weight_files
+from seesaw.tokenizer.json_file import read_json
+from seesaw.weights.safetensors_dir import INDEX, SINGLE, weight_files
 
 # What a model needs beside its weights; what else a repository holds is not fetched.
 SIDE_FILES = (

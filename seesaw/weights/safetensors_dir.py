@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seesaw.errors import ModelError
+from seesaw.tokenizer.json_file import read_json
 from seesaw.weights.stored import PLAIN, StoredTensor, by_name
 
 INDEX = "model.safetensors.index.json"
@@ -21,19 +22,6 @@ _TEXT_PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": 
                   "model.language_model.": "model."}  # fmt: skip
 OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
                "model.multi_modal_projector.")  # fmt: skip
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. ModelError where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: not readable as JSON ({error}). Download the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: got a JSON {type(value).__name__}, expected an object.")
-    return value
 
 
 def weight_files(folder: Path) -> list[Path]:

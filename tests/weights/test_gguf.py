@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from seesaw.config import EngineConfig
 from seesaw.errors import ModelError, SeesawError
 from seesaw.weights.checkpoint import open_checkpoint
-from tests.checkpoints import FAMILIES, tiny_config, tiny_model
+from tests.checkpoints import FAMILIES, SENTENCES, tiny_config, tiny_model
 from tests.weights.gguf_files import GGUF_ARCH, write_gguf
 from tests.weights.unfused import unfuse
 
@@ -186,6 +186,26 @@ def test_tokenizer_template_and_eos_come_from_the_metadata(write, tokenizer_fold
     assert ours.encode(text) == theirs.encode(text)
     assert ours.decode(ours.encode(text), skip_special_tokens=False) == text
     assert set(checkpoint.eos_token_ids) == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "pre"),
+    [("llama", "gpt-2"), ("llama", "llama-bpe"), ("llama", "tekken"), ("qwen2", "qwen2"),
+     ("qwen2", "deepseek-r1-qwen")],
+)  # fmt: skip
+def test_pre_tokenizers_cut_as_those_of_transformers(write, family, pre):
+    from transformers import AutoTokenizer
+
+    bos = pre in ("llama-bpe", "tekken")
+    extra = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": bos}
+    path, _, _ = write(family, extra=extra)
+    ours = opened(path).tokenizer()
+    reference = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    texts = [*SENTENCES, "I'LL we've\r\n\n  x==1234567,  y!!\n", "ǅ aBcDeF \t/\n ½", " ", ""]
+    for text in texts:
+        assert ours.encode(text) == reference.encode(text), text
+    path, _, _ = write(family, extra={"tokenizer.ggml.pre": pre})
+    assert (opened(path).tokenizer().encode("a")[0] == 0) == bos, "the default of llama.cpp"
 
 
 def test_sampling_defaults(write):
