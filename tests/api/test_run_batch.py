@@ -1,0 +1,124 @@
+"""`seesaw run-batch` end to end over a tiny checkpoint: flags in, files, codes and JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seesaw import cli
+from seesaw.api.commands.run_batch import _resume_command
+from seesaw.engine import engine
+
+SETTINGS = ("--device-memory", "256MiB", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Callable[..., Path]) -> str:
+    return str(tiny_checkpoint("llama"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: str) -> list[str]:
+    """The arguments of a job of three good rows."""
+    write_rows(tmp_path / "in.jsonl", [{"max_tokens": 4}] * 3)
+    files = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    return ["run-batch", *files, "--model", model, *SETTINGS]
+
+
+def write_rows(path: Path, bodies: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "custom_id": f"row-{number}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": f"The dog {number}", "temperature": 0, **body},
+        }
+        for number, body in enumerate(bodies)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_a_job_and_its_resume(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, "--output-json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["rows"]["answered"] == 3
+    answers = (tmp_path / "out.jsonl").read_bytes()
+    assert [json.loads(line)["custom_id"] for line in answers.splitlines()] == [
+        "row-0", "row-1", "row-2",
+    ]  # fmt: skip
+    assert run(job) == 0
+    captured = capsys.readouterr()
+    assert "nothing to do" in captured.err
+    assert captured.out == ""
+    assert (tmp_path / "out.jsonl").read_bytes() == answers
+
+
+def test_failed_rows_exit_with_3(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [{"max_tokens": 2}, {"max_tokens": -1}])
+    assert run(job) == 3
+    assert "out.errors.jsonl" in capsys.readouterr().err
+
+
+def test_dry_run_makes_no_engine(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", lambda *_, **__: pytest.fail("an engine was made"))
+    assert run([*job, "--dry-run"]) == 0
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_flags_reach_the_job(job: list[str], tmp_path: Path) -> None:
+    assert run([*job, "--limit", "1", "--journal", str(tmp_path / "elsewhere.sqlite")]) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "elsewhere.sqlite").exists()
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_standard_output_stays_clean(job: list[str]) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "seesaw", *job, "--output-json", "-"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "xterm"},
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    out, _ = process.communicate()
+    assert process.returncode == 0, shown.decode()
+    assert json.loads(out)["rows"]["answered"] == 3
+    assert "loading the model" in shown.decode()
+    assert "3 of 3 rows answered" in shown.decode()
+    assert b"\x1b[3" not in shown  # NO_COLOR: the cursor moves, nothing is coloured
+
+
+def test_the_resume_command_can_be_pasted_and_keeps_what_is_done() -> None:
+    argv = ["/bin/seesaw", "run-batch", "-i", "my file.jsonl", "--overwrite", "-o", "out.jsonl"]
+    assert _resume_command(argv) == "seesaw run-batch -i 'my file.jsonl' -o out.jsonl"
