@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +100,7 @@ class Engine:
         self._arrivals: list[_Arrival] = []
         self._aborts: list[str] = []
         self._live: set[str] = set()
+        self._serial = itertools.count()
         self._ready: list[RequestOutput] = []  # answers of zero tokens
         self._dead: EngineDeadError | None = None
         self._closed = False
@@ -171,8 +173,9 @@ class Engine:
         encoded = self.check_request(prompt, sampling)
         requests = [
             Request(
-                # Ids of siblings cannot collide with a caller's by accident.
-                request_id if sampling.n == 1 else f"{request_id}\0{index}",
+                # Unique for good: a caller may use an id again while the scheduler still waits for
+                # steps in flight of its first use.
+                f"{request_id}#{next(self._serial)}",
                 encoded.token_ids,
                 sampling,
                 seed=self._seed(request_id, sampling, index),
@@ -235,6 +238,10 @@ class Engine:
         except EngineDeadError as error:
             self._dead = error
             raise
+        except Exception as error:
+            # A policy, or seesaw itself, failed halfway: scheduler and worker may disagree now.
+            self._dead = EngineDeadError(f"a step failed: {type(error).__name__}: {error}")
+            raise self._dead from error
         finished = [output.request_id for output in outputs if output.finished]
         with self._lock:
             self._live.difference_update(finished)

@@ -12,6 +12,7 @@ import pytest
 from seesaw import LLM, ConfigError, Engine, EngineConfig, EngineDeadError, RequestError
 from seesaw.engine.worker import Worker
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.policies.continuous import Continuous
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SETTINGS = {"dtype": "float32", "device": "cpu", "device_memory": "256MiB", "max_num_seqs": 8}
@@ -258,9 +259,32 @@ def test_an_id_in_use_is_refused(path):
         engine.add_request("a", [5], GREEDY)
         with pytest.raises(RequestError, match="'a' is in use"):
             engine.add_request("a", [5], GREEDY)
-        while engine.has_unfinished_requests():
-            engine.step()
+        run_to_the_end(engine)
+        for _ in range(5):  # used again as soon as it is free, with steps still in flight
+            engine.add_request("a", [5], SamplingParams(temperature=0, max_tokens=3))
+            run_to_the_end(engine)
+
+
+class FailingPolicy(Continuous):
+    """Plans well until the third step."""
+
+    calls = 0
+
+    def plan(self, step):
+        self.calls += 1
+        if self.calls == 3:
+            raise LookupError("a test's doing")
+        super().plan(step)
+
+
+def test_a_policy_that_fails_kills_the_engine_with_its_cause(path):
+    policy = f"{__name__}:FailingPolicy"
+    with Engine(EngineConfig(model=path, **SETTINGS, policy=policy)) as engine:
         engine.add_request("a", [5], GREEDY)
+        with pytest.raises(EngineDeadError, match="LookupError: a test's doing"):
+            run_to_the_end(engine)
+        with pytest.raises(EngineDeadError, match="dead"):
+            engine.step()
 
 
 def test_growing_outputs_where_asked_for(path):
