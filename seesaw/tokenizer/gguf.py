@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CONTROL, _USER_DEFINED = 3, 4
 _ANOTHER = "Name a directory with the model's tokenizer.json: --tokenizer DIR."
+_ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 _SPACE = "▁"
 
 _LLAMA3 = (
@@ -96,17 +97,27 @@ def from_gguf(
             f"{place}: its tokenizer metadata are damaged ({error}). Download the file again, or "
             "name a directory with the model's tokenizer.json: --tokenizer DIR."
         ) from error
-    ends = [_token_id(metadata, key, tokens) for key in ("eos", "eot", "eom")]
-    eos_ids = tuple(dict.fromkeys(index for index in ends if index is not None))
     own = metadata.get("tokenizer.chat_template")
     if template is None and isinstance(own, str):
         template = ChatTemplate(own, place)
+    eos_ids = _eos_ids(metadata, tokens, own if isinstance(own, str) else "")
     return Tokenizer(backend, special, eos_ids, template, num_embeddings)
 
 
 def _token_id(metadata: Mapping[str, Any], key: str, tokens: list[str]) -> int | None:
     index = metadata.get(f"tokenizer.ggml.{key}_token_id")
     return index if isinstance(index, int) and 0 <= index < len(tokens) else None
+
+
+def _eos_ids(metadata: Mapping[str, Any], tokens: list[str], template: str) -> tuple[int, ...]:
+    """What ends an answer: the ids that the file names, and the end of a turn that its own template
+    writes, as many files name only the end of a document."""
+    found = [_token_id(metadata, key, tokens) for key in ("eos", "eot", "eom")]
+    kinds = metadata.get("tokenizer.ggml.token_type") or []
+    for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
+        if kind == _CONTROL and token in _ENDS_OF_TURN and token in template:
+            found.append(index)
+    return tuple(dict.fromkeys(index for index in found if index is not None))
 
 
 def _byte_level(

@@ -20,6 +20,7 @@ SIDE_FILES = (
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def resolve(model: str, revision: str | None, load_format: LoadFormat) -> Path:
@@ -146,12 +147,13 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
 
 
 def _is_complete(folder: Path, weights: bool) -> bool:
+    """Whether a snapshot in the cache, which others may have begun, holds all that is needed."""
     if not weights:
-        return (folder / "tokenizer_config.json").is_file()
+        return any((folder / name).is_file() for name in _VOCABULARIES)
     if not (folder / "config.json").is_file():
         return False
-    files = weight_files(folder)
-    return bool(files) and all(path.is_file() for path in files)
+    has_weights = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+    return has_weights and all(path.is_file() for path in weight_files(folder))
 
 
 def _wanted_files(name: str, revision: str | None, weights: bool) -> list[str]:

@@ -188,6 +188,14 @@ def test_tokenizer_template_and_eos_come_from_the_metadata(write, tokenizer_fold
     assert set(checkpoint.eos_token_ids) == {2, 3}
 
 
+def test_end_of_turn_of_the_template_ends_an_answer(write):
+    only_document = {"tokenizer.ggml.eos_token_id": 0}
+    path, _, _ = write("llama", extra=only_document)
+    assert set(opened(path).eos_token_ids) == {0, 2}
+    path, _, _ = write("llama", extra={**only_document, "tokenizer.chat_template": None})
+    assert opened(path).eos_token_ids == (0,)
+
+
 @pytest.mark.parametrize(
     ("family", "pre"),
     [("llama", "gpt-2"), ("llama", "llama-bpe"), ("llama", "tekken"), ("qwen2", "qwen2"),

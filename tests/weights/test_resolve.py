@@ -111,6 +111,11 @@ def test_offline_and_not_in_the_cache(cache, no_network, monkeypatch, tiny_check
     folder = put_in_cache(cache, "someone/tiny", source)
     next(folder.glob("*.safetensors")).unlink()
     assert_parts(error_of("someone/tiny"), "not (wholly) in the cache")
+    # What another tool fetched of the same repository is no model to us.
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    assert_parts(error_of("someone/tiny"), "not (wholly) in the cache")
 
 
 def test_partly_cached_model_is_completed(cache, monkeypatch, tiny_checkpoint):
@@ -179,7 +184,7 @@ def test_name_that_no_hub_has(cache):
     assert_parts(error_of("someone/tiny", load_format="gguf"), "load_format='gguf'", "path")
 
 
-def test_tokenizer_of_another_directory(tiny_checkpoint, tmp_path):
+def test_tokenizer_of_another_directory(cache, no_network, tiny_checkpoint, tmp_path):
     source = tiny_checkpoint("llama")
     bare = Path(shutil.copytree(source, tmp_path / "bare"))
     (bare / "tokenizer.json").unlink()
@@ -188,6 +193,9 @@ def test_tokenizer_of_another_directory(tiny_checkpoint, tmp_path):
     checkpoint = open_checkpoint(EngineConfig(model=str(bare), tokenizer=str(source)))
     whole = open_checkpoint(EngineConfig(model=str(source)))
     assert checkpoint.tokenizer().encode("a dog") == whole.tokenizer().encode("a dog")
+    put_in_cache(cache, "someone/tokenizer", source)
+    by_name = open_checkpoint(EngineConfig(model=str(bare), tokenizer="someone/tokenizer"))
+    assert by_name.tokenizer().encode("a dog") == whole.tokenizer().encode("a dog")
     with pytest.raises(ConfigError, match="no such file or directory"):
         open_checkpoint(EngineConfig(model=str(bare), tokenizer="/gone")).tokenizer()
 
