@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seesaw.errors import ConfigError, ModelError, RequestError
+from seesaw.errors import ConfigError, RequestError
 from seesaw.tokenizer import open_tokenizer
 from tests.checkpoints import SENTENCES, write_tokenizer
 
@@ -396,8 +396,3 @@ def test_fingerprint_follows_what_changes_ids(folder, tmp_path_factory):
     shutil.copy(folder / "tokenizer_config.json", other)
     configure(other, eos_token="<|endoftext|>")
     assert open_tokenizer(other).fingerprint != first
-
-
-def test_unknown_model_of_gguf_tokenizer():
-    with pytest.raises(ModelError, match="'rwkv', expected gpt2 or llama"):
-        sentencepiece(**{"tokenizer.ggml.model": "rwkv"})
