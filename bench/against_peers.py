@@ -15,22 +15,19 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
 
 
 def seesaw_s(args: argparse.Namespace) -> float:
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [
-            sys.executable, "-m", "seesaw", "bench", "throughput", "--model", args.model,
-            "--num-prompts", args.num_prompts, "--input-len", args.input_len,
-            "--output-len", args.output_len, "--repeats", 1, "--dtype", "bfloat16",
-            "--output-json", file.name,
-        ]  # fmt: skip
-        run(command)
-        return float(json.load(file)["elapsed_s"])
+    command = [
+        sys.executable, "-m", "seesaw", "bench", "throughput", "--model", args.model,
+        "--num-prompts", args.num_prompts, "--input-len", args.input_len,
+        "--output-len", args.output_len, "--repeats", 1, "--dtype", "bfloat16",
+        "--output-json", "-",
+    ]  # fmt: skip
+    return float(json.loads(run(command))["elapsed_s"])
 
 
 def peer_s(args: argparse.Namespace) -> float:
