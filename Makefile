@@ -8,10 +8,10 @@ ARGS ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format check clean
+.PHONY: help setup demo test gpu-check lint format check clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## .venv with everything in it (a second when up to date)
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: no $(PYTHON) here. Install it: \
@@ -23,6 +23,10 @@ demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch fla
 
 test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)
+
+gpu-check: ## ops and engine on an NVIDIA GPU; needs torch, transformers and pytest, no install
+	$(PYTHON) -m pytest --device cuda tests/ops/test_registry.py tests/engine/test_equivalence.py \
+		tests/engine/test_llm.py
 
 lint: setup ## ruff, formatting, types
 	$(BIN)/ruff check .

@@ -10,6 +10,16 @@ import pytest
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where ops and engine run: cpu or cuda")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device under test; `make gpu-check` sets cuda."""
+    return str(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_checkpoint(family, **overrides)` -> directory; equal arguments give the same one."""

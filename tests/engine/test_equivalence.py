@@ -37,23 +37,29 @@ def random_prompts(count: int, longest: int) -> list[list[int]]:
     return prompts
 
 
-def answers(model, prompts, sampling=GREEDY, **settings) -> list[list[int]]:
+@pytest.fixture(scope="module")
+def make(device):
+    """An LLM with small settings, some of them overridden."""
+
+    def made(model, **settings) -> LLM:
+        defaults = {"dtype": "float32", "device": device, "device_memory": "1GiB"}
+        return LLM(str(model), **(defaults | {"block_size": 16} | settings))
+
+    return made
+
+
+def answers(make, model, prompts, sampling=GREEDY, **settings) -> list[list[int]]:
     with make(model, **settings) as llm:
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
     return [output.outputs[0].token_ids for output in outputs]
 
 
-def make(model, **settings) -> LLM:
-    defaults = {"dtype": "float32", "device": "cpu", "device_memory": "256MiB", "block_size": 16}
-    return LLM(str(model), **(defaults | settings))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ids_equal_those_of_transformers(family, tiny_checkpoint):
+def test_ids_equal_those_of_transformers(family, tiny_checkpoint, make):
     path = tiny_checkpoint(family)
     prompts = random_prompts(8, 90)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    got = answers(path, prompts)
+    got = answers(make, path, prompts)
     assert {len(answer) for answer in got} == {GREEDY.max_tokens}
     expected = [greedy(reference, *pair) for pair in zip(prompts, got, strict=True)]
     ties = count_near_ties(got, expected)
@@ -61,11 +67,11 @@ def test_ids_equal_those_of_transformers(family, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-def test_ids_do_not_depend_on_how_the_work_is_cut(family, tiny_checkpoint):
+def test_ids_do_not_depend_on_how_the_work_is_cut(family, tiny_checkpoint, make):
     """Alone or together, chunked or whole, shared or computed, preempted or not, any block size."""
     path = tiny_checkpoint(family)
     prompts = random_prompts(64, 70)
-    expected = answers_alone(path, prompts)
+    expected = answers_alone(make, path, prompts)
     for settings in (
         {},
         {"enable_prefix_caching": False},
@@ -75,12 +81,12 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(family, tiny_checkpoint):
         {"max_model_len": 100, "max_num_seqs": 5},
         {"block_size": 1, "max_num_seqs": 9},
     ):
-        got = answers(path, prompts, **settings)
+        got = answers(make, path, prompts, **settings)
         ties = count_near_ties(got, expected)
         assert ties <= 3, f"{settings}: {ties} of {len(prompts)} answers part at near-ties"
 
 
-def answers_alone(path, prompts):
+def answers_alone(make, path, prompts):
     """What transformers answers, after a check that we answer the same to each prompt alone."""
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with make(path, enable_prefix_caching=False) as llm:
@@ -90,24 +96,26 @@ def answers_alone(path, prompts):
     return expected
 
 
-def test_a_pool_that_is_too_small_for_all_preempts_and_still_answers_the_same(tiny_checkpoint):
+def test_a_pool_that_is_too_small_for_all_preempts_and_still_answers_the_same(
+    tiny_checkpoint, make
+):
     path = tiny_checkpoint("llama")
     prompts = random_prompts(24, 60)
-    expected = answers_alone(path, prompts)
-    with make(path, max_model_len=96, max_num_seqs=24, device_memory=tight(path)) as llm:
+    expected = answers_alone(make, path, prompts)
+    with make(path, max_model_len=96, max_num_seqs=24, device_memory=tight(make, path)) as llm:
         outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
         assert llm.engine.stats.scheduler.num_preemptions > 0
     assert count_near_ties([o.outputs[0].token_ids for o in outputs], expected) <= 2
 
 
-def tight(path) -> str:
+def tight(make, path) -> str:
     """A budget that leaves KV for about three of the longest requests."""
     with make(path, max_model_len=96, max_num_seqs=24) as llm:
         plan = llm.engine.memory_plan
     return str(plan.weight_bytes + plan.work_bytes + 18 * plan.block_bytes)
 
 
-def test_bf16_logprobs_are_close_to_float32(tiny_checkpoint):
+def test_bf16_logprobs_are_close_to_float32(tiny_checkpoint, make):
     """bf16 keeps 8 bits: over 3 layers the log-probability of a token moves by less than 0.15."""
     path = tiny_checkpoint("qwen3")
     prompts = random_prompts(6, 40)
@@ -125,7 +133,7 @@ def test_bf16_logprobs_are_close_to_float32(tiny_checkpoint):
 
 
 @pytest.mark.model
-def test_smollm2_answers_as_transformers_does(smollm2_gguf):
+def test_smollm2_answers_as_transformers_does(smollm2_gguf, make):
     """16 real prompts x 64 tokens; transformers loads the same file by its own conversion."""
     folder, name = smollm2_gguf.parent, smollm2_gguf.name
     reference = AutoModelForCausalLM.from_pretrained(

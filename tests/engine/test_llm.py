@@ -15,7 +15,12 @@ from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.policies.continuous import Continuous
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-SETTINGS = {"dtype": "float32", "device": "cpu", "device_memory": "256MiB", "max_num_seqs": 8}
+SETTINGS = {"dtype": "float32", "device_memory": "1GiB", "max_num_seqs": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_device_under_test(device):
+    SETTINGS["device"] = device
 
 
 @pytest.fixture(scope="module")

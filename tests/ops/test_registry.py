@@ -33,15 +33,26 @@ def assert_equal(got: Any, expected: Any, tolerance: Tolerance) -> None:
         )
 
 
+def on(device: str, value: Any) -> Any:
+    """`value` with its tensors on `device`."""
+    if isinstance(value, tuple):
+        return tuple(on(device, one) for one in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 @pytest.mark.parametrize(("op", "case", "dtype"), DTYPE_CASES)
-def test_function_equals_reference(op: Op, case: Case, dtype: torch.dtype) -> None:
+def test_function_equals_reference(op: Op, case: Case, dtype: torch.dtype, device: str) -> None:
+    """The function on the device under test; the reference always on the CPU."""
     seed = random.randrange(2**31)
     inputs = op.make_inputs(torch.Generator().manual_seed(seed), case, dtype)
     # deepcopy keeps strides and shared storage, as views of one pool have them
     expected_inputs = copy.deepcopy(inputs)
     before = copy.deepcopy(inputs)
     expected = op.reference(**expected_inputs)
-    got = op.function(**inputs)
+    if device != "cpu":
+        inputs = {name: on(device, value) for name, value in inputs.items()}
+    got = on("cpu", op.function(**inputs))
+    inputs = {name: on("cpu", value) for name, value in inputs.items()}
     tolerance = op.tolerance[dtype]
     assert_equal(got, expected, tolerance)
     for name, value in inputs.items():
