@@ -116,7 +116,8 @@ def test_twenty_thousand_rows_in_flat_memory(tmp_path: Path) -> None:
     code, seen = json.loads(process.stdout)
     assert code == 0
     assert ids(tmp_path / "out.jsonl") == [f"r{i}" for i in range(num_rows)]
-    warm = max(pages for rows, pages in seen if rows <= num_rows // 4)
+    # SQLite's page cache (2 MiB) fills over the first 8,000 rows or so.
+    warm = max(pages for rows, pages in seen if rows <= num_rows // 2)
     late = max(pages for rows, pages in seen)
-    assert seen[-1][0] > num_rows // 2
-    assert late < 1.05 * warm, f"{warm} pages after a quarter of the rows, {late} in the end"
+    assert seen[-1][0] > 0.8 * num_rows
+    assert late < 1.05 * warm, f"{warm} pages after half of the rows, {late} in the end"
