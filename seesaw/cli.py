@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from seesaw import __version__
+from seesaw import __version__, envs
 from seesaw.errors import ConfigError, SeesawError, nearest
 
 VERBS = {
@@ -90,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _raise_when_debugging() -> None:
     """Inside an `except`: with SEESAW_LOGGING_LEVEL=DEBUG the traceback is shown."""
-    if os.environ.get("SEESAW_LOGGING_LEVEL", "").upper() == "DEBUG":
+    if envs.debugging():
         raise
 
 

@@ -6,14 +6,10 @@ Everything that is not listed here is configuration.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from seesaw.errors import ConfigError
 
 DESCRIPTIONS: dict[str, str] = {
-    "SEESAW_CACHE_ROOT": (
-        "folder for everything seesaw caches (default: $XDG_CACHE_HOME/seesaw or ~/.cache/seesaw)"
-    ),
     "SEESAW_LOGGING_LEVEL": "DEBUG, INFO, WARNING or ERROR (default INFO)",
     "SEESAW_DISABLE_OVERLAP": (
         "1 = finish each step before the next one is planned, for debugging (default 0)"
@@ -31,13 +27,6 @@ def _flag(name: str) -> bool:
     return value == "1"
 
 
-def cache_root() -> Path:
-    """Where caches live; the folder may not exist yet."""
-    if root := os.environ.get("SEESAW_CACHE_ROOT"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "seesaw"
-
-
 def logging_level() -> str:
     level = os.environ.get("SEESAW_LOGGING_LEVEL", "INFO").upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -45,6 +34,11 @@ def logging_level() -> str:
             f"SEESAW_LOGGING_LEVEL={level!r}: expected DEBUG, INFO, WARNING or ERROR."
         )
     return level
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted; raises nothing, as it is asked while an error is handled."""
+    return os.environ.get("SEESAW_LOGGING_LEVEL", "").upper() == "DEBUG"
 
 
 def disable_overlap() -> bool:
