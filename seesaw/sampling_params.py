@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from seesaw.errors import RequestError, nearest
@@ -164,6 +164,3 @@ class SamplingParams:
                     f"unknown sampling parameter {name!r}.{nearest(name, known)}", param=name
                 )
         return cls(**{**(defaults or {}), **given})
-
-    def with_seed(self, seed: int) -> Self:
-        return replace(self, seed=seed)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from seesaw.batch.progress import Progress
+from seesaw.batch.progress import Phase, Progress
 
-_PHASES = {"check": "checking", "load": "loading the model", "run": "running", "write": "writing"}
+_PHASES: dict[Phase, str] = {"check": "checking", "load": "loading the model", "run": "running"}
 
 
 class TerminalReporter:

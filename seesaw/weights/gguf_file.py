@@ -38,7 +38,6 @@ class GGUFFile:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
-    header_bytes: int
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -121,8 +120,7 @@ class _Cursor:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise _damaged(self.path, f"general.alignment is {alignment!r}, expected 1 or more")
-        header_bytes = self.at
-        start = -(-header_bytes // alignment) * alignment
+        start = -(-self.at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for name, shape, kind, offset in infos:
             if name in tensors:
@@ -131,7 +129,7 @@ class _Cursor:
                     "file again."
                 )
             tensors[name] = self.placed(name, shape, kind, start + offset)
-        return GGUFFile(self.path, metadata, tensors, header_bytes)
+        return GGUFFile(self.path, metadata, tensors)
 
     def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, num_dims = self.text(), self.scalar("I")
