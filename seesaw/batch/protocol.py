@@ -1,5 +1,5 @@
-"""The part of an engine that a batch job uses. `seesaw.Engine` is one; tests bring a fake one
-without torch.
+"""What a batch job needs of a tokenizer and of an engine. `engine.prompts.PromptEncoder` and
+`seesaw.Engine` are one each; tests bring fake ones without torch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class PromptEncoder(Protocol):
         ...
 
 
-class BatchEngine(PromptEncoder, Protocol):
+class BatchEngine(Protocol):
+    """What answers encoded rows; needs no tokenizer of its own."""
+
     @property
     def max_num_seqs(self) -> int:
         """Most requests that run at once; a job keeps a small multiple of it admitted."""

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -69,14 +69,13 @@ class Engine:
         self, config: EngineConfig, *, progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`."""
-        start = time.perf_counter()
         policy = policies.make(config.policy, config.policy_options)
         checkpoint = open_checkpoint(config)
         self.config = config
         self._encoder = PromptEncoder(config, checkpoint)
         if defaults := self._encoder.default_sampling:
             told = ", ".join(f"{name}={value}" for name, value in defaults.items())
-            logger.info("sampling defaults of the model (generation_config.json): %s", told)
+            logger.info("sampling defaults of the model: %s", told)
         self.memory_plan: MemoryPlan
         self._executor: Executor
         self._executor, self.memory_plan = load_executor(config, checkpoint, progress)
@@ -104,17 +103,8 @@ class Engine:
         self._ready: list[RequestOutput] = []  # answers of zero tokens
         self._dead: EngineDeadError | None = None
         self._closed = False
-        self.start_s = time.perf_counter() - start
 
     # -- the model --------------------------------------------------------------------------------
-
-    @property
-    def model_name(self) -> str:
-        return self._encoder.model_name
-
-    @property
-    def fingerprint(self) -> str:
-        return self._encoder.fingerprint
 
     @property
     def tokenizer(self) -> Any:
@@ -131,12 +121,6 @@ class Engine:
     @property
     def default_sampling(self) -> Mapping[str, Any]:
         return self._encoder.default_sampling
-
-    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        return self._encoder.encode_prompt(prompt)
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._encoder.encode_chat(messages)
 
     @property
     def vocab_size(self) -> int:
