@@ -12,6 +12,7 @@ from typing import Any
 
 from seesaw import __version__, envs
 from seesaw.config import format_bytes
+from seesaw.engine.host import host_memory, usable_cores
 
 LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 OPTIONAL_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x")
@@ -20,8 +21,6 @@ OPTIONAL_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x")
 def environment() -> dict[str, Any]:
     """Plain data, ready for JSON. Imports torch, for what it knows of GPUs and threads."""
     import torch
-
-    from seesaw.engine.memory import host_memory
 
     free, total = host_memory()
     return {
@@ -99,33 +98,6 @@ def cpu_model() -> str:
         return platform.processor() or "unknown"
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1] if match else platform.processor() or platform.machine()
-
-
-def usable_cores() -> float:
-    """Cores that this process may use: its affinity mask, or its container's quota if less."""
-    cores = float(len(os.sched_getaffinity(0)))
-    quotas = [quota for path in _own_cgroups() if (quota := _cpu_quota(path)) is not None]
-    return min([cores, *quotas])
-
-
-def _own_cgroups() -> list[Path]:
-    """This process's control group (version 2) and those above it, as far as they are visible."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        own = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return [root]
-    match = re.search(r"^0::/(.*)$", own, re.MULTILINE)
-    folder = root / (match[1] if match else "")
-    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
-
-
-def _cpu_quota(group: Path) -> float | None:
-    try:
-        quota, period = (group / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def gpus() -> list[dict[str, Any]]:

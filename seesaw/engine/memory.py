@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
+from seesaw.engine.host import host_memory
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 
@@ -124,52 +123,3 @@ def _budget(config: EngineConfig, device: torch.device) -> tuple[int, str]:
             f"{format_bytes(total)} are free. Lower it or free memory first."
         )
     return budget, reason
-
-
-def host_memory() -> tuple[int, int]:
-    """(free, total) bytes that this process may use: the machine's, or its container's if less."""
-    memory = psutil.virtual_memory()
-    free, total = int(memory.available), int(memory.total)
-    for limit, used in _cgroup_memory():
-        total = min(total, limit)
-        free = min(free, max(0, limit - used))
-    return free, total
-
-
-def _cgroup_memory() -> list[tuple[int, int]]:
-    """(limit, used) bytes of each control group above this process that has a limit."""
-    found = []
-    for root, names in (
-        (Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")),
-        (
-            Path("/sys/fs/cgroup/memory"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ),
-    ):
-        for folder in _own_groups(root):
-            try:
-                limit = (folder / names[0]).read_text().strip()
-                if not limit.isdigit():
-                    continue
-                used = int((folder / names[1]).read_text())
-                stat = dict(line.split() for line in (folder / "memory.stat").open())
-                # Page cache that can be dropped at once is counted as used by the kernel.
-                found.append((int(limit), used - int(stat.get(names[2], 0))))
-            except (OSError, ValueError):
-                continue
-    return found
-
-
-def _own_groups(root: Path) -> list[Path]:
-    """Folders of this process's control group and those above it, as far as they are visible."""
-    groups = [root]
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return groups
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            folder = root / path.lstrip("/")
-            groups += [folder, *(p for p in folder.parents if root in p.parents)]
-    return groups
