@@ -5,7 +5,7 @@ refused).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -147,6 +147,10 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < 1e-5
+
+    def end_token_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """Tokens that end an answer of a model with these end-of-sequence ids."""
+        return frozenset(self.stop_token_ids).union(() if self.ignore_eos else eos_token_ids)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Self:

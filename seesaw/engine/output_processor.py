@@ -15,21 +15,12 @@ from seesaw.outputs import CompletionOutput, FinishReason, Logprob, RequestMetri
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import TokenLogprobs
 from seesaw.scheduler.request import Request
-
-
-class Detokenizer(Protocol):
-    """Text of one answer as its tokens come; all pieces joined are `decode` of all tokens."""
-
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
-        ...
-
-    def flush(self) -> str:
-        """What is left at the end."""
-        ...
+from seesaw.tokenizer import Detokenizer
 
 
 class TextDecoder(Protocol):
+    """The half of a tokenizer that makes text."""
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer: ...

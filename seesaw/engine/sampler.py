@@ -26,9 +26,7 @@ class SamplingState:
         params = self.params = request.sampling
         self.seed = request.seed
         self._num_drawn = 0
-        ends = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            ends.update(request.eos_token_ids)
+        ends = params.end_token_ids(request.eos_token_ids)
         self._banned = sorted(ends) if params.min_tokens else []
         self._counts: Counter[int] | None = None
         if params.repetition_penalty != 1:

@@ -30,10 +30,10 @@ class Request:
     """
 
     __slots__ = (
-        "arrived", "blocks", "content", "eos_token_ids", "finish_reason", "last_step", "limit",
-        "logprobs", "num_cached_tokens", "num_computed", "num_preemptions", "num_prompt",
-        "num_registered", "num_tokens", "request_id", "sampling", "seed", "status", "stop_ids",
-        "stop_reason", "table_room", "tokens", "was_sent",
+        "arrived", "blocks", "content", "end_token_ids", "eos_token_ids", "finish_reason",
+        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed",
+        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "request_id",
+        "sampling", "seed", "status", "stop_reason", "table_room", "tokens", "was_sent",
     )  # fmt: skip
 
     def __init__(
@@ -59,9 +59,7 @@ class Request:
         self.limit = self.num_prompt + (
             room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         )
-        self.stop_ids = frozenset(sampling.stop_token_ids) | (
-            frozenset() if sampling.ignore_eos else frozenset(eos_token_ids)
-        )
+        self.end_token_ids = sampling.end_token_ids(eos_token_ids)
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None

@@ -237,7 +237,7 @@ class Scheduler:
         if request.logprobs is not None:
             request.logprobs.append(logprobs)
         if (
-            token in request.stop_ids
+            token in request.end_token_ids
             and len(tokens) - request.num_prompt >= request.sampling.min_tokens
         ):
             is_eos = not request.sampling.ignore_eos and token in request.eos_token_ids

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Detokenizer(Protocol):
+    """All pieces joined are what `decode` makes of all tokens."""
+
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
         ...

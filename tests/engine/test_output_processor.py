@@ -73,7 +73,7 @@ class Harness:
             request.tokens.append(token)
             if request.logprobs is not None:
                 request.logprobs.append(logprobs)
-            if token in request.stop_ids:
+            if token in request.end_token_ids:
                 request.finish_reason = "stop"
                 request.stop_reason = None if token == EOS else token
             elif request.num_output_tokens == request.sampling.max_tokens:
