@@ -45,7 +45,7 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[torch.Tensor, fl
         return base_F / params["factor"], 1.0
     if rope.kind == "llama3":
         return _llama3(base_F, params), 1.0
-    return _yarn(base_F, rope.theta, params), _yarn_attention_factor(params)
+    return _yarn(base_F, rope.theta, params), params["attention_factor"]
 
 
 def _llama3(base_F: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
@@ -70,9 +70,8 @@ def _yarn(base_F: torch.Tensor, theta: float, params: dict[str, Any]) -> torch.T
     def dim_of(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = dim_of(params.get("beta_fast") or 32)
-    high = dim_of(params.get("beta_slow") or 1)
-    if params.get("truncate", True):
+    low, high = dim_of(params["beta_fast"]), dim_of(params["beta_slow"])
+    if params["truncate"]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
@@ -80,16 +79,3 @@ def _yarn(base_F: torch.Tensor, theta: float, params: dict[str, Any]) -> torch.T
     ramp_F = ((torch.arange(len(base_F), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     stretched_F = base_F / float(params["factor"])
     return base_F + ramp_F * (stretched_F - base_F)
-
-
-def _yarn_attention_factor(params: dict[str, Any]) -> float:
-    given = params.get("attention_factor")
-    if given is not None:
-        return float(given)
-
-    def mscale(weight: float) -> float:
-        factor = params["factor"]
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    top, bottom = params.get("mscale"), params.get("mscale_all_dim")
-    return mscale(top) / mscale(bottom) if top and bottom else mscale(1.0)

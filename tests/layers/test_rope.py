@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from seesaw.families.fields import Fields
+from seesaw.families.rope import rope_from_hf
 from seesaw.families.spec import RopeSpec
 from seesaw.layers.rope import Rotary, inverse_frequencies
 
@@ -40,13 +42,11 @@ def test_frequencies_equal_transformers(
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    config = LlamaConfig(
-        head_dim=head_dim,
-        max_position_embeddings=131072,
-        rope_parameters={"rope_type": kind, "rope_theta": theta, **params},
-    )
+    values = {"rope_type": kind, "rope_theta": theta, **params}
+    config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=values)
     expected, expected_factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
-    got, factor = inverse_frequencies(RopeSpec(theta, kind, tuple(params.items())), head_dim)
+    rope = rope_from_hf(Fields({"max_position_embeddings": 131072, "rope_parameters": values}))
+    got, factor = inverse_frequencies(rope, head_dim)
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=0)
     assert factor == pytest.approx(expected_factor)
 
