@@ -43,6 +43,10 @@ def format_bytes(num_bytes: float) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
 
 
+FlagField = tuple[Field[Any], Any, str]
+"""A field that is a command-line flag: (field, default, help)."""
+
+
 def _opt(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
@@ -145,14 +149,17 @@ class EngineConfig:
             raise ConfigError("no model given. Pass a model directory, a .gguf file or a hub name.")
         return cls(**given)
 
-    @classmethod
-    def options(cls) -> list[tuple[Field[Any], Any, str]]:
-        """(field, default, help) of each setting that is a command-line flag, `model` first."""
-        return [
-            (f, None if f.default is MISSING else f.default, f.metadata["help"])
-            for f in fields(cls)
-            if f.metadata.get("cli", True)
-        ]
+
+def flag_fields(owner: type) -> list[FlagField]:
+    """The fields of a settings dataclass that are command-line flags: all but those whose metadata
+    say `cli: False`. `help` and `short` (a one-letter form) stand in the metadata too.
+    """
+    found: list[FlagField] = []
+    for f in fields(owner):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.metadata.get("cli", True):
+            found.append((f, None if default is MISSING else default, f.metadata.get("help", "")))
+    return found
 
 
 def _check_int(name: str, value: object, low: int) -> None:

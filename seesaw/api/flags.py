@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field
+from dataclasses import MISSING
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from seesaw.config import FlagField
 from seesaw.errors import ConfigError
-
-FlagField = tuple[Field[Any], Any, str]
-"""(field, default, help), as `EngineConfig.options()` gives them."""
 
 
 class Flag(click.Option):

@@ -9,13 +9,13 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any
 
 import click
 
-from seesaw.api.flags import Command, FlagField, make_flags
-from seesaw.config import EngineConfig
+from seesaw.api.flags import Command, make_flags
+from seesaw.config import EngineConfig, FlagField, flag_fields
 from seesaw.errors import ConfigError, RequestError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
@@ -54,21 +54,19 @@ def _policy_flags(policy: str, taken: Iterable[click.Parameter]) -> list[click.O
     """Flags of a policy's `Options`. Raises ConfigError where one has the name of another flag."""
     owner = policies.get(policy).Options
     names = {param.name for param in taken}
-    options: list[FlagField] = []
-    for item in fields(owner):
+    options = flag_fields(owner)
+    for item, _, _ in options:
         if item.name in names:
             raise ConfigError(
                 f"policy {policy!r}: its option {item.name!r} has the name of a seesaw setting. "
                 "Rename the field."
             )
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        options.append((item, default, item.metadata.get("help", "")))
     return make_flags(owner, options, f"Policy {policy}")
 
 
 def engine_flags(**defaults: Any) -> list[click.Option]:
     """A flag for each field of EngineConfig; `defaults` replaces some of their defaults."""
-    return make_flags(EngineConfig, EngineConfig.options(), "Model and engine", defaults)
+    return make_flags(EngineConfig, flag_fields(EngineConfig), "Model and engine", defaults)
 
 
 def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
     `values` must hold nothing but settings of the engine and of its policy by then. Raises
     ConfigError.
     """
-    settings = {f.name: values.pop(f.name) for f, _, _ in EngineConfig.options()}
+    settings = {f.name: values.pop(f.name) for f, _, _ in flag_fields(EngineConfig)}
     settings["policy_options"] = dict(values)
     values.clear()
     # Before anything heavy is imported: a bad setting is told at once.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from seesaw.errors import ConfigError
 
@@ -90,17 +89,6 @@ class JobOptions:
             summary=out.with_name(f"{beside}.summary.json"),
             journal=Path(self.journal or out.with_name(f"{beside}.journal.sqlite")),
         )
-
-    @classmethod
-    def options(cls) -> list[tuple[Field[Any], Any, str]]:
-        """(field, default, help) of each setting that becomes a command-line flag; `short` in the
-        field's metadata is its one-letter form.
-        """
-        return [
-            (f, None if f.default is MISSING else f.default, f.metadata["help"])
-            for f in fields(cls)
-            if f.metadata.get("cli", True)
-        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from seesaw import __version__, cli
-from seesaw.config import EngineConfig
+from seesaw.config import EngineConfig, flag_fields
 from seesaw.errors import ConfigError, JobError
 
 MODEL_VERBS = (["generate"], ["run-batch"], ["bench", "throughput"], ["bench", "startup"])
@@ -71,7 +71,7 @@ def test_help_ends_with_two_examples_that_parse(
 @pytest.mark.parametrize("verb", MODEL_VERBS, ids=" ".join)
 def test_every_engine_setting_is_a_flag(verb: list[str]) -> None:
     flags = {option for param in find(verb).params for option in param.opts + param.secondary_opts}
-    for field, _, _ in EngineConfig.options():
+    for field, _, _ in flag_fields(EngineConfig):
         assert "--" + field.name.replace("_", "-") in flags
     assert {"--no-enable-prefix-caching", "--no-enforce-eager"} <= flags
 

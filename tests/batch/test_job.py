@@ -11,6 +11,7 @@ import pytest
 
 from seesaw.batch.job import exit_code_of_error
 from seesaw.batch.options import JobOptions
+from seesaw.config import flag_fields
 from seesaw.errors import ConfigError, JobError
 from tests.batch.fake_engine import FakeEngine
 from tests.batch.helpers import Jobs, chat, completion, ids, questions, read_rows
@@ -234,7 +235,7 @@ def test_a_full_disk_is_a_job_error_and_loses_nothing(jobs: Jobs) -> None:
 
 
 def test_options_make_flags() -> None:
-    flags = {field.name: help for field, _, help in JobOptions.options()}
+    flags = {field.name: help for field, _, help in flag_fields(JobOptions)}
     assert flags.keys() >= {"input", "output", "journal", "limit", "dry_run", "max_restarts"}
     assert not {"seed", "resume_command"} & flags.keys()
     assert all(flags.values())

@@ -12,7 +12,7 @@ from seesaw.api.flags import make_flags
 from seesaw.api.report import machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
 from seesaw.batch.options import JobOptions
-from seesaw.config import EngineConfig
+from seesaw.config import EngineConfig, flag_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=EngineCommand,
     params=[
-        *make_flags(JobOptions, JobOptions.options(), "Job"),
+        *make_flags(JobOptions, flag_fields(JobOptions), "Job"),
         *engine_flags(),
         output_json_flag("the summary"),
     ],
@@ -40,7 +40,7 @@ def run_batch(output_json: str | None, **values: Any) -> int:
     rows are kept, the others run. Exit codes: 0 all answered, 1 the job failed and can be resumed,
     2 usage, 3 finished with failed rows, 130 or 143 interrupted.
     """
-    job = {field.name: values.pop(field.name) for field, _, _ in JobOptions.options()}
+    job = {field.name: values.pop(field.name) for field, _, _ in flag_fields(JobOptions)}
     settings = take_engine_settings(values)
     options = JobOptions(**job, seed=settings["seed"], resume_command=_resume_command(sys.argv))
     with machine_output(output_json) as write:
