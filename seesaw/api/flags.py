@@ -79,8 +79,8 @@ def make_flags(
         )
         filling: dict[str, Any] = {"required": True}
         if not required:
-            # An off switch or an absent value is no news.
-            shown = default not in (None, (), False)
+            # An off switch or an absent value is no news; a 0 is.
+            shown = default not in (None, ()) and default is not False
             filling = {"default": default, "show_default": shown}
         flags.append(
             Flag(

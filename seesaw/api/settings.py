@@ -120,7 +120,9 @@ def _token_keys(bias: dict[str, Any]) -> dict[int, Any]:
 
 
 def _field_docs(owner: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line."""
+    """The docstring under each field of a dataclass as the other flags' help is written: on one
+    line, no capital at the beginning, no stop at the end.
+    """
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     assert isinstance(body, ast.ClassDef), owner
     docs: dict[str, str] = {}
@@ -131,5 +133,6 @@ def _field_docs(owner: type) -> dict[str, str]:
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
         ):
-            docs[item.target.id] = " ".join(str(below.value.value).split())
+            text = " ".join(str(below.value.value).split()).removesuffix(".")
+            docs[item.target.id] = text[0].lower() + text[1:]
     return docs

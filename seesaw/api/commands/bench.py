@@ -17,7 +17,10 @@ POSITIVE = click.IntRange(min=1)
 
 @click.group()
 def bench() -> None:
-    """Measure this machine: tokens per second, or the time until the first answer."""
+    """Measure tokens per second, or start-up time.
+
+    Each command runs a model on this machine; --output-json keeps figures and environment.
+    """
 
 
 def _workload(name: str, default: int, text: str) -> click.Option:
@@ -49,7 +52,10 @@ def throughput(
     output_json: str | None,
     **values: Any,
 ) -> None:
-    """Tokens per second of one offline batch: greedy, no early end, texts decoded."""
+    """Tokens per second of one offline batch.
+
+    Random prompts, greedy, no early end, texts decoded.
+    """
     with machine_output(output_json) as write:
         from seesaw.api.bench_throughput import Workload, measure
 
@@ -80,12 +86,12 @@ def throughput(
     ],
 )
 def startup(repeats: int, output_json: str | None, **values: Any) -> None:
-    """Seconds from a cold process to the first token, by part."""
+    """Seconds from a cold process to the first token."""
     with machine_output(output_json) as write:
-        from seesaw.api.bench_startup import measure
+        from seesaw.api.bench_startup import PARTS, measure
 
         figures = measure(take_engine_settings(values), repeats)
         write(figures)
     if output_json != STDOUT:
-        for name in ("import_seesaw_s", "import_engine_s", "load_s", "first_token_s", "total_s"):
+        for name in (*PARTS, "total_s"):
             click.echo(f"{name:<16} {figures[name]:8.3f}")

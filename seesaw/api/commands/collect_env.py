@@ -15,7 +15,10 @@ from seesaw.api.report import STDOUT, machine_output, output_json_flag
     examples=["seesaw collect-env", "seesaw collect-env --output-json environment.json"],
 )
 def collect_env(output_json: str | None) -> None:
-    """Print versions, devices and limits of this machine, for a bug report."""
+    """Print what a bug report needs to know.
+
+    Versions, devices and limits of this machine, and the variables that seesaw reads.
+    """
     with machine_output(output_json) as write:
         facts = environment()
         write(facts)
