@@ -70,7 +70,9 @@ def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> 
 
 def _cost(case: Case, dtype: torch.dtype) -> Cost:
     elements = case["rows"] * case["vocab"]
-    return Cost(elements * dtype.itemsize, 3 * elements)
+    # the drawn token, its logprob and rank; id and logprob of each top token
+    of_row = 20 + 12 * min(case["k"], case["vocab"])
+    return Cost(elements * dtype.itemsize + of_row * case["rows"], 3 * elements)
 
 
 OP = Op(

@@ -216,7 +216,8 @@ def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> 
 
 def _cost(case: Case, dtype: torch.dtype) -> Cost:
     elements = case["rows"] * case["vocab"]
-    return Cost(elements * dtype.itemsize, 4 * elements)
+    settings_and_token = 36 * case["rows"]
+    return Cost(elements * dtype.itemsize + settings_and_token, 4 * elements)
 
 
 OP = Op(
