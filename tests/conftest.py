@@ -6,8 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
+
+
+# Machines are slow at times, and no test is about speed; session fixtures are read, not changed.
+settings.register_profile(
+    "seesaw",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("seesaw")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seesaw.batch import reader
@@ -276,7 +276,7 @@ def test_garbage_bodies_are_parsed_or_refused(
         assert request.messages or request.prompt
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()), max_size=8))
 def test_jobs_on_garbage_lose_no_line(jobs: Jobs, lines: list[bytes]) -> None:
     lines = [line.replace(b"\n", b" ") for line in lines]

@@ -207,5 +207,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.num_free == self.NUM_BLOCKS - len(held)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestPoolMachine = PoolMachine.TestCase

@@ -47,7 +47,7 @@ def test_the_same_trace_gives_the_same_steps(name: str) -> None:
         assert play_seed(name, seed).outputs == play_seed(name, seed).outputs, seed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(PROFILES)))
 def test_traces_that_shrink(rng: random.Random, name: str) -> None:
     play(random_trace(rng, PROFILES[name]))

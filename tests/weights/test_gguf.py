@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seesaw.config import EngineConfig
@@ -286,7 +286,7 @@ def test_truncated_old_and_foreign_files(write, tmp_path):
     assert "begins with b'PK\\x03\\x04', expected b'GGUF'" in error_of(path)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(data=st.data())
 def test_mutated_bytes_raise_nothing_but_our_errors(tokenizer_folder, tmp_path, data):
     path, source = tmp_path / "mutated.gguf", tmp_path / "source.gguf"

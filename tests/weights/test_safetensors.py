@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -277,7 +277,7 @@ def test_eos_of_config_generation_config_and_tokenizer(tiny_checkpoint, tmp_path
     assert checkpoint.generation_config["temperature"] == 0.5
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_mutated_files_raise_nothing_but_our_errors(tiny_checkpoint, tmp_path, data):
     source = tiny_checkpoint("llama")
