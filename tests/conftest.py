@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, settings
 
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 
-
 # Machines are slow at times, and no test is about speed; session fixtures are read, not changed.
 settings.register_profile(
     "seesaw",
