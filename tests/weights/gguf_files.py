@@ -50,6 +50,38 @@ def write_gguf(
     `extra` metadata keys are taken as they are; a value of None leaves a key out."""
     config, arch = model.config, GGUF_ARCH[family]
     writer = gguf.GGUFWriter(path, arch)
+    metadata = config_metadata(config, arch)
+    if tokenizer is not None:
+        metadata |= tokenizer_metadata(tokenizer)
+    for key, value in (metadata | (extra or {})).items():
+        _add(writer, key, value)
+    read: dict[str, torch.Tensor] = {}
+    tied = config.tie_word_embeddings
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and tied:
+            continue
+        array = tensor.float().numpy()
+        added = np.float32(arch == "gemma3" and name.endswith("norm.weight"))
+        heads = rotated_heads(name, config) if arch == "llama" else None
+        array = array + added if heads is None else interleave(array, heads)
+        kind = gguf.GGMLQuantizationType[encoding if array.ndim == 2 else "F32"]
+        stored = gguf.quants.quantize(array, kind)
+        writer.add_tensor(gguf_name(name, family), stored, raw_dtype=kind)
+        values = gguf.quants.dequantize(stored, kind)
+        values = values - added if heads is None else deinterleave(values, heads)
+        read[name] = torch.from_numpy(np.array(values)).view(tensor.shape)
+    for name, array in (extra_tensors or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if tied:
+        read["lm_head.weight"] = read["model.embed_tokens.weight"]
+    return read
+
+
+def config_metadata(config: Any, arch: str) -> dict[str, Any]:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -69,39 +101,14 @@ def write_gguf(
         metadata["gemma3.attention.sliding_window"] = config.sliding_window
         kinds = [kind == "sliding_attention" for kind in config.layer_types]
         metadata["gemma3.attention.sliding_window_pattern"] = kinds
-    if tokenizer is not None:
-        metadata |= tokenizer_metadata(tokenizer)
-    for key, value in (metadata | (extra or {})).items():
-        _add(writer, key, value)
-    read: dict[str, torch.Tensor] = {}
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and tied:
-            continue
-        array = tensor.float().numpy()
-        if arch == "gemma3" and name.endswith("norm.weight"):
-            array = array + np.float32(1)
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            count = heads if ".q_proj." in name else kv_heads
-            array = interleave(array, count)
-        kind = gguf.GGMLQuantizationType[encoding if array.ndim == 2 else "F32"]
-        stored = gguf.quants.quantize(array, kind)
-        writer.add_tensor(gguf_name(name, family), stored, raw_dtype=kind)
-        values = gguf.quants.dequantize(stored, kind)
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            values = deinterleave(values, count)
-        if arch == "gemma3" and name.endswith("norm.weight"):
-            values = values - np.float32(1)
-        read[name] = torch.from_numpy(np.array(values)).view(tensor.shape)
-    for name, array in (extra_tensors or {}).items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    if tied:
-        read["lm_head.weight"] = read["model.embed_tokens.weight"]
-    return read
+    return metadata
+
+
+def rotated_heads(name: str, config: Any) -> int | None:
+    """How many heads a tensor of q or k has, whose rows ggml orders its own way; else None."""
+    if ".q_proj." in name:
+        return config.num_attention_heads
+    return config.num_key_value_heads if ".k_proj." in name else None
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
