@@ -1,6 +1,6 @@
 """Run by test_limits.py in a process of its own: prints how much memory a real engine took.
 
-usage: measure_rss.py budget|stream MODEL BYTES_OR_COUNT
+usage: python -m tests.engine.measure_rss budget|stream MODEL BYTES_OR_COUNT
 """
 
 from __future__ import annotations
@@ -8,27 +8,17 @@ from __future__ import annotations
 import json
 import sys
 
-import psutil
 import torch  # noqa: F401  (what importing it takes is not the engine's)
 
 from seesaw import LLM, EngineConfig, SamplingParams
 from seesaw.weights.checkpoint import open_checkpoint
-
-
-def rss() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak() -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+from tests.process_memory import status_bytes
 
 
 def budget(model: str, device_memory: str) -> dict[str, int]:
     """Peak growth over a load and the largest steps there are: full chunks, full decode batches."""
     open_checkpoint(EngineConfig(model=model)).tokenizer()  # a tokenizer is not device memory
-    before = rss()
+    before = status_bytes("VmRSS")
     with LLM(model, device_memory=device_memory, max_num_seqs=64, max_model_len=4096) as llm:
         plan = llm.engine.memory_plan
         sampling = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=24, ignore_eos=True)
@@ -36,7 +26,7 @@ def budget(model: str, device_memory: str) -> dict[str, int]:
         prompts += [[number + 5] * 8 for number in range(64)]
         llm.generate(prompts, sampling, use_tqdm=False)
         usage = llm.engine.stats.scheduler.num_scheduled_tokens
-    return {"growth": peak() - before, "budget": plan.budget_bytes, "tokens": usage}
+    return {"growth": status_bytes("VmHWM") - before, "budget": plan.budget_bytes, "tokens": usage}
 
 
 def stream(model: str, count: str) -> dict[str, int]:
@@ -45,7 +35,7 @@ def stream(model: str, count: str) -> dict[str, int]:
     settings = {"device_memory": "600MiB", "max_num_seqs": 16, "max_model_len": 512}
     with LLM(model, **settings) as llm:
         prompts = (f"Row {number} is about" for number in range(int(count)))
-        sizes = [rss() for _ in llm.stream(prompts, sampling)]
+        sizes = [status_bytes("VmRSS") for _ in llm.stream(prompts, sampling)]
     return {"rows": len(sizes), "warm": sizes[len(sizes) // 10], "end": sizes[-1]}
 
 

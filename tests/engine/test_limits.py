@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 MIB = 2**20
-SCRIPT = Path(__file__).with_name("measure_rss.py")
 
 
 def measure(*arguments: object) -> dict[str, int]:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, "-m", "tests.engine.measure_rss", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=600,

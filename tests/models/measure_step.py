@@ -19,15 +19,9 @@ from seesaw.models.inputs import StepInputs
 from seesaw.models.workspace import workspace_bytes
 from seesaw.ops import logprobs, sample
 from tests.models.harness import Rows, random_params
+from tests.process_memory import status_bytes
 
 BLOCK_SIZE = 32
-
-
-def status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no {name} in /proc/self/status")
 
 
 def make_spec(fields: dict[str, Any]) -> ModelSpec:

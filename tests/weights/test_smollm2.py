@@ -22,18 +22,15 @@ import sys
 import torch
 from seesaw.config import EngineConfig
 from seesaw.weights.checkpoint import open_checkpoint
-
-def kib(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+from tests.process_memory import status_bytes
 
 torch.set_num_threads(1)
 torch.empty(1 << 20).copy_(torch.zeros(1 << 20))
 checkpoint = open_checkpoint(EngineConfig(model=sys.argv[1]))
 checkpoint.tokenizer()
-before = kib("VmRSS")
+before = status_bytes("VmRSS")
 params = checkpoint.load_params(getattr(torch, sys.argv[2]), torch.device("cpu"))
-print(before * 1024, kib("VmHWM") * 1024, sum(p.nbytes for p in set(params.values())))
+print(before, status_bytes("VmHWM"), sum(p.nbytes for p in set(params.values())))
 """
 
 
@@ -79,6 +76,7 @@ def test_memory_while_loading(request, smollm2_gguf, kind, dtype):
         model = request.getfixturevalue("converted")[0]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(model), dtype],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
