@@ -53,7 +53,7 @@ class SamplingParams:
     id.
     """
     stop: tuple[str, ...] = ()
-    """Strings that end the answer; a single string is accepted too."""
+    """Strings that end the answer, or one string."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the answer, beside the model's own end-of-sequence ids."""
     include_stop_str_in_output: bool = False
@@ -63,9 +63,7 @@ class SamplingParams:
     min_tokens: int = 0
     """End-of-sequence and stop tokens cannot be drawn before this many tokens."""
     max_tokens: int | None = None
-    """Most tokens of an answer; None = up to the context limit (vLLM's default is 16, a known
-    trap).
-    """
+    """Most tokens of an answer; None = up to the context limit (vLLM's default is 16)."""
     logprobs: int | None = None
     """Log-probabilities of the drawn token and of this many most probable ones at each position."""
     logit_bias: Mapping[int, float] | None = None

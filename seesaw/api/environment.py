@@ -12,7 +12,6 @@ from typing import Any
 
 from seesaw import __version__, envs
 from seesaw.config import format_bytes
-from seesaw.engine.host import host_memory, usable_cores
 
 LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 OPTIONAL_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x")
@@ -21,6 +20,8 @@ OPTIONAL_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x")
 def environment() -> dict[str, Any]:
     """Plain data, ready for JSON. Imports torch, for what it knows of GPUs and threads."""
     import torch
+
+    from seesaw.engine.host import host_memory, usable_cores
 
     free, total = host_memory()
     return {

@@ -88,7 +88,7 @@ def make_flags(
                 section=section,
                 type=None if kind is click.BOOL else kind,
                 multiple=several,
-                help=text,
+                help=f"{text}; may be repeated" if several else text,
                 **filling,
             )
         )
