@@ -51,8 +51,7 @@ class SchedulerStats:
 
 @dataclass(slots=True)
 class Update:
-    """What a step changed: requests with new known tokens, and those among them (or aborted) that
-    ended."""
+    """What a step changed: requests with new known tokens, and those among them that ended."""
 
     advanced: list[Request] = field(default_factory=list)
     finished: list[Request] = field(default_factory=list)
