@@ -144,7 +144,7 @@ def test_logit_bias_and_penalties_change_what_is_drawn(llm):
     assert ids(llm.generate(["The dog"], biased, use_tqdm=False))[0] == [77] * 5
     # With the same bias, a penalty per occurrence lets other tokens win in the end.
     both = SamplingParams(
-        temperature=0, max_tokens=200, logit_bias={77: 30}, frequency_penalty=2, ignore_eos=True
+        temperature=0, max_tokens=200, logit_bias={77: 100}, frequency_penalty=2, ignore_eos=True
     )
     drawn = ids(llm.generate(["The dog"], both, use_tqdm=False))[0]
     assert drawn[:3] == [77] * 3
