@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -28,8 +30,8 @@ def parse_bytes(text: str | int, name: str = "size") -> int:
         if not match or match[2].lower() not in _UNITS:
             raise ConfigError(f"{name}={text!r}: expected bytes such as 2GiB, 500MB or 1073741824.")
         value = float(match[1]) * _UNITS[match[2].lower()]
-    if value <= 0:
-        raise ConfigError(f"{name}={text!r}: expected more than 0 bytes.")
+    if not 1 <= value < 2**63:
+        raise ConfigError(f"{name}={text!r}: expected from 1 byte to 8 EiB.")
     return int(value)
 
 
@@ -94,6 +96,10 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("model", "tokenizer", "chat_template"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(path))
+        self._check_types()
         for name in (
             "max_num_seqs",
             "max_num_batched_tokens",
@@ -135,6 +141,23 @@ class EngineConfig:
                 f"pipeline_parallel_size={self.pipeline_parallel_size}: "
                 "this version runs on one device. Leave both at 1."
             )
+
+    def _check_types(self) -> None:
+        for name, kinds, expected in (
+            ("model", str, "a directory, a .gguf file or a hub name"),
+            ("tokenizer", str | None, "a directory or a hub name"),
+            ("revision", str | None, "a branch, tag or commit"),
+            ("chat_template", str | None, "the path of a file"),
+            ("trust_remote_code", bool, "True or False"),
+            ("enable_prefix_caching", bool, "True or False"),
+            ("enforce_eager", bool, "True or False"),
+            ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),
+            ("policy", str, "a built-in name or module.path:Class"),
+            ("policy_options", Mapping, "a mapping from option to value"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise ConfigError(f"{name}={value!r}: expected {expected}.")
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Self:

@@ -106,7 +106,8 @@ class SamplingParams:
             if not isinstance(bias, Mapping):
                 raise _refuse("logit_bias", bias, "a mapping from token id to a number")
             for token, value in bias.items():
-                if not _is_int(token) or token < 0 or not isinstance(value, int | float):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not _is_int(token) or token < 0 or not number:
                     raise _refuse("logit_bias", {token: value}, "token ids from 0 and numbers")
                 if not -100 <= value <= 100:
                     raise _refuse("logit_bias", {token: value}, "values from -100 to 100")

@@ -89,6 +89,7 @@ class LLM:
         at the cost of holding answers back behind a slow one. Leaving the loop early, or an error,
         aborts what runs.
         """
+        _check_sampling(sampling_params)
         pairs = ((prompt, sampling_params) for prompt in prompts)
         return self._stream(pairs, ordered, on_error)
 
@@ -209,16 +210,31 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt in any form, token ids included, becomes a batch of one."""
     if isinstance(prompts, str | Mapping | EncodedPrompt):
         return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray):
+        raise ConfigError(
+            f"prompts is {type(prompts).__name__}: expected text, token ids or a list of prompts."
+        )
     items: list[Any] = list(prompts)
     return [items] if items and isinstance(items[0], int) else items
 
 
 def _one_each(sampling: Sampling, count: int) -> list[SamplingParams | None]:
-    if sampling is None or isinstance(sampling, SamplingParams):
+    if not isinstance(sampling, Sequence):
+        _check_sampling(sampling)
         return [sampling] * count
     each: list[SamplingParams | None] = list(sampling)
+    for one in each:
+        _check_sampling(one)
     if len(each) != count:
         raise ConfigError(
             f"{len(each)} sampling_params for {count} prompts: expected one for all, or one each."
         )
     return each
+
+
+def _check_sampling(given: object) -> None:
+    if given is not None and not isinstance(given, SamplingParams):
+        raise ConfigError(
+            f"sampling_params is {type(given).__name__}: expected SamplingParams(..), or None for "
+            "the model's defaults."
+        )

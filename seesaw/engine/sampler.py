@@ -108,7 +108,10 @@ def _sample(logits_SV: torch.Tensor, states: Sequence[SamplingState]) -> torch.T
         temperature_S=torch.tensor(
             [0.0 if p.greedy else p.temperature for p in params], device=device
         ),
-        top_k_S=torch.tensor([max(p.top_k, 0) for p in params], device=device),
+        # Any integer is allowed, also one that no tensor can hold; beyond the vocabulary it is all.
+        top_k_S=torch.tensor(
+            [min(max(p.top_k, 0), logits_SV.shape[1]) for p in params], device=device
+        ),
         top_p_S=torch.tensor([float(p.top_p) for p in params], device=device),
         min_p_S=torch.tensor([float(p.min_p) for p in params], device=device),
         uniform_S=torch.tensor(
