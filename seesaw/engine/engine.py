@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from seesaw.log import get_logger
 from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
+from seesaw.scheduler.output import ModelOutput
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, SchedulerStats
 from seesaw.weights.checkpoint import open_checkpoint
@@ -70,6 +71,8 @@ class Engine:
     ) -> None:
         """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`."""
         policy = policies.make(config.policy, config.policy_options)
+        steps_in_flight = 1 if envs.disable_overlap() else STEPS_IN_FLIGHT
+        debug = envs.debug_blocks()
         checkpoint = open_checkpoint(config)
         self.config = config
         self._encoder = PromptEncoder(config, checkpoint)
@@ -87,9 +90,9 @@ class Engine:
                 max_model_len=self.memory_plan.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
-                max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
+                max_steps_in_flight=steps_in_flight,
                 enable_prefix_caching=config.enable_prefix_caching,
-                debug=envs.debug_blocks(),
+                debug=debug,
             ),
             policy,
         )
@@ -207,29 +210,51 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Advance by one finished step; return requests that ended, and streaming ones that grew.
 
-        Raises EngineDeadError where a step failed: no request can be answered any more.
+        Raises EngineDeadError where a step failed: no request can be answered any more. A
+        KeyboardInterrupt while the device works harms nothing: the next call goes on.
         """
         self._check_usable()
-        try:
+        with self._no_way_back():
             outputs = self._take_in()
             self._issue()
+        done = self._collect(outputs) if self._scheduler.num_in_flight else None
+        with self._no_way_back():
             changed: list[Request] = []
-            if self._scheduler.num_in_flight:
-                changed = self._scheduler.update(self._executor.collect()).advanced
+            if done is not None:
+                changed = self._scheduler.update(done).advanced
                 # Before texts are decoded, so that the device has work meanwhile.
                 self._issue()
             outputs += self._processor.process(changed, self._scheduler.finish)
-        except EngineDeadError as error:
-            self._dead = error
-            raise
+            finished = {output.request_id for output in outputs if output.finished}
+            with self._lock:
+                self._live -= finished
+                # Such an abort came too late, and the id may be used again before the next step.
+                self._aborts = [aborted for aborted in self._aborts if aborted not in finished]
+        return outputs
+
+    @contextlib.contextmanager
+    def _no_way_back(self) -> Iterator[None]:
+        """For what scheduler and worker must agree on: left halfway (a policy or seesaw failed, or
+        an interruption), the engine cannot go on."""
+        try:
+            yield
         except Exception as error:
-            # A policy, or seesaw itself, failed halfway: scheduler and worker may disagree now.
             self._dead = EngineDeadError(f"a step failed: {type(error).__name__}: {error}")
             raise self._dead from error
-        finished = [output.request_id for output in outputs if output.finished]
-        with self._lock:
-            self._live.difference_update(finished)
-        return outputs
+        except BaseException as error:
+            self._dead = EngineDeadError(f"a step was cut off by {type(error).__name__}")
+            raise
+
+    def _collect(self, outputs: list[RequestOutput]) -> ModelOutput:
+        """What a step drew. Where there is none, `outputs` are kept for the next call."""
+        try:
+            return self._executor.collect()
+        except BaseException as error:
+            if isinstance(error, EngineDeadError):
+                self._dead = error
+            with self._lock:
+                self._ready = outputs + self._ready
+            raise
 
     def _take_in(self) -> list[RequestOutput]:
         """Requests and aborts of other threads; outputs of those that ended by it."""

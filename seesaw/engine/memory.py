@@ -13,6 +13,7 @@ import torch
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
 from seesaw.engine.host import host_memory
+from seesaw.engine.prompts import longest_wanted
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 
@@ -63,12 +64,7 @@ def plan_memory(
     budget, reason = _budget(config, device)
     weight_bytes = spec.num_parameters * dtype.itemsize
     block_bytes = spec.kv_bytes_per_token(dtype.itemsize) * config.block_size
-    wanted = config.max_model_len or spec.max_position_embeddings
-    if wanted > spec.max_position_embeddings:
-        raise ConfigError(
-            f"max_model_len={wanted}: the model's positions end at "
-            f"{spec.max_position_embeddings}. Lower max_model_len."
-        )
+    wanted = longest_wanted(config, spec)
     step_work = work_bytes(config.max_num_batched_tokens, wanted)
     room = (budget - weight_bytes - step_work) // block_bytes
     per_request = -(-wanted // config.block_size)

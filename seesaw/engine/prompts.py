@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seesaw.config import EngineConfig
-from seesaw.errors import RequestError
+from seesaw.errors import ConfigError, ModelError, RequestError
+from seesaw.families.spec import ModelSpec
 from seesaw.sampling_params import SamplingParams
 from seesaw.weights.checkpoint import Checkpoint
 
@@ -36,8 +37,11 @@ class PromptEncoder:
         self._config = config
         self._checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer()
-        self.default_sampling = sampling_defaults(checkpoint.generation_config)
+        self.default_sampling = sampling_defaults(
+            checkpoint.generation_config, str(checkpoint.path)
+        )
         self.eos_token_ids = tuple(checkpoint.eos_token_ids)
+        longest_wanted(config, checkpoint.spec)  # a limit that cannot be is told at once
         self.vocab_size = checkpoint.spec.vocab_size
 
     @property
@@ -52,7 +56,7 @@ class PromptEncoder:
     @property
     def max_model_len(self) -> int:
         """Of the settings or the model; what memory allows is known only to an engine."""
-        return self._config.max_model_len or self._checkpoint.spec.max_position_embeddings
+        return longest_wanted(self._config, self._checkpoint.spec)
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Text with the tokenizer's special tokens, or ids, checked. Raises RequestError."""
@@ -113,11 +117,33 @@ class PromptEncoder:
         return EncodedPrompt(None, self.encode_prompt(prompt))
 
 
-def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling settings of generation_config.json, under our names (the fields that vLLM reads)."""
+def longest_wanted(config: EngineConfig, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer together that settings or model ask for. Raises ConfigError."""
+    wanted = config.max_model_len or spec.max_position_embeddings
+    if wanted > spec.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={wanted}: the model's positions end at "
+            f"{spec.max_position_embeddings}. Lower max_model_len."
+        )
+    return wanted
+
+
+def sampling_defaults(generation_config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Sampling settings of generation_config.json, under our names (the fields that vLLM reads).
+
+    Raises ModelError, which names `place`, where a request could not have them.
+    """
     names = {
         "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
         "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens",
     }  # fmt: skip
-    found = {ours: generation_config.get(theirs) for theirs, ours in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    given = {ours: generation_config.get(theirs) for theirs, ours in names.items()}
+    found = {name: value for name, value in given.items() if value is not None}
+    try:
+        SamplingParams.from_dict(found)
+    except RequestError as error:
+        raise ModelError(
+            f"{place}: the model's sampling defaults cannot be used: {error} Correct "
+            "generation_config.json, or download it again."
+        ) from error
+    return found

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
-from seesaw import LLM, ConfigError, RequestError, SamplingParams
+from seesaw import LLM, ConfigError, Engine, EngineConfig, EngineDeadError, RequestError
+from seesaw.engine.prompts import PromptEncoder
+from seesaw.errors import ModelError
+from seesaw.sampling_params import SamplingParams
+from seesaw.weights.checkpoint import open_checkpoint
 
 SETTINGS = {"dtype": "float32", "device_memory": "256MiB", "max_num_seqs": 4}
 SHORT = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -75,3 +82,90 @@ def test_prompts_up_to_the_limit(llm):
     assert len(output.outputs[0].token_ids) == 1
     with pytest.raises(RequestError, match=f"allows {longest - 1}"):
         llm.generate([[5] * longest], endless, use_tqdm=False)
+
+
+def interrupt_once(monkeypatch, owner, name):
+    """The next call of `owner.name` raises what Ctrl-C does; later ones work."""
+    calls = []
+    original = getattr(owner, name)
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+def test_an_interruption_while_the_device_works_leaves_the_engine_usable(path, monkeypatch):
+    with LLM(path, **SETTINGS) as llm:
+        before = answer(llm)
+        interrupt_once(monkeypatch, llm.engine._executor, "collect")
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a b c"] * 20, SamplingParams(max_tokens=50), use_tqdm=False)
+        assert not llm.engine.has_unfinished_requests()
+        assert answer(llm) == before
+
+
+def test_what_ended_before_an_interruption_is_returned_by_the_next_step(path, monkeypatch):
+    with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
+        engine.add_request("runs", [5, 6], SHORT)
+        engine.add_request("empty", [5, 6], SamplingParams(max_tokens=0))
+        interrupt_once(monkeypatch, engine._executor, "collect")
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        outputs = []
+        while engine.has_unfinished_requests():
+            outputs += engine.step()
+    assert sorted(output.request_id for output in outputs) == ["empty", "runs"]
+
+
+def test_an_interruption_halfway_through_a_plan_ends_the_engine_by_name(path, monkeypatch):
+    with LLM(path, **SETTINGS) as llm:
+        interrupt_once(monkeypatch, llm.engine._scheduler, "update")
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a"], SHORT, use_tqdm=False)
+        with pytest.raises(EngineDeadError, match="cut off by KeyboardInterrupt"):
+            llm.generate(["a"], SHORT, use_tqdm=False)
+
+
+def test_an_abort_that_comes_too_late_does_not_hit_the_next_request_of_that_id(path, monkeypatch):
+    with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
+        engine.add_request("a", [5, 6], SHORT)
+        process = engine._processor.process
+
+        def abort_as_it_ends(*args):
+            outputs = process(*args)
+            if outputs:
+                engine.abort_request("a")  # as another thread may, just then
+            return outputs
+
+        monkeypatch.setattr(engine._processor, "process", abort_as_it_ends)
+        while engine.has_unfinished_requests():
+            engine.step()
+        monkeypatch.undo()
+        engine.add_request("a", [5, 6], SHORT)
+        outputs = []
+        while engine.has_unfinished_requests():
+            outputs += engine.step()
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": "hot"}, {"top_k": 2.5}, {"max_new_tokens": -1}, {"top_p": 7}]
+)
+def test_sampling_defaults_that_no_request_could_have_are_told_before_loading(
+    path, tmp_path, settings
+):
+    copy = tmp_path / "model"
+    shutil.copytree(path, copy)
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"sampling defaults.*expected.*generation_config\.json"):
+        LLM(copy, **SETTINGS)
+
+
+def test_a_limit_beyond_the_model_is_told_without_an_engine(path):
+    config = EngineConfig(model=str(path), max_model_len=513)
+    with pytest.raises(ConfigError, match="positions end at 512"):
+        PromptEncoder(config, open_checkpoint(config))
