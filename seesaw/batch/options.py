@@ -68,6 +68,10 @@ class JobOptions:
                 f"output {self.output!r}: answers are appended as they finish, so a plain file is "
                 "expected. Compress it afterwards."
             )
+        for name in ("input", "output", "journal"):
+            value = getattr(self, name)
+            if value is not None and not Path(value).name:
+                raise ConfigError(f"{name} {value!r}: expected the path of a file.")
         for name, low in (("limit", 1), ("max_restarts", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < low):

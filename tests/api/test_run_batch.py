@@ -119,6 +119,39 @@ def test_on_a_terminal_a_bar_is_drawn_and_standard_output_stays_clean(job: list[
     assert b"\x1b[3" not in shown  # NO_COLOR: the cursor moves, nothing is coloured
 
 
-def test_the_resume_command_can_be_pasted_and_keeps_what_is_done() -> None:
-    argv = ["/bin/seesaw", "run-batch", "-i", "my file.jsonl", "--overwrite", "-o", "out.jsonl"]
+def test_the_resume_command_can_be_pasted_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "bin" / "seesaw"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    argv = [str(script), "run-batch", "-i", "my file.jsonl", "--overwrite", "-o", "out.jsonl"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert _resume_command(argv) == f"{script} run-batch -i 'my file.jsonl' -o out.jsonl"
+    monkeypatch.setenv("PATH", str(script.parent))
     assert _resume_command(argv) == "seesaw run-batch -i 'my file.jsonl' -o out.jsonl"
+    module = ["/lib/seesaw/__main__.py", "run-batch"]
+    assert _resume_command(module) == f"{sys.executable} -m seesaw run-batch"
+
+
+@pytest.mark.parametrize(
+    "name", ["in.jsonl", "out.jsonl", "out.errors.jsonl", "out.summary.json", "./out.jsonl"]
+)
+def test_the_json_never_takes_the_place_of_a_file_of_the_job(
+    job: list[str], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (tmp_path / "in.jsonl").read_bytes()
+    assert run([*job, "--output-json", f"{tmp_path}/{name}"]) == 2
+    assert "is a file of this job" in capsys.readouterr().err
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("flag", ["-i", "-o", "--journal"])
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_name_that_no_file_can_have_is_refused(
+    job: list[str], flag: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, flag, name]) == 2
+    assert "expected the path of a file" in capsys.readouterr().err

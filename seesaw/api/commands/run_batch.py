@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from seesaw.api.flags import make_flags
-from seesaw.api.report import machine_output, output_json_flag
+from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
-from seesaw.batch.options import JobOptions
+from seesaw.batch.options import JobOptions, JobPaths
 from seesaw.config import EngineConfig, flag_fields
+from seesaw.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +47,7 @@ def run_batch(output_json: str | None, **values: Any) -> int:
     job = {field.name: values.pop(field.name) for field, _, _ in flag_fields(JobOptions)}
     settings = take_engine_settings(values)
     options = JobOptions(**job, seed=settings["seed"], resume_command=_resume_command(sys.argv))
+    _check_apart(output_json, options.paths)
     with machine_output(output_json) as write:
         result = _run(options, EngineConfig(**settings))
         write(result.summary)
@@ -84,4 +89,22 @@ def _engine(
 
 def _resume_command(argv: list[str]) -> str:
     """The command that was given, less what would throw finished rows away."""
-    return shlex.join(["seesaw", *(arg for arg in argv[1:] if arg != "--overwrite")])
+    script = Path(argv[0])
+    words = [argv[0]]
+    if script.name == "__main__.py":
+        words = [sys.executable, "-m", "seesaw"]
+    elif (found := shutil.which(script.name)) and script.exists() and script.samefile(found):
+        words = [script.name]
+    return shlex.join([*words, *(arg for arg in argv[1:] if arg != "--overwrite")])
+
+
+def _check_apart(output_json: str | None, paths: JobPaths) -> None:
+    """Raise ConfigError where the JSON would take the place of a file of the job."""
+    if output_json in (None, STDOUT):
+        return
+    files = (paths.input, paths.answers, paths.errors, paths.summary, paths.journal)
+    if os.path.realpath(output_json) in map(os.path.realpath, files):
+        raise ConfigError(
+            f"--output-json {output_json}: is a file of this job. Choose another name "
+            f"(the summary is in {paths.summary} in any case)."
+        )
