@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -43,6 +44,7 @@ EXAMPLES = (
     ("Sort the items of a list.", "data"),
 )
 TASKS = ("summarise", "classify", "extract")
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def make_chat(task: str, name: str, doc: str) -> list[dict[str, str]]:
@@ -155,6 +157,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def run(command: list[str]) -> int:
+    """Exit code of a command that deals with Ctrl-C in its own way; a signal adds 128."""
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
 def main() -> int:
     os.chdir(ROOT)
     print(
@@ -166,7 +179,9 @@ def main() -> int:
     prepare()
     command = [str(SEESAW), "run-batch", "-i", str(REQUESTS), "-o", str(ANSWERS)]
     command += ["--model", str(MODEL), *sys.argv[1:]]
-    code = subprocess.run(command, check=False).returncode
+    code = run(command)
+    if code in INTERRUPTED:
+        print("`make demo` goes on where it stopped.")
     if code != 0:
         return code
     show_answers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +72,18 @@ def test_answers_are_shown(
     shown = capsys.readouterr().out
     assert all(f"[{task}]" in shown for task in demo.TASKS)
     assert shown.count("\n    > ") >= len(demo.TASKS)
+
+
+def test_ctrl_c_is_left_to_the_command_that_runs(demo: ModuleType) -> None:
+    """A terminal sends SIGINT to both; the command saves what it has and ends by itself."""
+    child = (
+        "import os, signal, sys, time\n"
+        "def stop(*_):\n"
+        "    time.sleep(0.6)\n"  # longer than subprocess.run would wait before it kills
+        "    sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    assert demo.run([sys.executable, "-c", child]) == 130
+    assert demo.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"]) == 143
