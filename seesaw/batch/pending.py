@@ -39,7 +39,10 @@ def read_pending(path: Path, pending: Iterator[PendingRow]) -> Iterator[tuple[Pe
 
 
 def encode(encoder: PromptEncoder, request: BatchRequest) -> list[int]:
-    """Token ids of a row, at least one and fewer than the context limit. Raises RequestError."""
+    """Token ids of a row, at least one and fewer than the context limit. Raises RequestError, also
+    for sampling that the model cannot do.
+    """
+    encoder.check_sampling(request.sampling)
     param = "prompt" if request.messages is None else "messages"
     try:
         if request.messages is not None:

@@ -34,6 +34,10 @@ class PromptEncoder(Protocol):
         """The model's own defaults (generation_config.json), to be overlaid by a row's settings."""
         ...
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Raise RequestError where `sampling` names tokens that the model does not have."""
+        ...
+
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Text -> token ids with the tokenizer's special tokens; ids are checked against the
         vocabulary. Raises RequestError.

@@ -30,6 +30,11 @@ class FakeEncoder:
         self.fingerprint = f"fake {version}"
         self.default_sampling: Mapping[str, Any] = sampling
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        for token in sampling.stop_token_ids:
+            if token >= 0x110000:
+                raise RequestError(f"stop_token_ids holds {token}.", param="stop_token_ids")
+
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             if "BADTEMPLATE" in prompt:

@@ -111,6 +111,14 @@ def test_dry_run_shows_twenty_bad_rows_and_counts_all(jobs: Jobs) -> None:
     assert len([m for m in jobs.said.messages if m.startswith("line ")]) == 20
 
 
+def test_tokens_that_the_model_does_not_have_are_found_without_an_engine(jobs: Jobs) -> None:
+    jobs.write(chat("a"), chat("b", stop_token_ids=[0x110000]))
+    assert jobs.run(dry_run=True).summary["rows"]["failed"] == 1
+    assert "line 2: stop_token_ids holds 1114112" in jobs.said.text
+    assert jobs.run().exit_code == 3
+    assert ids(jobs.answers) == ["a"]
+
+
 def test_dry_run_works_beside_a_finished_job(jobs: Jobs) -> None:
     jobs.write(*questions(2))
     jobs.run()
