@@ -12,7 +12,7 @@ from typing import Any
 
 from seesaw.api.environment import environment
 from seesaw.api.llm import LLM
-from seesaw.errors import SeesawError
+from seesaw.errors import ConfigError, SeesawError
 from seesaw.sampling_params import SamplingParams
 
 NUM_WARM_UP_PROMPTS = 4
@@ -43,6 +43,7 @@ def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> di
     start = time.perf_counter()
     with LLM(**settings) as llm:
         start_s = time.perf_counter() - start
+        _check_fits(workload, llm.engine.max_model_len)
         rng = random.Random(settings["seed"])
         _warm_up(llm, workload, rng)
         elapsed_s_all = [_run(llm, workload, rng) for _ in range(repeats)]
@@ -62,6 +63,14 @@ def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> di
         "max_model_len": max_model_len,
         "environment": environment(),
     }
+
+
+def _check_fits(workload: Workload, max_model_len: int) -> None:
+    if workload.input_len + workload.output_len > max_model_len:
+        raise ConfigError(
+            f"input_len={workload.input_len} and output_len={workload.output_len}: together they "
+            f"are more than max_model_len={max_model_len}. Lower them, or raise max_model_len."
+        )
 
 
 def _warm_up(llm: LLM, workload: Workload, rng: random.Random) -> None:

@@ -41,15 +41,21 @@ def machine_output(target: str | None) -> Iterator[Callable[[Any], None]]:
     elif target == STDOUT:
         stdout = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
-            yield lambda value: print(_dump(value), file=stdout, flush=True)
+            yield lambda value: print(_dump(value, stdout.encoding), file=stdout, flush=True)
     else:
         path = Path(target)
         _check_writable(path)
-        yield lambda value: _write(path, _dump(value))
+        yield lambda value: _write(path, _dump(value, "utf-8"))
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def _dump(value: Any, encoding: str) -> str:
+    """JSON that `encoding` can write: a file name that is no Unicode, say, is escaped."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    return text
 
 
 def _check_writable(path: Path) -> None:

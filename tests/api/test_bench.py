@@ -47,8 +47,8 @@ def test_throughput(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_throughput_that_does_not_fit_the_model_says_so(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ("--input-len", "600", "--output-len", "64", "--num-prompts", "1")
-    assert run("throughput", "--model", model, *SETTINGS, *args) == 1
+    args = ("--input-len", "500", "--output-len", "13", "--num-prompts", "1")
+    assert run("throughput", "--model", model, *SETTINGS, *args) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert "512" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -46,3 +47,19 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pa
     for target in (tmp_path, tmp_path / "missing" / "out.json"):
         with pytest.raises(ConfigError, match="--output-json"), machine_output(str(target)):
             pytest.fail("the work was begun")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_stream_cannot_write_is_escaped(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {**VALUE, "file": "no \udcff Unicode"}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with machine_output("-") as write:
+        write(value)
+    assert json.loads(stream.buffer.getvalue().decode(encoding)) == value  # type: ignore[attr-defined]
+    target = tmp_path / "out.json"
+    with machine_output(str(target)) as write:
+        write(value)
+    assert json.loads(target.read_text(encoding="utf-8")) == value
