@@ -201,4 +201,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nmake setup: interrupted; it goes on where it stopped.\n")
+        sys.exit(130)

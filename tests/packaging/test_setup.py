@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -114,6 +115,16 @@ def test_a_failing_step_shows_why(setup: ModuleType, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert "a reason" in captured.err
     assert "exit 3" in captured.err
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: str) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.path.exists", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / "setup.py"), run_name="__main__")
+    assert stop.value.code == 130
 
 
 def test_the_tested_torch_is_one_that_the_package_admits(setup: ModuleType) -> None:
