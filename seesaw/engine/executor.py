@@ -7,8 +7,10 @@ it computes, so the next step is planned, and finished text is decoded, meanwhil
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import traceback
 from typing import Protocol
 
 from seesaw.engine.worker import Worker
@@ -34,13 +36,15 @@ class InProcessExecutor:
     """Runs a worker on one thread of this process."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker: Worker | None = worker
+        self._stopping = False
         self._steps: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[ModelOutput | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._run, args=(worker,), name="seesaw-worker", daemon=True
         )
         self._thread.start()
+        # Python ends daemon threads where they stand, and one inside torch takes the process down.
+        atexit.register(self.shutdown)
 
     def submit(self, step: SchedulerOutput) -> None:
         self._steps.put(step)
@@ -54,16 +58,19 @@ class InProcessExecutor:
         return result
 
     def shutdown(self) -> None:
-        if self._worker is None:
-            return
-        self._worker = None
+        """The step that runs is waited for; those behind it are not begun."""
+        self._stopping = True
         self._steps.put(None)
         self._thread.join()
+        atexit.unregister(self.shutdown)
 
     def _run(self, worker: Worker) -> None:
-        while (step := self._steps.get()) is not None:
+        while (step := self._steps.get()) is not None and not self._stopping:
             try:
                 self._done.put(worker.execute(step))
             except BaseException as error:
+                # The traceback is kept, and with it all that its frames hold: weights and KV.
+                traceback.clear_frames(error.__traceback__)
+                del worker
                 self._done.put(error)
                 return

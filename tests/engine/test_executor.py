@@ -1,0 +1,87 @@
+"""The executor's thread: it ends when it should, and takes nothing with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from seesaw.engine.executor import InProcessExecutor
+from seesaw.errors import EngineDeadError
+
+
+class FakeWorker:
+    """Waits for `go` in each step."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.steps: list[object] = []
+
+    def execute(self, step):
+        self.steps.append(step)
+        self.begun.set()
+        assert self.go.wait(30)
+        if step == "fail":
+            raise ZeroDivisionError("a test's doing")
+        return step
+
+
+def test_steps_come_back_in_order():
+    worker = FakeWorker()
+    worker.go.set()
+    executor = InProcessExecutor(worker)
+    for step in range(5):
+        executor.submit(step)
+    assert [executor.collect() for _ in range(5)] == list(range(5))
+    executor.shutdown()
+    executor.shutdown()
+
+
+def test_shutdown_begins_no_step_that_waits():
+    worker = FakeWorker()
+    executor = InProcessExecutor(worker)
+    for step in range(3):
+        executor.submit(step)
+    assert worker.begun.wait(30)
+    threading.Timer(0.1, worker.go.set).start()
+    executor.shutdown()
+    assert worker.steps == [0]
+
+
+def test_a_failure_is_told_each_time_and_holds_no_memory():
+    worker = FakeWorker()
+    worker.go.set()
+    alive = weakref.ref(worker)
+    executor = InProcessExecutor(worker)
+    del worker
+    executor.submit("fail")
+    for _ in range(2):
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError: a test's doing") as caught:
+            executor.collect()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    executor.shutdown()
+    assert alive() is None, "the error of a dead engine keeps its weights"
+
+
+def test_a_process_may_end_while_a_step_runs():
+    """As after Ctrl-C in a script that never shuts its engine down."""
+    code = (
+        "import threading, torch\n"
+        "from seesaw.engine.executor import InProcessExecutor\n"
+        "begun = threading.Event()\n"
+        "class Worker:\n"
+        "    def execute(self, step):\n"
+        "        begun.set()\n"
+        "        for _ in range(20):\n"
+        "            torch.linalg.svd(torch.randn(150, 150))\n"
+        "executor = InProcessExecutor(Worker())\n"
+        "executor.submit(1)\n"
+        "executor.submit(2)\n"
+        "begun.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
