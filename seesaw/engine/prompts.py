@@ -89,6 +89,12 @@ class PromptEncoder:
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> EncodedPrompt:
         """Like `encode_chat`, with the text that the template made."""
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            got = "empty" if messages in ([], (), "") else type(messages).__name__
+            raise RequestError(
+                f"messages is {got}: expected a list of messages, each with role and content.",
+                param="messages",
+            )
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         # The template writes the special tokens itself.
         return EncodedPrompt(text, self.tokenizer.encode(text, add_special_tokens=False))
@@ -106,7 +112,9 @@ class PromptEncoder:
                 )
             if "messages" in prompt:
                 return self.render_chat(prompt["messages"])
-            prompt = next(iter(prompt.values()))
+            ((key, prompt),) = prompt.items()
+            if key == "prompt_token_ids" and isinstance(prompt, str):
+                raise RequestError("prompt_token_ids is text: expected token ids.", param="prompt")
         if isinstance(prompt, str):
             return EncodedPrompt(prompt, self.encode_prompt(prompt))
         if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):

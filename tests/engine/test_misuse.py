@@ -63,6 +63,24 @@ def test_what_is_no_batch_of_prompts_is_refused(llm, given):
         llm.generate(given, SHORT, use_tqdm=False)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"messages": []}, "messages is empty"),
+        ({"messages": 5}, "messages is int"),
+        ({"messages": "hello"}, "messages is str"),
+        ({"messages": ["hello"]}, r"messages\[0\]: got str"),
+        ({"prompt_token_ids": "abc"}, "expected token ids"),
+        ({"prompt_token_ids": None}, "NoneType"),
+        ({"prompt": "a", "messages": []}, "exactly one of"),
+        ({}, "exactly one of"),
+    ],
+)
+def test_prompts_of_no_known_form_are_refused(llm, prompt, words):
+    with pytest.raises(RequestError, match=words):
+        llm.generate([prompt], SHORT, use_tqdm=False)
+
+
 def test_a_source_of_prompts_that_fails_ends_its_stream_only(llm):
     def source():
         yield "a"
