@@ -173,7 +173,8 @@ class LLM:
 
     def _advance(self, live: Mapping[str, None], done: dict[str, RequestOutput]) -> None:
         """Collect this stream's finished answers; keep those of other streams for them."""
-        mine = [request_id for request_id in self._mail if request_id in live]
+        # A copy: another thread's stream may leave something there meanwhile.
+        mine = [request_id for request_id in list(self._mail) if request_id in live]
         done.update((request_id, self._mail.pop(request_id)) for request_id in mine)
         if not mine:
             for output in self.engine.step():

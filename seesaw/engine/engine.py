@@ -1,6 +1,6 @@
 """The engine: joins scheduler and executor, and is the door for those who embed seesaw.
 
-`add_request` and `abort_request` may be called from any thread; `step` from one at a time.
+All of it may be called from any thread; steps are taken one at a time.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Engine:
             policy,
         )
         self._processor = OutputProcessor(self._encoder.tokenizer)
+        self._stepping = threading.Lock()
         # Guards what other threads touch: the inbox, the ids in use and the aborts.
         self._lock = threading.Lock()
         self._arrivals: list[_Arrival] = []
@@ -213,6 +214,10 @@ class Engine:
         Raises EngineDeadError where a step failed: no request can be answered any more. A
         KeyboardInterrupt while the device works harms nothing: the next call goes on.
         """
+        with self._stepping:
+            return self._step()
+
+    def _step(self) -> list[RequestOutput]:
         self._check_usable()
         with self._no_way_back():
             outputs = self._take_in()

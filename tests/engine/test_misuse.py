@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -100,6 +101,20 @@ def test_prompts_up_to_the_limit(llm):
     assert len(output.outputs[0].token_ids) == 1
     with pytest.raises(RequestError, match=f"allows {longest - 1}"):
         llm.generate([[5] * longest], endless, use_tqdm=False)
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(llm):
+    batches = [[[4 + n, 50 + who] for n in range(12)] for who in range(4)]
+    params = [SamplingParams(temperature=0, max_tokens=1 + n, ignore_eos=True) for n in range(12)]
+
+    def ask(prompts):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [(o.prompt_token_ids, o.outputs[0].token_ids) for o in outputs]
+
+    alone = [ask(batch) for batch in batches]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        assert list(pool.map(ask, batches)) == alone
+    assert not llm.engine.has_unfinished_requests()
 
 
 def interrupt_once(monkeypatch, owner, name):
