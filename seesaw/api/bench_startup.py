@@ -12,10 +12,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from seesaw.errors import SeesawError
+from seesaw.errors import ConfigError, SeesawError
 
 PROMPT_TOKEN_IDS = [1, 2, 3, 4]
 PARTS = ("import_seesaw_s", "import_engine_s", "load_s", "first_token_s")
+SETTINGS_ERROR = 2
+"""Exit code of a measured process that was given what cannot work."""
 _CHILD = """
 import time
 start = time.perf_counter()
@@ -51,7 +53,10 @@ def _sample(settings: Mapping[str, Any]) -> dict[str, float]:
     )
     process_s = time.perf_counter() - start
     if done.returncode != 0:
-        raise SeesawError(f"bench startup: the measured process ended with {done.returncode}.")
+        kind = ConfigError if done.returncode == SETTINGS_ERROR else SeesawError
+        raise kind(
+            f"bench startup: the measured process ended with {done.returncode}; it says why above."
+        )
     sample: dict[str, float] = json.loads(done.stdout)
     sample["total_s"] = sum(sample[part] for part in PARTS)
     sample["process_s"] = process_s
@@ -62,11 +67,11 @@ def child(import_seesaw_s: float) -> None:
     """The measured process: import, load, draw one token, print the seconds of each as JSON."""
     settings = json.load(sys.stdin)
     start = time.perf_counter()
-    from seesaw.api.llm import LLM
-    from seesaw.sampling_params import SamplingParams
-
-    imported = time.perf_counter()
     try:
+        from seesaw.api.llm import LLM
+        from seesaw.sampling_params import SamplingParams
+
+        imported = time.perf_counter()
         with LLM(**settings) as llm:
             loaded = time.perf_counter()
             llm.generate(
@@ -76,7 +81,8 @@ def child(import_seesaw_s: float) -> None:
             )
             answered = time.perf_counter()
     except SeesawError as error:
-        sys.exit(f"seesaw: error: {error}")
+        print(f"seesaw: error: {error}", file=sys.stderr)
+        sys.exit(SETTINGS_ERROR if isinstance(error, ConfigError) else 1)
     sample = dict(
         zip(
             PARTS,

@@ -66,9 +66,19 @@ def test_startup(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_startup_of_a_model_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("startup", "--model", "/no/such/model", "--repeats", "1") == 1
+    assert run("startup", "--model", "/no/such/model", "--repeats", "1") == 2
     err = capfd.readouterr().err
     assert "/no/such/model" in err
+    assert "Traceback" not in err
+
+
+def test_startup_where_the_import_fails_shows_no_traceback(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEESAW_LOGGING_LEVEL", "LOUD")
+    assert run("startup", "--model", "/no/such/model", "--repeats", "1") == 2
+    err = capfd.readouterr().err
+    assert "SEESAW_LOGGING_LEVEL='LOUD': expected" in err
     assert "Traceback" not in err
 
 
