@@ -26,6 +26,11 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def resolve(model: str, revision: str | None, load_format: LoadFormat) -> Path:
     """The directory or `.gguf` file that holds `model`. Raises ConfigError or ModelError."""
     path = Path(model).expanduser()
+    if revision is not None and path.exists():
+        raise ConfigError(
+            f"revision={revision!r}: model={model!r} is on this machine, and only hub models have "
+            "revisions. Leave it out."
+        )
     if path.is_file():
         return _check_format(_gguf_file(path), load_format)
     if path.is_dir():
@@ -111,6 +116,7 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
     `weights=False`: only what a tokenizer needs. Raises ConfigError where the hub cannot be asked
     or does not have it.
     """
+    setting, kinds = ("model", "directory or .gguf file") if weights else ("tokenizer", "directory")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -122,13 +128,13 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
         pass
     except HFValidationError as error:
         raise ConfigError(
-            f"model={name!r}: no such file or directory, and not a hub name ({error}). Expected a "
-            "directory, a .gguf file or owner/name."
+            f"{setting}={name!r}: no such file or directory, and not a hub name ({error}). "
+            f"Expected a {kinds} or owner/name."
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(
-            f"model={name!r}: not (wholly) in the cache {constants.HF_HUB_CACHE}, and "
-            "HF_HUB_OFFLINE is set. Unset it, or give the path of a directory or .gguf file."
+            f"{setting}={name!r}: not (wholly) in the cache {constants.HF_HUB_CACHE}, and "
+            f"HF_HUB_OFFLINE is set. Unset it, or give the path of a {kinds}."
         )
     try:
         wanted = _wanted_files(name, revision, weights)
@@ -140,9 +146,9 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ConfigError(
-            f"model={name!r}{at}: not in the cache {constants.HF_HUB_CACHE} and the hub did not "
-            f"give it: {_first_line(error)}. Check the name, the network and, for a gated model, "
-            "your access; or give the path of a directory or .gguf file."
+            f"{setting}={name!r}{at}: not in the cache {constants.HF_HUB_CACHE} and the hub did "
+            f"not give it: {_first_line(error)}. Check the name, the network and, for a gated model, "
+            f"your access; or give the path of a {kinds}."
         ) from error
 
 

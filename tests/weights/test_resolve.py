@@ -18,6 +18,12 @@ from seesaw.weights.resolve import resolve
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def test_a_revision_of_a_local_model_is_refused(tmp_path: Path) -> None:
+    message = error_of(tmp_path, revision="main")
+    assert "revision='main'" in message
+    assert "only hub models have revisions" in message
+
+
 def error_of(model: object, revision: str | None = None, load_format: str = "auto") -> str:
     with pytest.raises(ConfigError) as caught:
         resolve(str(model), revision, load_format)
