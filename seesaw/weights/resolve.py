@@ -147,8 +147,8 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Path:
         at = f" at revision {revision!r}" if revision else ""
         raise ConfigError(
             f"{setting}={name!r}{at}: not in the cache {constants.HF_HUB_CACHE} and the hub did "
-            f"not give it: {_first_line(error)}. Check the name, the network and, for a gated model, "
-            f"your access; or give the path of a {kinds}."
+            f"not give it: {_first_line(error)}. Check the name, the network"
+            f" and, for a gated model, your access; or give the path of a {kinds}."
         ) from error
 
 
