@@ -20,6 +20,8 @@ from seesaw.batch.options import JobPaths
 from seesaw.batch.response import error_line, stable_id
 
 FLUSH_S = 0.5
+MOST_WAITING = 1000
+"""Results held in memory; at more the job waits for the disk, or a slow one would fill memory."""
 
 
 def write_atomic(path: Path, parts: Iterable[bytes]) -> int:
@@ -133,6 +135,9 @@ class Recorder:
             raise self._error
         with self._guard:
             self._waiting.append((result, line))
+            full = len(self._waiting) >= MOST_WAITING
+        if full:
+            self.flush()
 
     def flush(self) -> None:
         """Commit and append all results recorded before this call."""
