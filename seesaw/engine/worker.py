@@ -37,9 +37,8 @@ class Worker:
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelOutput:
         """Run one step and return the drawn tokens, in the order of lanes and rows."""
-        assert step.reshard is None, "this worker has one layout"
-        moves = [*step.stores, *step.loads, *step.compactions]
-        assert not moves, "this worker has no host tier"
+        assert not step.reshard, "this worker has one layout"
+        assert not step.stores and not step.loads, "this worker has no host tier"
         self._apply(step)
         output = ModelOutput(step.step_id, [])
         for lane in step.lanes:

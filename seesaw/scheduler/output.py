@@ -10,9 +10,14 @@ lets several steps be in flight.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from seesaw.sampling_params import SamplingParams
+
+
+Phase = Literal["prefill", "decode"]
+"""Which of the two layouts, and so which device pool, a step runs in. With one layout and no host
+tier every step is of phase "decode"."""
 
 
 class Row(NamedTuple):
@@ -33,11 +38,46 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Rows that run together on one data-parallel replica with a share of its compute units."""
+    """Rows that run together, with a share of the device's compute units."""
 
     rows: list[Row]
-    replica: int = 0
     compute_share: float = 1.0
+
+
+class Store(NamedTuple):
+    """Device blocks of `phase`'s pool to tier blocks, once the rows of this step have run.
+
+    The first `num_tokens` positions of the request, in order; each rank copies its layers and KV
+    heads, whole device blocks. The request's table is empty from then on.
+    """
+
+    transfer_id: int
+    request_id: str
+    phase: Phase
+    blocks: list[int]
+    tier_blocks: list[int]
+    num_tokens: int
+
+
+class Load(NamedTuple):
+    """Tier blocks to blocks of the decode pool, in the background from the begin of this step, in
+    any phase. `blocks` become the request's table; no row of it runs before all ranks are done.
+    """
+
+    transfer_id: int
+    request_id: str
+    tier_blocks: list[int]
+    blocks: list[int]
+    num_tokens: int
+
+
+class TransferDone(NamedTuple):
+    """A store or load is complete on every rank. `num_bytes` over all ranks; `seconds` of the
+    slowest, from the begin of its copies."""
+
+    transfer_id: int
+    num_bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +93,31 @@ class NewRequest:
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """One step. `appended_blocks` extends block tables (a request's first entry starts its table).
+    """One step of one replica. What it asks for takes effect in the order of the fields:
 
-    `preempted` requests lose their table but stay known; `finished` ones are forgotten; none is in
-    both. Both take effect before anything else of this step. `block_copies` are (source,
-    destination) pairs done before any row runs. `poison_blocks` (debug runs only) were freed:
-    filled with NaN first, so that a stale read shows. The fields from `stores` on belong to the
-    host tier and re-sharding; empty where there is one layout.
+    `finished` requests are forgotten, `preempted` ones lose their table but stay known (none is in
+    both). `reshard`: from here on weights and pool are those of `phase`. `appended_blocks` extends
+    block tables (a request's first entry starts its table). `known_tokens` sets tokens from a
+    position on that a rank may not know: those drawn by the last stage of a pipeline, or in the
+    other layout. `poison_blocks` (debug runs only) were freed in the pool of `phase`: filled with
+    NaN, so that a stale read shows. `block_copies` are (source, destination) pairs done before any
+    row runs. `loads` begin, `lanes` run, `stores` begin. A step without rows is allowed where it
+    moves something.
     """
 
     step_id: int
-    layout_epoch: int = 0
-    new_requests: list[NewRequest] = field(default_factory=list)
-    appended_blocks: dict[str, list[int]] = field(default_factory=dict)
-    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    phase: Phase = "decode"
+    reshard: bool = False
     finished: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
-    lanes: list[Batch] = field(default_factory=list)
+    new_requests: list[NewRequest] = field(default_factory=list)
+    appended_blocks: dict[str, list[int]] = field(default_factory=dict)
+    known_tokens: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     poison_blocks: list[int] = field(default_factory=list)
-    stores: list[Any] = field(default_factory=list)
-    loads: list[Any] = field(default_factory=list)
-    compactions: list[Any] = field(default_factory=list)
-    reshard: Any = None
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    lanes: list[Batch] = field(default_factory=list)
+    stores: list[Store] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -96,9 +139,12 @@ class TokenLogprobs(NamedTuple):
 class ModelOutput:
     """Tokens drawn by a step, one per row with `samples`, in the order of lanes and rows.
 
-    `logprobs` is None where no row asked for any, else one entry (or None) per token.
+    `logprobs` is None where no row asked for any, else one entry (or None) per token. `busy_s`:
+    seconds that the slowest rank computed, `reshard_s` that it was held up by a change of layout.
     """
 
     step_id: int
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
+    busy_s: float = 0.0
+    reshard_s: float = 0.0
