@@ -5,6 +5,8 @@ ranges made here.
 """
 
 from seesaw.layout.parallel import ParallelLayout as ParallelLayout
+from seesaw.layout.plain import PlainFormat as PlainFormat
+from seesaw.layout.plain import stored_params as stored_params
 from seesaw.layout.ranges import Range as Range
 from seesaw.layout.ranges import RankRanges as RankRanges
 from seesaw.layout.ranges import check_fits as check_fits

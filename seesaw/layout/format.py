@@ -37,13 +37,18 @@ class ByteRun(NamedTuple):
 class WeightFormat(Protocol):
     """A format in which every slice of every layout is a few runs of bytes."""
 
-    params: Sequence[StoredParam]
-    """In the order of the image."""
+    @property
+    def params(self) -> Sequence[StoredParam]:
+        """In the order of the image."""
+        ...
 
-    image_offsets: Mapping[str, int]
-    """Where each parameter begins in the image."""
+    @property
+    def image_offsets(self) -> Mapping[str, int]:
+        """Where each parameter begins in the image."""
+        ...
 
-    image_bytes: int
+    @property
+    def image_bytes(self) -> int: ...
 
     def nbytes(self, param: StoredParam) -> int: ...
 
