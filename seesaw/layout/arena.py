@@ -62,9 +62,9 @@ def plan_arena(fmt: WeightFormat, layouts: Sequence[Sequence[RankRanges]], rank:
         for side in range(len(own))
     ]
     sweep = _Sweep(start, sizes, max(sizes) + layer_bytes(fmt), offsets)
-    positions = [_positions(ranges) for ranges in layouts]
+    places = [positions(ranges) for ranges in layouts]
     for held in kinds:
-        sweep.place(held, positions)
+        sweep.place(held, places)
     return ArenaPlan(max(sweep.ends), tuple(offsets), residents)
 
 
@@ -121,7 +121,7 @@ def _kinds(fmt: WeightFormat, own: Sequence[RankRanges]) -> list[_Held]:
     return sorted(kinds.values(), key=largest, reverse=True)
 
 
-def _positions(ranges: Sequence[RankRanges]) -> dict[int, int]:
+def positions(ranges: Sequence[RankRanges]) -> dict[int, int]:
     """For each layer, the how-manieth of its stage it is."""
     stages = {held.layers for held in ranges}
     return {layer: layer - stage.start for stage in stages for layer in range(*stage)}
@@ -142,7 +142,7 @@ class _Sweep:
         self._limit = start + room
         self._offsets = offsets
 
-    def place(self, held: _Held, positions: Sequence[Mapping[int, int]]) -> None:
+    def place(self, held: _Held, places: Sequence[Mapping[int, int]]) -> None:
         """All tensors of one kind."""
         shifts: dict[int, int] = {}
         if len(held) == 2:
@@ -153,7 +153,7 @@ class _Sweep:
         for side, tensors in enumerate(held):
             # Layers of equal position in the other layout's stages swap places with each other
             # on all ranks, which keeps the rounds of a plan small.
-            other = positions[-1 - side]
+            other = places[-1 - side]
             layers = sorted(tensors.keys() - shifts.keys(), key=lambda layer: (other[layer], layer))
             queues.append(deque(tensors[layer] for layer in layers))
         for layer, shift in shifts.items():

@@ -54,3 +54,18 @@ class ReshardPlan:
                     for piece in pieces:
                         totals[piece.source] += piece.size
         return totals
+
+    def snapshot_bytes(self, rank: int) -> int:
+        """The most that one round reads from the arena of `rank`, for itself and for others."""
+        return max(
+            (
+                sum(
+                    piece.size
+                    for pieces in round.pieces
+                    for piece in pieces
+                    if piece.source in ("copy", "peer") and piece.rank == rank
+                )
+                for round in self.rounds
+            ),
+            default=0,
+        )
