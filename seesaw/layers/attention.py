@@ -1,5 +1,5 @@
 """The attention block of one layer: fused QKV, norms of q and k, RoPE, KV write, attention, output
-projection.
+projection. Heads are cut over the ranks of a stage.
 
 Holds references to the layer's parameters; knows nothing of requests or of how blocks are given
 out.
@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.families.spec import ModelSpec
+from seesaw.layers.comm import Comm
+from seesaw.layers.row_parallel import row_parallel
+from seesaw.layout.ranges import RankRanges
 from seesaw.ops.attention_plan import AttentionPlan
 from seesaw.ops.kv_write import kv_write
 from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.ops.rope import rope
 
-# Shape letters: T tokens, H hidden, K KV heads, G query heads per KV head, D head_dim, F = D / 2, R
-# rows, P blocks per row.
+# Shape letters: T tokens, H hidden, K KV heads of the rank, G its query heads per KV head, J = G +
+# 2, D head_dim, F = D / 2, R rows, P blocks per row.
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,24 @@ class AttentionInputs:
 
 
 class Attention:
-    def __init__(self, spec: ModelSpec, params: Mapping[str, torch.Tensor], layer: int) -> None:
+    """Of the heads in `ranges`: for each KV head the rows of `qkv_proj` are its query heads, its K
+    head, its V head. Where ranks share a KV head, each has it and some of its query heads.
+    `o_proj` is `[in, out]`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Mapping[str, torch.Tensor],
+        layer: int,
+        ranges: RankRanges,
+        comm: Comm,
+    ) -> None:
         prefix = f"model.layers.{layer}.self_attn."
         self._spec = spec
+        self._comm = comm
+        self._num_kv_heads = ranges.kv_heads.size
+        self._group = ranges.query_heads.size // ranges.kv_heads.size
         self._window = spec.layers[layer].sliding_window
         self._qkv_weight = params[prefix + "qkv_proj.weight"]
         self._qkv_bias = params[prefix + "qkv_proj.bias"] if spec.attention_bias else None
@@ -56,14 +74,12 @@ class Attention:
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        """Attention output `[T, H]` before the residual; writes the step's K and V into the
-        caches.
+        """Attention output `[T, H]` before the residual, the same on all ranks; writes the step's K
+        and V into the caches.
         """
-        spec = self._spec
-        num_tokens, num_kv = len(x_TH), spec.num_key_value_heads
-        group = spec.num_attention_heads // num_kv
+        spec, group = self._spec, self._group
         qkv = F.linear(x_TH, self._qkv_weight, self._qkv_bias)
-        qkv_TKJD = qkv.view(num_tokens, num_kv, group + 2, spec.head_dim)
+        qkv_TKJD = qkv.view(len(x_TH), self._num_kv_heads, group + 2, spec.head_dim)
         q_TKGD, k_TKD, v_TKD = qkv_TKJD[:, :, :group], qkv_TKJD[:, :, group], qkv_TKJD[:, :, -1]
         if self._q_norm is not None and self._k_norm is not None:
             eps, plus_one = spec.rms_norm_eps, spec.norm_plus_one
@@ -83,4 +99,4 @@ class Attention:
             soft_cap=spec.attn_soft_cap,
             plan=inputs.plan,
         )
-        return F.linear(out.flatten(1), self._o_weight, self._o_bias)
+        return row_parallel(out.flatten(1), self._o_weight, self._o_bias, self._comm)

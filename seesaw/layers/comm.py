@@ -1,10 +1,16 @@
-"""What layers ask of the ranks that share them; which library answers is `distributed`'s business."""
+"""What layers ask of the ranks that share them.
+
+Which library answers is the business of `distributed`.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 import torch
+
+MAX_HANDOVERS = 2
+"""Hidden states that a stage may have under way to the next one; held until they are received."""
 
 
 class Comm(Protocol):
@@ -33,3 +39,6 @@ class Alone:
 
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x]
+
+
+ALONE = Alone()

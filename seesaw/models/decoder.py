@@ -1,8 +1,8 @@
 """The one decoder: every family is this, with the switches of its ModelSpec.
 
-Turns tokens of a step into logits over a paged KV pool. Knows rows and positions, nothing of
-requests, scheduling or sampling. Layers may be run in any cut, for pipeline stages and layered
-prefill.
+Turns tokens of a step into logits over a paged KV pool, or does one rank's share of that. Knows
+rows and positions, nothing of requests, scheduling or sampling. Layers may be run in any cut, for
+pipeline stages and layered prefill.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ import torch.nn.functional as F
 from seesaw.families.spec import LayerSpec, ModelSpec
 from seesaw.kvcache.pool import KVCache
 from seesaw.layers.attention import Attention, AttentionInputs
+from seesaw.layers.comm import ALONE, Comm
+from seesaw.layers.embedding import embed
 from seesaw.layers.mlp import MLP
 from seesaw.layers.rope import Rotary
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.layout.ranges import RankRanges, rank_ranges
 from seesaw.models.inputs import StepInputs
 from seesaw.models.workspace import attention_shape
 from seesaw.ops.attention_plan import plan_attention
 from seesaw.ops.rms_norm import rms_norm
 
-# Shape letters: T tokens of the step, H hidden, S rows that sample, V vocabulary.
+# Shape letters: T tokens of the step, H hidden, S rows that sample, V vocabulary rows of the rank.
 
 
 class _Layer:
     """One decoder layer. The residual stream is carried as (hidden, delta), delta not yet added, so
     that the add and the next norm are one op."""
 
-    def __init__(self, spec: ModelSpec, params: Mapping[str, torch.Tensor], layer: int) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Mapping[str, torch.Tensor],
+        layer: int,
+        ranges: RankRanges,
+        comm: Comm,
+    ) -> None:
         prefix = f"model.layers.{layer}."
         self._spec = spec
-        self._attention = Attention(spec, params, layer)
-        self._mlp = MLP(spec, params, layer)
+        self._attention = Attention(spec, params, layer, ranges, comm)
+        self._mlp = MLP(spec, params, layer, comm)
         self._input_norm = params[prefix + "input_layernorm.weight"]
         after_attention = params[prefix + "post_attention_layernorm.weight"]
         if spec.sandwich_norm:
@@ -74,33 +85,45 @@ class _Layer:
 
 
 class Decoder:
-    """`params` are named and fused as `weights` loads them, all of one dtype and on one device; QKV
-    rows are interleaved by KV head: its query heads, its K head, its V head."""
+    """What one rank runs of a model; the whole model without `ranges`.
 
-    def __init__(self, spec: ModelSpec, params: Mapping[str, torch.Tensor]) -> None:
+    `params` are the rank's, by name, as `layout` stores and cuts them (`stored_params`), all of one
+    dtype and on one device; names that the rank has no use for are ignored. `comm` joins the ranks
+    of its stage, which make all calls together.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Mapping[str, torch.Tensor],
+        ranges: RankRanges | None = None,
+        comm: Comm = ALONE,
+    ) -> None:
         self.spec = spec
-        self._embedding = params["model.embed_tokens.weight"]
-        self._final_norm = params["model.norm.weight"]
-        self._head = params["lm_head.weight"]
-        self._layers = [_Layer(spec, params, i) for i in range(spec.num_hidden_layers)]
-        device = self._embedding.device
+        self.ranges = ranges = ranges or rank_ranges(ParallelLayout(), spec, 0)
+        self._comm = comm
+        self._embedding = self._final_norm = self._head = None
+        if ranges.layers.start == 0:
+            self._embedding = params["model.embed_tokens.weight"]
+        if ranges.layers.stop == spec.num_hidden_layers:
+            head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+            self._final_norm, self._head = params["model.norm.weight"], params[head]
+        self._layers = {
+            layer: _Layer(spec, params, layer, ranges, comm) for layer in range(*ranges.layers)
+        }
+        some = params[f"model.layers.{ranges.layers.start}.input_layernorm.weight"]
+        self.dtype, self.device = some.dtype, some.device
         self._rotaries = {
-            layer.rope: Rotary(layer.rope, spec.head_dim, device) for layer in spec.layers
+            layer.rope: Rotary(layer.rope, spec.head_dim, self.device)
+            for layer in spec.layers[slice(*ranges.layers)]
         }
         # rounded to the weights' dtype, as the models were trained
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype).item()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
-
     def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Token ids (int64, below the vocabulary's size) -> hidden `[T, H]`."""
-        hidden_TH = F.embedding(token_ids_T, self._embedding)
+        """Token ids (int64, below the vocabulary's size) -> hidden `[T, H]`; first stage only."""
+        assert self._embedding is not None, f"{self.ranges} is not of the first stage"
+        hidden_TH = embed(token_ids_T, self._embedding, self.ranges.vocab, self._comm)
         return hidden_TH if self._embed_scale == 1.0 else hidden_TH.mul_(self._embed_scale)
 
     def run_layers(
@@ -111,27 +134,31 @@ class Decoder:
         layer_start: int,
         layer_stop: int,
     ) -> torch.Tensor:
-        """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive); writes their KV.
+        """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive), numbered as in the
+        model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
 
         Any cut of the layers gives the same result: the residual stream is whole at the cut.
         `hidden_TH` is not changed.
         """
+        first = self.ranges.layers.start
         prepared: dict[LayerSpec, AttentionInputs] = {}
         delta_TH: torch.Tensor | None = None
         for index in range(layer_start, layer_stop):
-            kind = self.spec.layers[index]
+            kind, local = self.spec.layers[index], index - first
             if kind not in prepared:
                 prepared[kind] = self._attention_inputs(kind, inputs, kv)
             hidden_TH, delta_TH = self._layers[index](
-                hidden_TH, delta_TH, prepared[kind], kv.k_cache(index), kv.v_cache(index)
+                hidden_TH, delta_TH, prepared[kind], kv.k_cache(local), kv.v_cache(local)
             )
         return hidden_TH if delta_TH is None else hidden_TH + delta_TH
 
     def logits(self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor) -> torch.Tensor:
         """Logits `[S, V]` in float32 of the tokens at `sample_index_S`, from the last layer's
-        output.
+        output; V are the ids `ranges.vocab`. Last stage only.
         """
         spec = self.spec
+        assert self._final_norm is not None, f"{self.ranges} is not of the last stage"
+        assert self._head is not None, "a last stage has a head"
         last_SH, _ = rms_norm(
             hidden_TH[sample_index_S],
             self._final_norm,
@@ -148,7 +175,7 @@ class Decoder:
     ) -> AttentionInputs:
         cos_TF, sin_TF = self._rotaries[kind.rope].cos_sin(inputs.positions_T, self.dtype)
         shape = attention_shape(
-            self.spec, kind.sliding_window, kv.block_size, self.dtype, self.device
+            self.spec, self.ranges, kind.sliding_window, kv.block_size, self.dtype, self.device
         )
         table, cu_seqlens, seq_lens = (
             inputs.block_table_RP,

@@ -11,7 +11,7 @@ import torch
 
 
 def fused_params(model: Any) -> dict[str, torch.Tensor]:
-    """Fused parameters named as the decoder wants them; the model is not changed."""
+    """Fused parameters named and laid out as the decoder wants them; the model is not changed."""
     config, state = model.config, model.state_dict()
     kv_heads = config.num_key_value_heads
     group = config.num_attention_heads // kv_heads
@@ -36,5 +36,6 @@ def fused_params(model: Any) -> dict[str, torch.Tensor]:
         for name, tensor in state.items():
             split = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
             if name.startswith(prefix) and not any(part in name for part in split):
-                out[name] = tensor
+                rows_are_cut = name.endswith(("o_proj.weight", "down_proj.weight"))
+                out[name] = tensor.T.contiguous() if rows_are_cut else tensor
     return out

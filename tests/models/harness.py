@@ -94,12 +94,16 @@ def random_params(
     for layer in range(spec.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         shapes[prefix + "self_attn.qkv_proj.weight"] = ((heads + 2 * kv_heads) * size, hidden)
-        shapes[prefix + "self_attn.o_proj.weight"] = (hidden, heads * size)
+        shapes[prefix + "self_attn.o_proj.weight"] = (heads * size, hidden)
         shapes[prefix + "mlp.gate_up_proj.weight"] = (2 * inner, hidden)
-        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+        shapes[prefix + "mlp.down_proj.weight"] = (inner, hidden)
         norms += [prefix + "input_layernorm.weight", prefix + "post_attention_layernorm.weight"]
+    inputs = {
+        name: shape[0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1]
+        for name, shape in shapes.items()
+    }
     params = {
-        name: (torch.randn(shape) * scale * shape[-1] ** -0.5).to(device, dtype)
+        name: (torch.randn(shape) * scale * inputs[name] ** -0.5).to(device, dtype)
         for name, shape in shapes.items()
     }
     params |= {name: torch.ones(hidden, dtype=dtype, device=device) for name in norms}
