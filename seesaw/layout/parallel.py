@@ -6,7 +6,7 @@ Owns the text form and the numbering of ranks; knows nothing of any model.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from seesaw.errors import ConfigError
@@ -62,6 +62,11 @@ class ParallelLayout:
     @property
     def num_ranks(self) -> int:
         return self.dp * self.tp * self.pp
+
+    @property
+    def replica(self) -> Self:
+        """One replica by itself: the same layout with dp=1."""
+        return replace(self, dp=1)
 
     def coordinates(self, rank: int) -> Coordinates:
         """Inverse of `rank_of`. Raises ConfigError for a rank that the layout does not have."""
