@@ -12,10 +12,13 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from seesaw.errors import ConfigError, nearest
+from seesaw.layout.parallel import ParallelLayout
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
+Reload = Literal["missing", "all"]
+ReshardFrom = Literal["auto", "host", "peers"]
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
@@ -45,12 +48,30 @@ def format_bytes(num_bytes: float) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
 
 
+def layouts_of(
+    prefill: str | None, decode: str | None
+) -> tuple[ParallelLayout, ParallelLayout] | None:
+    """Both layouts from their text; one stands for both; None without any. Raises ConfigError."""
+    found = []
+    for name, text in (("prefill_layout", prefill), ("decode_layout", decode)):
+        if text is not None:
+            try:
+                found.append(ParallelLayout.parse(text))
+            except ConfigError as error:
+                raise ConfigError(f"{name}={text!r}: {error}") from error
+    return (found[0], found[-1]) if found else None
+
+
 FlagField = tuple[Field[Any], Any, str]
 """A field that is a command-line flag: (field, default, help)."""
 
 
 def _opt(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+_STATIC = ("tensor_parallel_size", "pipeline_parallel_size")
+_PHASED = ("prefill_layout", "decode_layout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +106,41 @@ class EngineConfig:
     gpu_memory_utilization: float | None = _opt(
         None, "the same as a fraction of the device's memory (cpu: of the machine's)"
     )
-    tensor_parallel_size: int = _opt(1, "devices per layer; only 1 in this version")
-    pipeline_parallel_size: int = _opt(1, "stages of layers; only 1 in this version")
+    prefill_layout: str | None = _opt(
+        None, "how prompts are computed: replicas, cut and stages, such as pp2 or dp2-tp2"
+    )
+    decode_layout: str | None = _opt(
+        None, "how answers are computed, over the same devices (one of the two stands for both)"
+    )
+    tensor_parallel_size: int | None = _opt(
+        None, "devices per layer, in both phases; instead of the layouts"
+    )
+    pipeline_parallel_size: int | None = _opt(
+        None, "stages of layers, in both phases; instead of the layouts"
+    )
+    num_devices: int | None = _opt(
+        None, "devices to use where no layout is given (default: all GPUs; 1 on cpu)"
+    )
+    host_kv_memory: str | None = _opt(
+        None,
+        "bytes of the host tier, which keeps KV between phases "
+        "(default: half of what is free beside weights)",
+    )
+    tier_block_size: int = _opt(64, "tokens per block of the host tier")
+    reload: Reload = _opt(
+        "missing", "weights fetched when the layout changes: what is not in place, or all"
+    )
+    reshard_from: ReshardFrom = _opt(
+        "auto", "where those come from; auto = peers on cuda, host on cpu"
+    )
     enforce_eager: bool = _opt(
         False, "no CUDA graphs (this version records none, so both values run the same code)"
     )
-    policy: str = _opt("continuous", "scheduling policy: a built-in name or module.path:Class")
+    policy: str = _opt(
+        "auto",
+        "scheduling policy: a built-in name or module.path:Class; "
+        "auto = seesaw for two layouts, continuous for one",
+    )
     policy_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "options of the policy", "cli": False}
     )
@@ -100,20 +150,26 @@ class EngineConfig:
             if isinstance(path := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(path))
         self._check_types()
-        for name in (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "block_size",
-            "tensor_parallel_size",
-            "pipeline_parallel_size",
-        ):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "tier_block_size"):
             _check_int(name, getattr(self, name), 1)
-        if self.max_model_len is not None:
-            _check_int("max_model_len", self.max_model_len, 2)
+        for name, low in (
+            ("max_model_len", 2),
+            ("tensor_parallel_size", 1),
+            ("pipeline_parallel_size", 1),
+            ("num_devices", 1),
+        ):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), low)
         _check_int("seed", self.seed, 0)
         if self.block_size & (self.block_size - 1) or self.block_size > 256:
             raise ConfigError(f"block_size={self.block_size}: expected a power of two up to 256.")
-        for name, known in (("dtype", DType), ("load_format", LoadFormat), ("device", Device)):
+        for name, known in (
+            ("dtype", DType),
+            ("load_format", LoadFormat),
+            ("device", Device),
+            ("reload", Reload),
+            ("reshard_from", ReshardFrom),
+        ):
             if getattr(self, name) not in get_args(known):
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(known))}."
@@ -123,24 +179,70 @@ class EngineConfig:
                 "trust_remote_code=True: seesaw never runs code from a model directory. "
                 "Leave it out."
             )
+        self._check_memory()
+        self._check_layouts()
+
+    def _check_memory(self) -> None:
         if self.device_memory is not None and self.gpu_memory_utilization is not None:
             raise ConfigError(
                 "device_memory and gpu_memory_utilization both set the memory budget. "
                 "Give one of them."
             )
-        if self.device_memory is not None:
-            parse_bytes(self.device_memory, "device_memory")
+        for name in ("device_memory", "host_kv_memory"):
+            if getattr(self, name) is not None:
+                parse_bytes(getattr(self, name), name)
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization}: expected a fraction "
                 "above 0, up to 1."
             )
-        if self.tensor_parallel_size * self.pipeline_parallel_size > 1:
+
+    def _check_layouts(self) -> None:
+        static = [name for name in _STATIC if getattr(self, name) is not None]
+        phased = [name for name in _PHASED if getattr(self, name) is not None]
+        if static and phased:
             raise ConfigError(
-                f"tensor_parallel_size={self.tensor_parallel_size}, "
-                f"pipeline_parallel_size={self.pipeline_parallel_size}: "
-                "this version runs on one device. Leave both at 1."
+                f"{phased[0]}={getattr(self, phased[0])!r} and "
+                f"{static[0]}={getattr(self, static[0])} both say how the model lies over the "
+                "devices. Give prefill_layout and decode_layout, or tensor_parallel_size and "
+                "pipeline_parallel_size."
             )
+        layouts = self.given_layouts
+        if layouts is None:
+            return
+        for name, layout in zip(static or _PHASED, layouts, strict=False):
+            if self.num_devices not in (None, layout.num_ranks):
+                raise ConfigError(
+                    f"num_devices={self.num_devices}, but layout {layout} ({name}) takes "
+                    f"{layout.num_ranks}. Leave num_devices out, or give layouts of that size."
+                )
+        self.resolve_policy(layouts[0] != layouts[1])
+
+    @property
+    def given_layouts(self) -> tuple[ParallelLayout, ParallelLayout] | None:
+        """(prefill, decode) as given, one for both where only one is; None where nothing is."""
+        if self.tensor_parallel_size is not None or self.pipeline_parallel_size is not None:
+            both = ParallelLayout(
+                tp=self.tensor_parallel_size or 1, pp=self.pipeline_parallel_size or 1
+            )
+            return both, both
+        return layouts_of(self.prefill_layout, self.decode_layout)
+
+    def resolve_policy(self, two_layouts: bool) -> str:
+        """Name of the policy, `auto` resolved. Raises ConfigError where it cannot change layouts.
+
+        A policy of one's own is judged when memory is planned: `engine/memory.py`.
+        """
+        if self.policy == "auto":
+            return "seesaw" if two_layouts else "continuous"
+        if self.policy == "continuous" and two_layouts:
+            raise ConfigError(
+                "policy='continuous' mixes prompts and answers in every step, which needs one "
+                f"layout, got prefill_layout={self.prefill_layout!r} and "
+                f"decode_layout={self.decode_layout!r}. Use policy='seesaw' or 'seesaw-cost', or "
+                "give one layout."
+            )
+        return self.policy
 
     def _check_types(self) -> None:
         for name, kinds, expected in (
@@ -152,6 +254,8 @@ class EngineConfig:
             ("enable_prefix_caching", bool, "True or False"),
             ("enforce_eager", bool, "True or False"),
             ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),
+            ("prefill_layout", str | None, "a layout such as pp2 or dp2-tp2"),
+            ("decode_layout", str | None, "a layout such as tp2 or dp2-tp2"),
             ("policy", str, "a built-in name or module.path:Class"),
             ("policy_options", Mapping, "a mapping from option to value"),
         ):

@@ -1,0 +1,84 @@
+"""What an engine moved and how long its phases took, beside what its layouts said it would move.
+
+Plain data that adds up; who measures and who predicts is said by `replicas.py` and `predict.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from seesaw.scheduler.output import Phase
+
+SOURCES = ("resident", "copy", "peer", "host")
+
+
+def _no_bytes() -> dict[str, int]:
+    return dict.fromkeys(SOURCES, 0)
+
+
+@dataclass(slots=True)
+class MovedBytes:
+    """Bytes over all ranks. Weights by source, resident ones (which stay where they are) too;
+    loading the model is not counted."""
+
+    kv_store_bytes: int = 0
+    kv_load_bytes: int = 0
+    weight_bytes_moved: dict[str, int] = field(default_factory=_no_bytes)
+
+    def add_weights(self, moved: Mapping[str, int]) -> None:
+        """One change of layout."""
+        self.weight_bytes_moved = {
+            source: nbytes + moved.get(source, 0)
+            for source, nbytes in self.weight_bytes_moved.items()
+        }
+
+
+@dataclass(slots=True)
+class MovementStats(MovedBytes):
+    """Counted where it happened; `predicted` was computed from the layouts when it was ordered.
+
+    `prefill_s`, `decode_s`: seconds in which steps of the phase were worked on, over all replicas;
+    `reshard_s`: seconds in which the slowest rank could do nothing but change its layout.
+    `tier_peak_bytes`: most bytes of the host tier that were held at once.
+    """
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    reshard_s: float = 0.0
+    tier_peak_bytes: int = 0
+    predicted: MovedBytes = field(default_factory=MovedBytes)
+
+    def add_time(self, phase: Phase, compute_s: float, reshard_s: float) -> None:
+        """One step."""
+        if phase == "prefill":
+            self.prefill_s += compute_s
+        else:
+            self.decode_s += compute_s
+        self.reshard_s += reshard_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferBytes:
+    """What movements cost in bytes over all ranks of a replica, as layouts and sizes have it.
+
+    KV is copied in whole device blocks of `block_size` tokens; `weights_by_phase` is by the phase
+    that begins, empty where there is one layout.
+    """
+
+    block_size: int
+    store_block_bytes: Mapping[Phase, int]
+    load_block_bytes: int
+    weights_by_phase: Mapping[Phase, Mapping[str, int]]
+
+    def store(self, phase: Phase, num_tokens: int) -> int:
+        """Of `num_tokens` in the pool of `phase`; a head that several ranks hold counts once."""
+        return -(-num_tokens // self.block_size) * self.store_block_bytes[phase]
+
+    def load(self, num_tokens: int) -> int:
+        """To the decode pool; each rank that holds a head loads it."""
+        return -(-num_tokens // self.block_size) * self.load_block_bytes
+
+    def weights(self, phase: Phase) -> Mapping[str, int]:
+        """Of the change to `phase`."""
+        return self.weights_by_phase.get(phase, _no_bytes())
