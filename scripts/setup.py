@@ -16,7 +16,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 STAMP = os.path.join(VENV, "seesaw-setup.sha256")
 # What the stamp depends on: a change in any of these runs the installation again.
-INPUTS = ("pyproject.toml", "CMakeLists.txt", "csrc/cpu/module.cpp", "scripts/setup.py")
+INPUTS = ("pyproject.toml", "CMakeLists.txt", "scripts/setup.py")
+SOURCES = "csrc"  # with all that is in it
 SUPPORTED = ((3, 11), (3, 12))
 # The torch this version is tested with; another one that pyproject.toml admits is kept.
 TORCH = "torch==2.13.0"
@@ -87,9 +88,18 @@ def check_machine(python):
         )
 
 
+def inputs():
+    """Files that the stamp depends on, by path from the root."""
+    found = list(INPUTS)
+    for folder, _, names in os.walk(os.path.join(ROOT, SOURCES)):
+        found += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names]
+    return sorted(found)
+
+
 def stamp_of(venv_python):
     digest = hashlib.sha256(venv_python.encode())
-    for name in INPUTS:
+    for name in inputs():
+        digest.update(name.encode())
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()

@@ -1,2 +1,35 @@
 def build_info() -> dict[str, object]:
     """Keys `compiler` (str), `cxx_standard` (int), `cpu_features` (list of str)."""
+
+class CopyPool:
+    """C++ threads that copy strided tiles and hold no GIL; parked while there is nothing to do.
+
+    No method holds the GIL while it waits. Whoever submits has checked that a copy stays within its
+    memory, and keeps that memory until the copy is reported or the pool closed.
+    """
+
+    def __init__(self, num_threads: int, max_jobs: int) -> None:
+        """`max_jobs` bounds what is unfinished. Raises ValueError below 1."""
+
+    def submit(
+        self,
+        *,
+        key: int,
+        source: int,
+        target: int,
+        source_offsets: list[int],
+        target_offsets: list[int],
+        counts: tuple[int, int, int],
+        source_strides: tuple[int, int, int],
+        target_strides: tuple[int, int, int],
+        tile_bytes: int,
+    ) -> None:
+        """Copy, for each pair of offsets, a box of `counts` tiles; addresses, offsets and strides
+        in bytes. Returns at once unless `max_jobs` are unfinished. Raises ValueError where the
+        lists differ in length, RuntimeError where the pool is closed."""
+
+    def next_done(self) -> tuple[int, int, float] | None:
+        """Wait for the next finished copy: (key, bytes, seconds from its begin). None = closed."""
+
+    def close(self) -> None:
+        """Stop soon, dropping what is unfinished; no memory is touched afterwards."""

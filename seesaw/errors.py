@@ -38,6 +38,10 @@ class ModelError(ConfigError):
     """
 
 
+class HostMemoryError(SeesawError, MemoryError):
+    """The system refused memory of the host, or to page-lock it."""
+
+
 class EngineDeadError(SeesawError, RuntimeError):
     """The engine failed in a step and cannot go on; unfinished requests must be run again
     elsewhere.

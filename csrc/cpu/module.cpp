@@ -1,5 +1,5 @@
-// The Python module seesaw._cpu: for now what `seesaw collect-env` reports about the native build.
-// Kernels for the CPU join it as files of their own; nothing here may depend on torch.
+// The Python module seesaw._cpu: what `seesaw collect-env` reports about the native build, and the
+// copy pool. Kernels for the CPU join it as files of their own; nothing here may depend on torch.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -7,6 +7,10 @@
 #include <string>
 
 namespace nb = nanobind;
+
+namespace seesaw {
+void bind_copy_pool(nb::module_& m);
+}
 
 namespace {
 
@@ -51,4 +55,5 @@ NB_MODULE(_cpu, m) {
             return info;
         },
         "Compiler and C++ standard of this build, and the vector extensions of this processor.");
+    seesaw::bind_copy_pool(m);
 }

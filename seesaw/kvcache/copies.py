@@ -1,0 +1,205 @@
+"""Two engines that carry out copies between a device pool and the host tier in the background: C++
+threads for pools on the CPU, and torch, for CUDA and where seesaw._cpu is not built.
+
+They copy what they are told; bounds were checked before (`KVCopy.check`). Bytes are counted as they
+are copied, not derived from the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.tier import HostTier
+from seesaw.layout.kv import KVCopy
+
+MAX_JOBS = 1024
+"""Unfinished jobs in the C++ engine; a submit beyond waits for one to finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A copy and the memory it is between, which it keeps alive. `store`: from `kv` to the tier."""
+
+    key: int
+    store: bool
+    copy: KVCopy
+    kv: KVCache
+    tier: HostTier
+
+
+Report = Callable[[int, int, float, Exception | None], None]
+"""(key of the job, bytes copied, seconds from the begin of its copies, what went wrong)"""
+
+
+class Copies(Protocol):
+    name: str
+
+    def submit(self, job: Job) -> None:
+        """Returns before the job is done; `Report` is called from another thread when it is."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is unfinished; nothing is copied or reported afterwards."""
+        ...
+
+
+class CppCopies:
+    """csrc/cpu/copy_pool: threads that hold no GIL and share out the tiles of each job."""
+
+    name = "C++ threads"
+
+    def __init__(self, report: Report, num_threads: int) -> None:
+        """Raises ImportError where seesaw._cpu is not built."""
+        from seesaw._cpu import CopyPool
+
+        self._report = report
+        self._pool = CopyPool(num_threads=num_threads, max_jobs=MAX_JOBS)
+        self._jobs: dict[int, Job] = {}
+        self._thread = threading.Thread(target=self._run, name="seesaw-kv-done", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        copy = job.copy
+        pool = (job.kv.pool.data_ptr(), copy.pool_offsets(), copy.pool_strides)
+        tier = (job.tier.tensor.data_ptr(), copy.tier_offsets(), copy.tier_strides)
+        source, target = (pool, tier) if job.store else (tier, pool)
+        self._jobs[job.key] = job  # keeps the memory of both sides
+        self._pool.submit(
+            key=job.key,
+            source=source[0],
+            source_offsets=source[1],
+            source_strides=source[2],
+            target=target[0],
+            target_offsets=target[1],
+            target_strides=target[2],
+            counts=copy.counts,
+            tile_bytes=copy.pool.tile_bytes,
+        )
+
+    def _run(self) -> None:
+        while (done := self._pool.next_done()) is not None:
+            key, num_bytes, seconds = done
+            del self._jobs[key]
+            self._report(key, num_bytes, seconds, None)
+
+    def close(self) -> None:
+        self._pool.close()
+        self._thread.join()
+        self._jobs.clear()
+
+
+class TorchCopies:
+    """Python threads that each carry out one job at a time with torch, on CUDA on a stream of their
+    own, after all that the submitting thread's stream had been given by then."""
+
+    def __init__(self, report: Report, num_threads: int, device: torch.device) -> None:
+        self.name = "CUDA streams" if device.type == "cuda" else "Python threads"
+        self._report = report
+        self._device = device
+        self._closed = False
+        self._queue: queue.SimpleQueue[tuple[Job, torch.cuda.Event | None] | None] = (
+            queue.SimpleQueue()
+        )
+        self._threads = [
+            threading.Thread(target=self._run, name=f"seesaw-kv-copy-{index}", daemon=True)
+            for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        ready = None
+        if self._device.type == "cuda":
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(torch.cuda.current_stream(self._device))
+        self._queue.put((job, ready))
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        stream = None
+        if self._device.type == "cuda":
+            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            while (taken := self._queue.get()) is not None:
+                if self._closed:
+                    return
+                job, ready = taken
+                self._carry_out(job, stream, ready)
+                del taken, job
+
+    def _carry_out(
+        self, job: Job, stream: torch.cuda.Stream | None, ready: torch.cuda.Event | None
+    ) -> None:
+        num_bytes, error = 0, None
+        begin_s = time.perf_counter()
+        try:
+            if stream is not None and ready is not None:
+                ready.synchronize()
+                begin_s = time.perf_counter()
+            num_bytes = copy_staged(job)
+            if stream is not None:
+                stream.synchronize()
+        except Exception as caught:
+            error = caught
+        self._report(job.key, num_bytes, time.perf_counter() - begin_s, error)
+
+    def close(self) -> None:
+        self._closed = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+def copy_staged(job: Job) -> int:
+    """Carry out `job` on the current stream, one tier block after another, by way of device memory
+    in the order of the tier, so that what crosses the bus are the longest runs there are. Returns
+    the bytes copied."""
+    copy, pool = job.copy, job.kv.pool
+    first = copy.heads.start - copy.pool.kv_heads.start
+    held = pool[:, :, first : first + copy.heads.size]
+    tier = _tier_view(job)
+    per_tier_block = tier.shape[4]
+    num_bytes = 0
+    for index, tier_block in enumerate(copy.tier_blocks):
+        start = index * per_tier_block
+        blocks = torch.tensor(copy.blocks[start : start + per_tier_block], device=pool.device)
+        side = tier[tier_block, :, :, :, : len(blocks)]
+        if job.store:
+            staged = held.index_select(1, blocks).permute(2, 0, 3, 1, 4, 5).contiguous()
+            num_bytes += _copy_runs(side, staged)
+        else:
+            staged = torch.empty(side.shape, dtype=pool.dtype, device=pool.device)
+            num_bytes += _copy_runs(staged, side)
+            held.index_copy_(1, blocks, staged.permute(1, 3, 0, 2, 4, 5))
+    return num_bytes
+
+
+def _tier_view(job: Job) -> torch.Tensor:
+    """The part of the tier that is copied: `[block][head][layer][k|v][device block in it]
+    [block_size][head_dim]`."""
+    copy, shape = job.copy, job.tier.shape
+    layers, heads, block_size = copy.pool.layers, copy.heads, copy.pool.block_size
+    view = job.tier.tensor.view(job.kv.pool.dtype).view(
+        shape.num_blocks, shape.num_kv_heads, shape.num_layers, 2,
+        shape.block_tokens // block_size, block_size, shape.head_dim,
+    )  # fmt: skip
+    return view[:, heads.start : heads.stop, layers.start : layers.stop]
+
+
+def _copy_runs(target: torch.Tensor, source: torch.Tensor) -> int:
+    """Copy run by run, a run being contiguous on both sides: torch copies anything else between
+    devices by way of temporary tensors, and waits for it."""
+    if target.is_contiguous() and source.is_contiguous():
+        target.copy_(source, non_blocking=True)
+        return target.nbytes
+    return sum(map(_copy_runs, target, source))

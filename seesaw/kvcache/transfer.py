@@ -1,0 +1,191 @@
+"""Stores and loads of one rank: KV of a request from a device pool to the host tier and back, in
+the background.
+
+Owns what is under way, the order of nothing: each transfer is reported when its last byte is in
+place. When blocks may be read or written is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from seesaw.errors import EngineDeadError
+from seesaw.kvcache.copies import Copies, CppCopies, Job, TorchCopies
+from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.tier import HostTier
+from seesaw.layout.kv import KVCopy, PoolShape
+from seesaw.layout.ranges import Range
+from seesaw.log import get_logger
+
+logger = get_logger(__name__)
+
+OnDone = Callable[[int, int, float], None]
+OnError = Callable[[EngineDeadError], None]
+
+
+@dataclass(slots=True)
+class Moved:
+    """What one direction has moved: complete transfers, bytes, and seconds that their copies took
+    (which overlap)."""
+
+    transfers: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
+class KVTransfers:
+    """Copies between `tier` and pools on `device`.
+
+    `on_done(transfer_id, num_bytes, seconds)` is called once for each transfer from a background
+    thread, with the bytes that this rank has copied. If a copy or `on_done` fails, `on_error` is
+    called there with what went wrong, and every later call raises it.
+
+    `engine`: "cpp" (C++ threads) or "torch" (Python threads; streams on CUDA). None takes C++ for a
+    CPU where it is built. Both run up to `num_threads` copies at a time.
+    """
+
+    def __init__(
+        self, tier: HostTier, on_done: OnDone, device: torch.device, num_threads: int, *,
+        on_error: OnError | None = None, engine: Literal["cpp", "torch"] | None = None,
+    ) -> None:  # fmt: skip
+        self.stores = Moved()
+        self.loads = Moved()
+        self._tier = tier
+        self._on_done = on_done
+        self._on_error = on_error
+        self._keys = itertools.count()
+        self._under_way: dict[int, tuple[int, bool]] = {}  # key -> transfer id, is a store
+        self._failed: EngineDeadError | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._copies = self._start(device, num_threads, engine)
+
+    def _start(
+        self, device: torch.device, num_threads: int, engine: Literal["cpp", "torch"] | None
+    ) -> Copies:
+        if engine == "torch" or (engine is None and device.type != "cpu"):
+            return TorchCopies(self._finish, num_threads, device)
+        try:
+            return CppCopies(self._finish, num_threads)
+        except ImportError:
+            if engine == "cpp":
+                raise
+        logger.info("KV moves in Python threads: this installation of seesaw has no C++ part.")
+        return TorchCopies(self._finish, num_threads, device)
+
+    @property
+    def engine(self) -> str:
+        """Which engine copies, for people."""
+        return self._copies.name
+
+    def store(
+        self, transfer_id: int, kv: KVCache, layers: Range, heads: Range, held_heads: Range,
+        blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+    ) -> None:  # fmt: skip
+        """Begin to copy the first `num_tokens` positions of a request from `blocks` of `kv` to
+        `tier_blocks`, after what was computed so far (CUDA: on the current stream).
+
+        `kv` holds `layers` and `held_heads` of the model; `heads` are those that this rank stores,
+        of size 0 for none: that is reported as done with 0 bytes. Raises ValueError where blocks or
+        ranges do not fit pool and tier, EngineDeadError where a copy has failed before.
+        """
+        self._begin(
+            True, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens
+        )
+
+    def load(
+        self, transfer_id: int, kv: KVCache, layers: Range, heads: Range, held_heads: Range,
+        blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+    ) -> None:  # fmt: skip
+        """Likewise from `tier_blocks` to `blocks`, which may be read when it is done."""
+        self._begin(
+            False, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens
+        )
+
+    def _begin(
+        self, store: bool, transfer_id: int, kv: KVCache, layers: Range, heads: Range,
+        held_heads: Range, blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+    ) -> None:  # fmt: skip
+        pool = _pool_shape(kv, layers, held_heads)
+        copy = KVCopy(self._tier.shape, pool, heads, tuple(blocks), tuple(tier_blocks), num_tokens)
+        copy.check()
+        with self._changed:
+            self._raise_if_over()
+            key = next(self._keys)
+            self._under_way[key] = (transfer_id, store)
+        self._copies.submit(Job(key, store, copy, kv, self._tier))
+
+    def _finish(self, key: int, num_bytes: int, seconds: float, error: Exception | None) -> None:
+        """From an engine's thread."""
+        transfer_id, store = self._under_way[key]
+        if error is None:
+            with self._changed:
+                moved = self.stores if store else self.loads
+                moved.transfers += 1
+                moved.num_bytes += num_bytes
+                moved.seconds += seconds
+            try:
+                self._on_done(transfer_id, num_bytes, seconds)
+            except Exception as caught:
+                error = caught
+        failed = None
+        if error is not None:
+            kind = "store" if store else "load"
+            failed = EngineDeadError(f"{kind} {transfer_id} of KV failed: {error!r}")
+            failed.__cause__ = error
+        with self._changed:
+            del self._under_way[key]
+            self._failed = self._failed or failed
+            self._changed.notify_all()
+        if failed is not None and self._on_error is not None:
+            self._on_error(failed)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is under way; False where the time is over before. Raises
+        EngineDeadError where a copy has failed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while self._under_way and self._failed is None:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(left)
+            self._raise_if_over()
+        return True
+
+    def _raise_if_over(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+        if self._closed:
+            raise ValueError("KV transfers are closed")
+
+    def close(self) -> None:
+        """End the threads. What is not done by then is dropped, and never reported; afterwards
+        nothing touches pools or tier. Safe to call twice, not from `on_done`."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+        self._copies.close()
+        self._under_way.clear()
+
+
+def _pool_shape(kv: KVCache, layers: Range, held_heads: Range) -> PoolShape:
+    """Raises ValueError where `kv` does not have those layers and heads, or has gaps."""
+    pool = kv.pool
+    num_layers, num_blocks, num_heads, _, block_size, head_dim = pool.shape
+    if not pool.is_contiguous():
+        raise ValueError("the pool must be contiguous")
+    if (num_layers, num_heads) != (layers.size, held_heads.size):
+        raise ValueError(
+            f"the pool has {num_layers} layers and {num_heads} KV heads, expected those of "
+            f"{layers} and {held_heads}"
+        )
+    return PoolShape(layers, held_heads, num_blocks, block_size, head_dim, pool.element_size())
