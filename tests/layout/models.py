@@ -1,0 +1,77 @@
+"""Models of odd sizes and pairs of layouts over the same ranks, for tests of weights' layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from seesaw.families.dense import with_params
+from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
+from seesaw.layout import ParallelLayout, RankRanges, layouts_for, rank_ranges
+
+
+def make_model(
+    *,
+    layers: int = 4,
+    query_heads: int = 8,
+    kv_heads: int = 4,
+    mlp: int = 96,
+    vocab: int = 320,
+    head_dim: int = 8,
+    hidden: int = 64,
+    **features: Any,
+) -> ModelSpec:
+    layer = LayerSpec(sliding_window=None, rope=RopeSpec(theta=10000.0))
+    spec = ModelSpec(
+        family="llama",
+        architecture="LlamaForCausalLM",
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=query_heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=features.pop("tie_word_embeddings", True),
+        torch_dtype="float32",
+        layers=(layer,) * layers,
+    )
+    return with_params(replace(spec, **features))
+
+
+def all_ranges(layout: ParallelLayout, spec: ModelSpec) -> list[RankRanges]:
+    return [rank_ranges(layout, spec, rank) for rank in range(layout.num_ranks)]
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelSpec:
+    """Uneven in every way; rows of any size, so that starts are aligned or not."""
+    kv_heads = draw(st.integers(1, 5))
+    query_heads = kv_heads * draw(st.integers(1, 5))
+    return make_model(
+        layers=draw(st.integers(1, 9)),
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        mlp=draw(st.integers(query_heads, 50)),
+        vocab=draw(st.integers(query_heads, 50)),
+        head_dim=draw(st.sampled_from([2, 4, 8])),
+        hidden=draw(st.sampled_from([3, 8, 16, 20])),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        attention_out_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+    )
+
+
+@st.composite
+def models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, ParallelLayout]:
+    """A model and two layouts of one replica over 1 to 8 ranks."""
+    spec = draw(models())
+    counts = [count for count in range(1, 9) if layouts_for(count, spec, dp=1)]
+    layouts = st.sampled_from(layouts_for(draw(st.sampled_from(counts)), spec, dp=1))
+    return spec, draw(layouts), draw(layouts)

@@ -1,0 +1,127 @@
+"""Slices of the plain format against rows counted one by one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seesaw.families.spec import ModelSpec
+from seesaw.layout import ParallelLayout, PlainFormat, RankRanges, layouts_for, stored_params
+from seesaw.layout.format import StoredParam
+from tests.layout.models import all_ranges, make_model, models
+
+element_sizes = st.sampled_from([2, 4])
+
+
+def rows_of(spec: ModelSpec, param: StoredParam, ranges: RankRanges) -> list[int]:
+    """Rows that a rank needs of a parameter of its stage, by what each row is."""
+    group = spec.num_attention_heads // spec.num_key_value_heads
+    dim, mlp = spec.head_dim, spec.intermediate_size
+    if "qkv_proj" in param.name:
+        labels = [
+            (name, head)
+            for kv_head in range(spec.num_key_value_heads)
+            for name, head in (
+                *(("q", kv_head * group + i) for i in range(group)),
+                ("kv", kv_head),
+                ("kv", kv_head),
+            )
+            for _ in range(dim)
+        ]
+        held = {"q": range(*ranges.query_heads), "kv": range(*ranges.kv_heads)}
+        return [row for row, (name, head) in enumerate(labels) if head in held[name]]
+    if "gate_up_proj" in param.name:
+        return [row for row in range(2 * mlp) if row % mlp in range(*ranges.mlp)]
+    if param.name.endswith("o_proj.weight"):
+        return [row for row in range(param.shape[0]) if row // dim in range(*ranges.query_heads)]
+    if param.name.endswith("down_proj.weight"):
+        return list(range(*ranges.mlp))
+    if param.name in ("model.embed_tokens.weight", "lm_head.weight"):
+        return list(range(*ranges.vocab))
+    return list(range(param.shape[0]))
+
+
+def is_held(spec: ModelSpec, param: StoredParam, layout: ParallelLayout, stage: int) -> bool:
+    """Whether `stage` needs a parameter at all."""
+    last = stage == layout.pp - 1
+    if param.layer is not None:
+        return param.layer in range(*all_ranges(layout, spec)[stage * layout.tp].layers)
+    if param.name == "model.embed_tokens.weight":
+        return stage == 0 or (last and spec.tie_word_embeddings)
+    return last
+
+
+@given(models(), element_sizes, st.data())
+def test_a_slice_is_the_rows_that_its_rank_needs(
+    spec: ModelSpec, element_bytes: int, data: st.DataObject
+) -> None:
+    devices = data.draw(st.sampled_from([n for n in range(1, 9) if layouts_for(n, spec, dp=1)]))
+    layout = data.draw(st.sampled_from(layouts_for(devices, spec, dp=1)))
+    fmt = PlainFormat(spec, element_bytes)
+    for rank, ranges in enumerate(all_ranges(layout, spec)):
+        for param in fmt.params:
+            held = is_held(spec, param, layout, layout.coordinates(rank).pp)
+            assert fmt.holds(param, ranges) == held
+            runs = fmt.runs(param, ranges)
+            rows = rows_of(spec, param, ranges) if held else []
+            row_bytes = fmt.nbytes(param) // param.shape[0]
+            taken = [byte for run in runs for byte in range(run.start, run.start + run.size)]
+            assert taken == [row * row_bytes + i for row in rows for i in range(row_bytes)]
+            assert fmt.local_shape(param, ranges) == (len(rows), *param.shape[1:])
+            assert all(a.start + a.size != b.start for a, b in itertools.pairwise(runs))
+            assert len(runs) <= 2
+
+
+@given(models(), element_sizes)
+def test_the_image_holds_every_element_once_on_aligned_offsets(
+    spec: ModelSpec, element_bytes: int
+) -> None:
+    fmt = PlainFormat(spec, element_bytes)
+    assert sum(fmt.nbytes(param) for param in fmt.params) == spec.num_parameters * element_bytes
+    assert list(fmt.image_offsets) == [param.name for param in fmt.params]
+    end = 0
+    for param in fmt.params:
+        offset = fmt.image_offsets[param.name]
+        assert offset % 64 == 0
+        assert end <= offset < end + 64
+        end = offset + fmt.nbytes(param)
+    assert end <= fmt.image_bytes < end + 64
+
+
+def test_stored_names_shapes_and_cuts() -> None:
+    spec = make_model(
+        layers=1, query_heads=6, kv_heads=2, mlp=10, vocab=30, hidden=12, head_dim=4,
+        attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=False,
+    )  # fmt: skip
+    layer = "model.layers.0."
+    assert [tuple(param) for param in stored_params(spec)] == [
+        ("model.embed_tokens.weight", None, (30, 12), "vocab"),
+        (f"{layer}input_layernorm.weight", 0, (12,), "none"),
+        (f"{layer}self_attn.qkv_proj.weight", 0, (40, 12), "heads"),
+        (f"{layer}self_attn.qkv_proj.bias", 0, (40,), "heads"),
+        (f"{layer}self_attn.o_proj.weight", 0, (24, 12), "query"),
+        (f"{layer}self_attn.o_proj.bias", 0, (12,), "none"),
+        (f"{layer}post_attention_layernorm.weight", 0, (12,), "none"),
+        (f"{layer}mlp.gate_up_proj.weight", 0, (20, 12), "gate_up"),
+        (f"{layer}mlp.gate_up_proj.bias", 0, (20,), "gate_up"),
+        (f"{layer}mlp.down_proj.weight", 0, (10, 12), "mlp"),
+        (f"{layer}mlp.down_proj.bias", 0, (12,), "none"),
+        ("model.norm.weight", None, (12,), "none"),
+        ("lm_head.weight", None, (30, 12), "vocab"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "query_heads", "kv_heads", "rows"),
+    [("tp8", 28, 4, [6, 5] * 4), ("tp2", 9, 3, [10, 5]), ("tp4", 9, 3, [4, 3, 5, 5])],
+)
+def test_heads_of_fused_qkv(layout: str, query_heads: int, kv_heads: int, rows: list[int]) -> None:
+    """Heads on each rank: its query heads, and K and V of each KV head they read."""
+    spec = make_model(query_heads=query_heads, kv_heads=kv_heads, head_dim=1)
+    fmt = PlainFormat(spec, 4)
+    qkv = next(param for param in fmt.params if param.cut == "heads")
+    ranges = all_ranges(ParallelLayout.parse(layout), spec)
+    assert [fmt.local_shape(qkv, held)[0] for held in ranges] == rows
