@@ -44,7 +44,8 @@ LAYERS = {
     "models":      Allowed("families layout kvcache ops layers", "torch"),
     "weights":     Allowed("families layout tokenizer",
                            "torch numpy safetensors gguf huggingface_hub"),
-    "engine":      Allowed("families layout scheduler tokenizer ops kvcache models weights",
+    "engine":      Allowed("families layout scheduler tokenizer ops layers kvcache models weights "
+                           "distributed",
                            "torch psutil"),
     "api":         Allowed("scheduler batch weights engine _cpu",
                            "torch click rich tqdm"),

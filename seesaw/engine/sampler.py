@@ -1,7 +1,8 @@
 """Draws the next token of each row; keeps what sampling must know of a request between steps.
 
 A draw depends on the request's seed and the position alone, so an answer is the same whatever runs
-beside it, after a preemption, and with any number of steps in flight.
+beside it, after a preemption, and with any number of steps in flight. Ranks that share the
+vocabulary all draw, and draw the same.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
+from seesaw.layers.comm import ALONE, Comm
+from seesaw.layout.ranges import Range, split
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
+from seesaw.ops.top_tokens import rows_at_once
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 
 
@@ -33,6 +38,12 @@ class SamplingState:
             self._counts = Counter(dict.fromkeys(request.prompt_token_ids, 0))
         elif params.presence_penalty or params.frequency_penalty:
             self._counts = Counter()
+
+    @property
+    def takes_the_highest(self) -> bool:
+        """Whether the next draw is the highest logit and nothing else is asked."""
+        params = self.params
+        return params.greedy and params.logprobs is None and self.adjustment(0) is None
 
     def uniform(self) -> float:
         """The random number in [0, 1) of the next draw."""
@@ -62,9 +73,63 @@ class SamplingState:
 
 
 def draw(
+    logits_SV: torch.Tensor,
+    states: Sequence[SamplingState],
+    comm: Comm = ALONE,
+    vocab_size: int | None = None,
+) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+    """One token per row of float32 logits, and log-probabilities where a row asks for them.
+
+    With several ranks, V are this rank's rows of the vocabulary (`rank_ranges`), `vocab_size` is
+    all of it, and every rank returns the same: what it draws from is gathered, so that not even a
+    differing last bit of one rank's logits can part them.
+    """
+    if comm.size == 1:
+        return _draw_whole(logits_SV, states)
+    assert vocab_size is not None, "ranks that share a vocabulary must know its size"
+    plain = [row for row, state in enumerate(states) if state.takes_the_highest]
+    other = [row for row, state in enumerate(states) if not state.takes_the_highest]
+    tokens = [0] * len(states)
+    entries: list[TokenLogprobs | None] = [None] * len(states)
+    if plain:
+        part_NV = logits_SV if not other else logits_SV[plain]
+        vocab = split(vocab_size, comm.size, comm.rank)
+        for row, token in zip(plain, _highest(part_NV, comm, vocab), strict=True):
+            tokens[row] = token
+            states[row].add(token)
+    at_once = rows_at_once(vocab_size)
+    for start in range(0, len(other), at_once):
+        rows = other[start : start + at_once]
+        whole_NV = _gather_rows(logits_SV[rows], comm, vocab_size)
+        drawn, logprobs = _draw_whole(whole_NV, [states[row] for row in rows])
+        for place, row in enumerate(rows):
+            tokens[row] = drawn[place]
+            entries[row] = logprobs[place] if logprobs else None
+    asked = any(state.params.logprobs is not None for state in states)
+    return tokens, entries if asked else None
+
+
+def _highest(part_NV: torch.Tensor, comm: Comm, vocab: Range) -> list[int]:
+    """The token of the highest logit of each row, the lowest id among equals."""
+    value_N, id_N = part_NV.max(-1)
+    # one message; float64 holds a float32 and any id exactly
+    mine_N2 = torch.stack([value_N.double(), (id_N + vocab.start).double()], dim=1)
+    ranks_CN2 = torch.stack(comm.all_gather(mine_N2))
+    best_1N = ranks_CN2[:, :, 0].argmax(0, keepdim=True)  # the first of equals: the lowest ids
+    return ranks_CN2[:, :, 1].gather(0, best_1N)[0].long().tolist()
+
+
+def _gather_rows(part_NV: torch.Tensor, comm: Comm, vocab_size: int) -> torch.Tensor:
+    """Whole rows from each rank's columns, padded to the longest for the gathering."""
+    sizes = [split(vocab_size, comm.size, rank).size for rank in range(comm.size)]
+    padded_NV = F.pad(part_NV, (0, max(sizes) - part_NV.shape[1]))
+    parts = comm.all_gather(padded_NV)
+    return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+
+
+def _draw_whole(
     logits_SV: torch.Tensor, states: Sequence[SamplingState]
 ) -> tuple[list[int], list[TokenLogprobs | None] | None]:
-    """One token per row of float32 logits, and log-probabilities where a row asks for them."""
     adjustments = [
         adjustment
         for row, state in enumerate(states)

@@ -85,5 +85,5 @@ def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: in
     if ranges.vocab.size == spec.vocab_size:
         # logits in the weights' dtype and float32; then adjusted, and the rows that want logprobs
         return num_rows * spec.vocab_size * max(size + 4, 12) + at_once
-    # the rank's part of them; whole rows are put together and adjusted some at a time
-    return num_rows * ranges.vocab.size * (size + 4) + 2 * at_once
+    # the rank's part of them, a copy of its greedy rows; others are made whole some at a time
+    return num_rows * ranges.vocab.size * max(size + 4, 8) + 2 * at_once
