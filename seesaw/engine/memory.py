@@ -1,52 +1,85 @@
-"""Who gets how much of a device's memory, decided before a weight is read.
+"""Who gets how much memory, decided before a weight is read: the plan for devices and host.
 
-The budget is split exactly: weights, work space of the largest step, and what is left for KV
-blocks.
+A device's budget is split exactly (`device_memory.py`): weights, work space of the largest step,
+and what is left for KV blocks. The host holds the weight image and the KV tier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
+from seesaw.engine.device_memory import DeviceSplit, Setting
 from seesaw.engine.host import host_memory
-from seesaw.engine.prompts import longest_wanted
+from seesaw.engine.layouts import LayoutChoice
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
+from seesaw.layout.kv import TierShape, check_tier_blocks
+from seesaw.layout.plain import PlainFormat
 
-DEFAULT_CUDA_UTILIZATION = 0.9
-DEFAULT_CPU_SHARE_OF_FREE = 0.5
+DEFAULT_TIER_SHARE_OF_FREE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """All sizes in bytes; `reason` says where the budget comes from."""
+    """Sizes in bytes; `reason` says where the budget comes from.
 
+    Of one device, as large as the rank that needs most: `arena_bytes` (weights), `work_bytes`,
+    and bytes per block of its two pools. Both pools have the same number of blocks on all ranks;
+    `num_blocks` is the decode pool's, `prefill_blocks` is 0 where there is no tier. Of the host:
+    `image_bytes`, and `tier_bytes` for all replicas of `tier_blocks` each.
+    """
+
+    num_ranks: int
     budget_bytes: int
     reason: str
-    weight_bytes: int
+    arena_bytes: int
     work_bytes: int
+    prefill_block_bytes: int
     block_bytes: int
+    prefill_blocks: int
     num_blocks: int
     block_size: int
     max_model_len: int
     model_len_reason: str
+    image_bytes: int
+    tier_blocks: int
+    tier_block_size: int
+    tier_bytes: int
 
     @property
     def kv_bytes(self) -> int:
-        return self.num_blocks * self.block_bytes
+        return self.num_blocks * self.block_bytes + self.prefill_blocks * self.prefill_block_bytes
 
     def describe(self) -> str:
-        return (
-            f"memory budget {format_bytes(self.budget_bytes)} ({self.reason}): "
-            f"weights {format_bytes(self.weight_bytes)}, "
+        each = "" if self.num_ranks == 1 else f" on each of {self.num_ranks} devices"
+        parts = [
+            f"memory budget {format_bytes(self.budget_bytes)}{each} ({self.reason}): "
+            f"weights {format_bytes(self.arena_bytes)}, "
             f"work space {format_bytes(self.work_bytes)}, KV {format_bytes(self.kv_bytes)} = "
-            f"{self.num_blocks * self.block_size} tokens in {self.num_blocks} blocks; "
+            f"{self.num_blocks * self.block_size} tokens in {self.num_blocks} blocks"
+        ]
+        if self.prefill_blocks:
+            tokens = self.prefill_blocks * self.block_size
+            parts[0] += f" and {tokens} of prompts in {self.prefill_blocks}"
+        host = []
+        if self.image_bytes:
+            host.append(f"weights {format_bytes(self.image_bytes)}")
+        if self.tier_blocks:
+            share = " per replica" if self.num_ranks > 1 else ""
+            host.append(
+                f"KV tier {format_bytes(self.tier_bytes)} = "
+                f"{self.tier_blocks * self.tier_block_size} tokens in {self.tier_blocks} "
+                f"blocks{share}"
+            )
+        if host:
+            parts.append(f"host: {', '.join(host)}")
+        parts.append(
             f"longest prompt + answer {self.max_model_len} tokens ({self.model_len_reason})"
         )
+        return "; ".join(parts)
 
 
 def plan_memory(
@@ -54,68 +87,130 @@ def plan_memory(
     spec: ModelSpec,
     dtype: torch.dtype,
     device: torch.device,
-    work_bytes: Callable[[int, int], int],
+    layouts: LayoutChoice,
+    policy_uses_tier: bool,
 ) -> MemoryPlan:
-    """Split the budget. `work_bytes(num_tokens, max_model_len)` bounds a step's temporary tensors.
+    """Split the budget of every device, and what the host has.
 
-    Raises ConfigError, with the bytes of each part, where the budget cannot hold the model and one
-    request of the longest length.
+    Raises ConfigError, with the bytes of each part, where a device cannot hold its part of the
+    model and one request of the longest length, or the host weights and tier.
     """
-    budget, reason = _budget(config, device)
-    weight_bytes = spec.num_parameters * dtype.itemsize
-    block_bytes = spec.kv_bytes_per_token(dtype.itemsize) * config.block_size
-    wanted = longest_wanted(config, spec)
-    step_work = work_bytes(config.max_num_batched_tokens, wanted)
-    room = (budget - weight_bytes - step_work) // block_bytes
-    per_request = -(-wanted // config.block_size)
-    if room < (per_request if config.max_model_len else 2):
-        need = weight_bytes + step_work + per_request * block_bytes
-        raise ConfigError(
-            f"the memory budget of {format_bytes(budget)} ({reason}) is too small: weights "
-            f"{format_bytes(weight_bytes)}, work space {format_bytes(step_work)}, KV of one "
-            f"request of {wanted} tokens {format_bytes(per_request * block_bytes)}, together "
-            f"{format_bytes(need)}. Raise device_memory, or lower max_model_len or "
-            "max_num_batched_tokens."
-        )
-    num_blocks = min(room, config.max_num_seqs * per_request)
-    fits = num_blocks * config.block_size
-    if config.max_model_len:
-        why = "as asked for"
-    else:
-        why = "the model's limit" if fits >= wanted else "as much as the KV memory holds"
+    _check_policy(config, layouts, policy_uses_tier)
+    setting = Setting(
+        config=config,
+        spec=spec,
+        dtype=dtype,
+        device=device,
+        prefill=layouts.prefill,
+        decode=layouts.decode,
+        uses_tier=policy_uses_tier,
+    )
+    split = DeviceSplit.of(setting)
+    if not split.fits:
+        raise split.too_small()
+    image_bytes = PlainFormat(spec, dtype.itemsize).image_bytes if layouts.num_ranks > 1 else 0
+    on_host = split.budget * layouts.num_ranks if device.type == "cpu" else 0
+    free = _free_beside(image_bytes, on_host)
+    tier_block_bytes = _tier_block_bytes(setting)
+    tier_blocks = 0
+    if policy_uses_tier:
+        tier_blocks = _tier_blocks(setting, free, tier_block_bytes)
+    max_model_len, why = _model_len(split, tier_blocks)
     return MemoryPlan(
-        budget_bytes=budget,
-        reason=reason,
-        weight_bytes=weight_bytes,
-        work_bytes=step_work,
-        block_bytes=block_bytes,
-        num_blocks=num_blocks,
+        num_ranks=layouts.num_ranks,
+        budget_bytes=split.budget,
+        reason=split.reason,
+        arena_bytes=max(rank.arena_bytes for rank in split.ranks),
+        work_bytes=max(rank.work_bytes for rank in split.ranks),
+        prefill_block_bytes=max(rank.prefill_block_bytes for rank in split.ranks),
+        block_bytes=max(rank.block_bytes for rank in split.ranks),
+        prefill_blocks=split.prefill_blocks,
+        num_blocks=split.num_blocks,
         block_size=config.block_size,
-        max_model_len=min(wanted, fits),
+        max_model_len=max_model_len,
         model_len_reason=why,
+        image_bytes=image_bytes,
+        tier_blocks=tier_blocks,
+        tier_block_size=config.tier_block_size,
+        tier_bytes=tier_blocks * layouts.dp * tier_block_bytes,
     )
 
 
-def _budget(config: EngineConfig, device: torch.device) -> tuple[int, str]:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        where = "of the GPU's memory"
-    else:
-        free, total = host_memory()
-        where = "of the machine's memory"
-    if config.device_memory is not None:
-        budget, reason = parse_bytes(config.device_memory, "device_memory"), "device_memory"
-    elif config.gpu_memory_utilization is not None:
-        budget = int(total * config.gpu_memory_utilization)
-        reason = f"{config.gpu_memory_utilization:g} {where}"
-    elif device.type == "cuda":
-        budget = int(total * DEFAULT_CUDA_UTILIZATION)
-        reason = f"{DEFAULT_CUDA_UTILIZATION:g} {where}"
-    else:
-        return int(free * DEFAULT_CPU_SHARE_OF_FREE), "half of the free memory"
-    if budget > free:
+def _check_policy(config: EngineConfig, layouts: LayoutChoice, uses_tier: bool) -> None:
+    policy = config.resolve_policy(layouts.prefill != layouts.decode)
+    if uses_tier:
+        check_tier_blocks(config.tier_block_size, config.block_size)
+    elif layouts.prefill != layouts.decode:
         raise ConfigError(
-            f"{reason} is {format_bytes(budget)}, but only {format_bytes(free)} of "
-            f"{format_bytes(total)} are free. Lower it or free memory first."
+            f"policy={policy!r} keeps no KV in the host tier, through which it goes from "
+            f"{layouts.prefill} to {layouts.decode}. Use policy='seesaw' or 'seesaw-cost', or give "
+            "one layout."
         )
-    return budget, reason
+    elif config.host_kv_memory is not None:
+        raise ConfigError(
+            f"host_kv_memory={config.host_kv_memory!r}: policy={policy!r} uses no host tier. "
+            "Leave it out, or use policy='seesaw' or 'seesaw-cost'."
+        )
+
+
+def _free_beside(image_bytes: int, on_host: int) -> int:
+    """Bytes of the host that are free beside weights and the budgets of devices that are part of
+    it. Raises ConfigError where these are too much already."""
+    free, total = host_memory()
+    if image_bytes and image_bytes + on_host > free:
+        beside = f" beside {format_bytes(on_host)} of the devices" if on_host else ""
+        raise ConfigError(
+            f"the host needs {format_bytes(image_bytes)} for the weights{beside}, but only "
+            f"{format_bytes(free)} of {format_bytes(total)} are free. Lower device_memory, or free "
+            "memory first."
+        )
+    return max(0, free - image_bytes - on_host)
+
+
+def _tier_block_bytes(setting: Setting) -> int:
+    spec, tokens = setting.spec, setting.config.tier_block_size
+    heads, layers = spec.num_key_value_heads, spec.num_hidden_layers
+    return TierShape(1, heads, layers, tokens, spec.head_dim, setting.dtype.itemsize).nbytes
+
+
+def _tier_blocks(setting: Setting, free: int, block_bytes: int) -> int:
+    """Of each replica. Memory is committed as blocks are used, so nothing but `free` bounds it."""
+    config, dp = setting.config, setting.decode.dp
+    if config.host_kv_memory is not None:
+        size, reason = parse_bytes(config.host_kv_memory, "host_kv_memory"), "host_kv_memory"
+        if size > free:
+            raise ConfigError(
+                f"host_kv_memory is {format_bytes(size)}, but only {format_bytes(free)} of the "
+                "host's memory are free beside weights and devices. Lower it or device_memory, or "
+                "free memory first."
+            )
+    else:
+        size = int(free * DEFAULT_TIER_SHARE_OF_FREE)
+        reason = "half of what is free on the host"
+    blocks = size // dp // block_bytes
+    wanted = setting.wanted_len
+    needed = -(-wanted // config.tier_block_size) if config.max_model_len else 1
+    if blocks < needed:
+        what = f"one request of {wanted} tokens" if config.max_model_len else "one block"
+        each = f" for each of {dp} replicas" if dp > 1 else ""
+        raise ConfigError(
+            f"the host tier of {format_bytes(size)} ({reason}) is too small: {what} takes "
+            f"{format_bytes(needed * block_bytes)}{each}. Raise host_kv_memory, or lower "
+            "max_model_len or tier_block_size."
+        )
+    return blocks
+
+
+def _model_len(split: DeviceSplit, tier_blocks: int) -> tuple[int, str]:
+    """Longest prompt + answer, and why."""
+    config, wanted = split.setting.config, split.setting.wanted_len
+    if config.max_model_len:
+        return wanted, "as asked for"
+    holds = {"as much as the KV memory holds": split.num_blocks * config.block_size}
+    if split.setting.uses_tier:
+        holds["as much as the prefill pool holds"] = split.prefill_blocks * config.block_size
+        holds["as much as the host tier holds"] = tier_blocks * config.tier_block_size
+    why = min(holds, key=lambda reason: holds[reason])
+    if holds[why] >= wanted:
+        return wanted, "the model's limit"
+    return holds[why], why

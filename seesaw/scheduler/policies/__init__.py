@@ -13,6 +13,9 @@ from seesaw.scheduler.step import Policy
 
 BUILT_IN = {"continuous": "seesaw.scheduler.policies.continuous:Continuous"}
 
+WITH_TIER = frozenset({"seesaw", "seesaw-cost"})
+"""Policies that keep KV in the host tier between phases, and so can run two layouts."""
+
 
 def get(name: str) -> type[Policy]:
     """The policy class for a built-in name or `module.path:Class`. Raises ConfigError."""
