@@ -62,6 +62,11 @@ def layouts_of(
     return (found[0], found[-1]) if found else None
 
 
+def auto_policy(two_layouts: bool) -> str:
+    """What `policy="auto"` means."""
+    return "seesaw" if two_layouts else "continuous"
+
+
 FlagField = tuple[Field[Any], Any, str]
 """A field that is a command-line flag: (field, default, help)."""
 
@@ -234,7 +239,7 @@ class EngineConfig:
         A policy of one's own is judged when memory is planned: `engine/memory.py`.
         """
         if self.policy == "auto":
-            return "seesaw" if two_layouts else "continuous"
+            return auto_policy(two_layouts)
         if self.policy == "continuous" and two_layouts:
             raise ConfigError(
                 "policy='continuous' mixes prompts and answers in every step, which needs one "

@@ -8,19 +8,18 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
 import click
 
 from seesaw.api.flags import Command, make_flags
-from seesaw.config import EngineConfig, FlagField, flag_fields
+from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields, layouts_of
 from seesaw.errors import ConfigError, RequestError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
 
-_DEFAULT_POLICY = str(EngineConfig.__dataclass_fields__["policy"].default)
 # Not for the command line: draws follow the engine's --seed there, and answers are for reading.
 _NO_SAMPLING_FLAG = ("seed", "detokenize")
 
@@ -34,18 +33,33 @@ class EngineCommand(Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
-        return [*own, *_policy_flags(ctx.meta.get("seesaw.policy", _DEFAULT_POLICY), own)]
+        return [
+            *own,
+            *_policy_flags(ctx.meta.get("seesaw.policy", auto_policy(two_layouts=False)), own),
+        ]
 
 
 def _policy_in(args: Sequence[str]) -> str:
     """The policy that the arguments choose; needed before they can be parsed."""
-    found = _DEFAULT_POLICY
+    policy = _last(args, "--policy") or "auto"
+    if policy != "auto":
+        return policy
+    try:
+        layouts = layouts_of(_last(args, "--prefill-layout"), _last(args, "--decode-layout"))
+    except ConfigError:
+        layouts = None  # told when the settings are checked
+    return auto_policy(layouts is not None and layouts[0] != layouts[1])
+
+
+def _last(args: Sequence[str], flag: str) -> str | None:
+    """The value that `flag` ends up with."""
+    found = None
     for position, arg in enumerate(args):
         if arg == "--":
             break
-        if arg == "--policy" and position + 1 < len(args):
+        if arg == flag and position + 1 < len(args):
             found = args[position + 1]
-        elif arg.startswith("--policy="):
+        elif arg.startswith(f"{flag}="):
             found = arg.partition("=")[2]
     return found
 
@@ -79,9 +93,20 @@ def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
     settings["policy_options"] = dict(values)
     values.clear()
     # Before anything heavy is imported: a bad setting is told at once.
-    EngineConfig(**settings)
-    policies.make(settings["policy"], settings["policy_options"])
+    config = EngineConfig(**settings)
+    layouts = config.given_layouts
+    policy = config.resolve_policy(layouts is not None and layouts[0] != layouts[1])
+    policies.make(policy, config.policy_options)
+    if config.policy == "auto":
+        # Another policy may be chosen when the model and the devices are known; defaults of this
+        # one would be unknown to it.
+        settings["policy_options"] = _given_options(policy, config.policy_options)
     return settings
+
+
+def _given_options(policy: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {item.name: own for item, own, _ in flag_fields(policies.get(policy).Options)}
+    return {name: value for name, value in options.items() if value != defaults[name]}
 
 
 def _sampling_fields() -> list[Field[Any]]:

@@ -29,10 +29,11 @@ class MemoryPlan:
     Of one device, as large as the rank that needs most: `arena_bytes` (weights), `work_bytes`,
     and bytes per block of its two pools. Both pools have the same number of blocks on all ranks;
     `num_blocks` is the decode pool's, `prefill_blocks` is 0 where there is no tier. Of the host:
-    `image_bytes`, and `tier_bytes` for all replicas of `tier_blocks` each.
+    `image_bytes`, and `tier_bytes` for all `num_replicas` of `tier_blocks` each.
     """
 
     num_ranks: int
+    num_replicas: int
     budget_bytes: int
     reason: str
     arena_bytes: int
@@ -68,7 +69,7 @@ class MemoryPlan:
         if self.image_bytes:
             host.append(f"weights {format_bytes(self.image_bytes)}")
         if self.tier_blocks:
-            share = " per replica" if self.num_ranks > 1 else ""
+            share = " of each replica" if self.num_replicas > 1 else ""
             host.append(
                 f"KV tier {format_bytes(self.tier_bytes)} = "
                 f"{self.tier_blocks * self.tier_block_size} tokens in {self.tier_blocks} "
@@ -118,6 +119,7 @@ def plan_memory(
     max_model_len, why = _model_len(split, tier_blocks)
     return MemoryPlan(
         num_ranks=layouts.num_ranks,
+        num_replicas=layouts.dp,
         budget_bytes=split.budget,
         reason=split.reason,
         arena_bytes=max(rank.arena_bytes for rank in split.ranks),
@@ -132,7 +134,7 @@ def plan_memory(
         image_bytes=image_bytes,
         tier_blocks=tier_blocks,
         tier_block_size=config.tier_block_size,
-        tier_bytes=tier_blocks * layouts.dp * tier_block_bytes,
+        tier_bytes=layouts.dp * tier_blocks * tier_block_bytes,
     )
 
 
