@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import resource
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 from seesaw.api.environment import environment
 from seesaw.api.llm import LLM
+from seesaw.config import format_bytes
+from seesaw.engine.engine import EngineStats
+from seesaw.engine.stats import MovedBytes
 from seesaw.errors import ConfigError, SeesawError
 from seesaw.sampling_params import SamplingParams
 
@@ -46,16 +50,19 @@ def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> di
         _check_fits(workload, llm.engine.max_model_len)
         rng = random.Random(settings["seed"])
         _warm_up(llm, workload, rng)
-        elapsed_s_all = [_run(llm, workload, rng) for _ in range(repeats)]
+        runs = [_measured_run(llm, workload, rng) for _ in range(repeats)]
         max_model_len = llm.engine.max_model_len
-    elapsed_s = min(elapsed_s_all)
+        layouts = llm.engine.layouts
+    elapsed_s, movement = min(runs, key=lambda run: run[0])
     num_output = workload.num_prompts * workload.output_len
     num_total = num_output + workload.num_prompts * workload.input_len
     return {
         "elapsed_s": elapsed_s,
-        "elapsed_s_all": elapsed_s_all,
+        "elapsed_s_all": [run[0] for run in runs],
         "total_tokens_per_s": num_total / elapsed_s,
         "output_tokens_per_s": num_output / elapsed_s,
+        "layouts": {"prefill": str(layouts.prefill), "decode": str(layouts.decode)},
+        **movement,
         "start_s": start_s,
         "peak_rss_bytes": peak_rss_bytes(),
         "workload": {**asdict(workload), "repeats": repeats},
@@ -63,6 +70,60 @@ def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> di
         "max_model_len": max_model_len,
         "environment": environment(),
     }
+
+
+def movement_figures(before: EngineStats, after: EngineStats) -> dict[str, Any]:
+    """What happened between two looks at an engine: transitions, bytes moved and predicted,
+    seconds by phase. `tier_peak_bytes` is of the engine's life, as a peak has no difference.
+    """
+    old, new = before.transfers, after.transfers
+    decode_steps = after.scheduler.num_decode_steps - before.scheduler.num_decode_steps
+    decode_rows = after.scheduler.num_decode_rows - before.scheduler.num_decode_rows
+    reshard_s = new.reshard_s - old.reshard_s
+    return {
+        "phase_s": {
+            "prefill": new.prefill_s - old.prefill_s,
+            "decode": new.decode_s - old.decode_s,
+            "reshard": reshard_s,
+        },
+        "num_transitions": after.scheduler.num_transitions - before.scheduler.num_transitions,
+        "transition_visible_s": reshard_s,
+        **_moved(old, new),
+        "predicted": _moved(old.predicted, new.predicted),
+        "tier_peak_bytes": new.tier_peak_bytes,
+        "mean_decode_batch": decode_rows / decode_steps if decode_steps else 0.0,
+    }
+
+
+def _moved(old: MovedBytes, new: MovedBytes) -> dict[str, Any]:
+    return {
+        "kv_store_bytes": new.kv_store_bytes - old.kv_store_bytes,
+        "kv_load_bytes": new.kv_load_bytes - old.kv_load_bytes,
+        "weight_bytes_moved": {
+            source: nbytes - old.weight_bytes_moved[source]
+            for source, nbytes in new.weight_bytes_moved.items()
+        },
+    }
+
+
+def describe_movement(figures: Mapping[str, Any]) -> str | None:
+    """One line for people; None where nothing but tokens moved."""
+    if not figures["num_transitions"] and not figures["kv_store_bytes"]:
+        return None
+    layouts, weights = figures["layouts"], figures["weight_bytes_moved"]
+    moved = [
+        f"{format_bytes(nbytes)} ({source})"
+        for source, nbytes in weights.items()
+        if nbytes and source != "resident"
+    ]
+    return (
+        f"prefill in {layouts['prefill']}, decode in {layouts['decode']}: "
+        f"{figures['num_transitions']} transitions, {figures['transition_visible_s']:.2f} s "
+        f"visible; KV stored {format_bytes(figures['kv_store_bytes'])}, "
+        f"loaded {format_bytes(figures['kv_load_bytes'])}; "
+        f"weights moved {' + '.join(moved) or 'none'}; "
+        f"{figures['mean_decode_batch']:.1f} rows per decode step"
+    )
 
 
 def _check_fits(workload: Workload, max_model_len: int) -> None:
@@ -80,6 +141,12 @@ def _warm_up(llm: LLM, workload: Workload, rng: random.Random) -> None:
         output_len=workload.output_len,
     )
     _run(llm, few, rng)
+
+
+def _measured_run(llm: LLM, workload: Workload, rng: random.Random) -> tuple[float, dict[str, Any]]:
+    before = copy.deepcopy(llm.engine.stats)
+    elapsed_s = _run(llm, workload, rng)
+    return elapsed_s, movement_figures(before, llm.engine.stats)
 
 
 def _run(llm: LLM, workload: Workload, rng: random.Random) -> float:

@@ -42,6 +42,7 @@ def _workload(name: str, default: int, text: str) -> click.Option:
     examples=[
         "seesaw bench throughput --model model.gguf",
         "seesaw bench throughput --model my-model --num-prompts 256 --output-json figures.json",
+        "seesaw bench throughput --model my-model --prefill-layout pp2 --decode-layout tp2",
     ],
 )
 def throughput(
@@ -57,7 +58,7 @@ def throughput(
     Random prompts, greedy, no early end, texts decoded.
     """
     with machine_output(output_json) as write:
-        from seesaw.api.bench_throughput import Workload, measure
+        from seesaw.api.bench_throughput import Workload, describe_movement, measure
 
         figures = measure(
             take_engine_settings(values),
@@ -71,6 +72,8 @@ def throughput(
             f"{figures['total_tokens_per_s']:,.1f} in and out: {num_prompts} prompts x "
             f"({input_len} in, {output_len} out) in {figures['elapsed_s']:.2f} s, best of {repeats}"
         )
+        if (moved := describe_movement(figures)) is not None:
+            click.echo(moved)
 
 
 @bench.command(
