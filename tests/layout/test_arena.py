@@ -1,4 +1,4 @@
-"""Addresses in an arena: tensors of a layout lie apart, and the arena is no larger than promised."""
+"""Addresses in an arena: tensors of a layout lie apart, and the arena is no larger than said."""
 
 from __future__ import annotations
 
