@@ -9,6 +9,7 @@ import torch
 
 from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.pool import KVCache
+from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 
@@ -23,12 +24,12 @@ class Rows:
         self, decoder: Decoder, sequences: Sequence[torch.Tensor], block_size: int
     ) -> None:
         self.decoder, self.sequences = decoder, sequences
-        spec, device = decoder.spec, decoder.device
+        spec, ranges, device = decoder.spec, decoder.ranges, decoder.device
         counts = [-(-len(sequence) // block_size) for sequence in sequences]
         self.kv = KVCache.allocate(
-            spec.num_hidden_layers,
+            ranges.layers.size,
             sum(counts) + 1,
-            spec.num_key_value_heads,
+            ranges.kv_heads.size,
             block_size,
             spec.head_dim,
             decoder.dtype,
@@ -84,14 +85,21 @@ class Rows:
 
 
 def random_params(
-    spec: ModelSpec, dtype: torch.dtype, device: str = "cpu", scale: float = 1.0
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    scale: float = 1.0,
+    ranges: RankRanges | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Parameters of `spec` in fused form, matrices scaled so that values keep their size."""
-    heads, kv_heads, size = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
+    """Parameters of `spec` as the decoder takes them, of one rank where `ranges` are given;
+    matrices are scaled so that values keep their size."""
+    ranges = ranges or rank_ranges(ParallelLayout(), spec, 0)
+    hidden, inner, size = spec.hidden_size, ranges.mlp.size, spec.head_dim
+    heads, kv_heads = ranges.query_heads.size, ranges.kv_heads.size
+    embedding = (ranges.vocab.size, hidden)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": embedding}
     norms = ["model.norm.weight"]
-    for layer in range(spec.num_hidden_layers):
+    for layer in range(*ranges.layers):
         prefix = f"model.layers.{layer}."
         shapes[prefix + "self_attn.qkv_proj.weight"] = ((heads + 2 * kv_heads) * size, hidden)
         shapes[prefix + "self_attn.o_proj.weight"] = (heads * size, hidden)

@@ -21,6 +21,7 @@ SMALL = {
 }
 WIDE = {**SMALL, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128}
 TALL = {**SMALL, "vocab_size": 262144, "hidden_size": 128, "intermediate_size": 256}
+DEEP = {**SMALL, "hidden_size": 2048, "num_attention_heads": 3}
 CASES: dict[str, dict[str, Any]] = {
     "prompts": {"spec": SMALL, "rows": [[256, 0]] * 8},
     "one-long-prompt": {"spec": SMALL, "rows": [[4096, 0]]},
@@ -30,17 +31,21 @@ CASES: dict[str, dict[str, Any]] = {
     "window": {"spec": {**WIDE, "sliding_window": 512}, "rows": [[3000, 2000], [1, 9000]]},
     "soft-cap": {"spec": {**SMALL, "attn_soft_cap": 30.0}, "rows": [[512, 1000], [1, 3000]]},
     "large-vocabulary": {"spec": TALL, "rows": [[1, 10]] * 100},
+    "first-stage": {"spec": DEEP, "rows": [[3000, 0]], "rank": ["pp2", 0]},
+    "slice-of-prompts": {"spec": WIDE, "rows": [[512, 0]] * 8, "rank": ["tp4-pp2", 7]},
+    "slice-of-vocabulary": {"spec": TALL, "rows": [[1, 10]] * 100, "rank": ["tp3-pp2", 5]},
     "float32": {"spec": SMALL, "rows": [[1000, 1000]] + [[1, 500]] * 50, "dtype": "float32"},
 }
 
 
-SAMPLING = {"temperature": 1.0, "top_p": 0.95, "logprobs": True}
+SAMPLING = {"temperature": 1.0, "top_p": 0.95, "logprobs": 20}
+SAMPLED = ("decode", "large-vocabulary", "slice-of-vocabulary")
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [*((name, {}) for name in CASES), ("decode", SAMPLING), ("large-vocabulary", SAMPLING)],
-    ids=[*CASES, "decode-sampling", "large-vocabulary-sampling"],
+    [*((name, {}) for name in CASES), *((name, SAMPLING) for name in SAMPLED)],
+    ids=[*CASES, *(f"{name}-sampling" for name in SAMPLED)],
 )
 def test_peak_stays_below_the_bound(name: str, settings: dict[str, Any]) -> None:
     job = {"dtype": "bfloat16", "settings": settings, **CASES[name]}
