@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 from seesaw.sampling_params import SamplingParams
 
-
 Phase = Literal["prefill", "decode"]
 """Which of the two layouts, and so which device pool, a step runs in. With one layout and no host
 tier every step is of phase "decode"."""

@@ -7,16 +7,24 @@ from enum import Enum
 
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.blocks import ROOT
+from seesaw.scheduler.blocks import ROOT, BlockPool
 from seesaw.scheduler.output import TokenLogprobs
 
 
 class RequestStatus(Enum):
     WAITING = "waiting"
+    PREFILLING = "prefilling"
+    """Has blocks of the prefill pool, and tier blocks to be stored to."""
+    STORING = "storing"
+    """Its device blocks are being copied to its tier blocks."""
+    STORED = "stored"
+    LOADING = "loading"
+    """Its tier blocks are being copied to its blocks of the decode pool."""
     RUNNING = "running"
+    """Has blocks of the decode pool."""
     DRAINING = "draining"
-    """Ended or preempted while steps with its rows are in flight; keeps its blocks until they are
-    back."""
+    """Ended or preempted while steps with its rows, or a copy of its blocks, are in flight; keeps
+    its blocks until they are back."""
     FINISHED = "finished"
 
 
@@ -26,14 +34,16 @@ class Request:
     `tokens` are the known ones; `num_tokens` counts pending ones too, which steps in flight are
     still drawing;
     `num_computed` counts positions whose KV was scheduled. `num_tokens - num_computed` is what is
-    left to run.
+    left to run. The first `num_known` tokens are known to every worker: drawn ones are not where
+    only the last of several pipeline stages drew them.
     """
 
     __slots__ = (
         "arrived", "blocks", "content", "end_token_ids", "eos_token_ids", "finish_reason",
-        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed",
-        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "request_id",
-        "sampling", "seed", "status", "stop_reason", "table_room", "tokens", "was_sent",
+        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed", "num_known",
+        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool", "request_id",
+        "sampling", "seed", "status", "stop_reason", "table_room", "tier_blocks", "tokens",
+        "transfer_id", "was_sent",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +64,7 @@ class Request:
         self.num_prompt = len(self.tokens)
         self.num_tokens = self.num_prompt
         self.num_computed = 0
+        self.num_known = self.num_prompt
         # The KV of the last drawn token is never needed, so max_model_len itself can be reached.
         room = max_model_len - self.num_prompt
         self.limit = self.num_prompt + (
@@ -63,6 +74,7 @@ class Request:
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        self.pool: BlockPool | None = None  # whose `blocks` it has
         self.blocks: list[int] = []
         self.table_room = 0  # tokens that `blocks` can hold
         # Content id of the blocks that can be shared, of which there are `num_registered`.
@@ -72,9 +84,16 @@ class Request:
         self.num_preemptions = 0
         self.last_step = -1
         self.was_sent = False
+        self.tier_blocks: list[int] = []
+        self.transfer_id: int | None = None  # of the store or load in flight
         self.logprobs: list[TokenLogprobs | None] | None = None if sampling.logprobs is None else []
         # Drawn tokens by position whose predecessors have not arrived yet.
         self.arrived: dict[int, tuple[int, TokenLogprobs | None]] = {}
+
+    @property
+    def num_left(self) -> int:
+        """Positions left to run. 0 also where the last token it may have is being drawn."""
+        return 0 if self.num_tokens >= self.limit else self.num_tokens - self.num_computed
 
     @property
     def output_token_ids(self) -> list[int]:

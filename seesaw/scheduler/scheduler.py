@@ -1,52 +1,32 @@
 """Decides what each step computes. Standard library only, deterministic; the same object runs in
 engine and tests.
 
-`schedule()` plans a step from what is known; `update()` takes in what a step drew. Several steps
-may be in flight, so a plan counts on tokens that are still being drawn, and what was computed past
-a stop is dropped when it arrives.
+`schedule()` plans a step from what is known; `update()` takes in what a step drew, `transferred()`
+that a store or load is complete. Several steps may be in flight, so a plan counts on tokens that
+are still being drawn, and what was computed past a stop is dropped when it arrives.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from seesaw.errors import RequestError
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.blocks import ROOT, BlockPool
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TokenLogprobs
-from seesaw.scheduler.request import Request, RequestStatus
-from seesaw.scheduler.step import Policy, StepBuilder, register_full_blocks
+from seesaw.scheduler.config import SchedulerConfig, TierConfig
+from seesaw.scheduler.output import (
+    ModelOutput,
+    Phase,
+    SchedulerOutput,
+    TokenLogprobs,
+    TransferDone,
+)
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.residency import Residency
+from seesaw.scheduler.stats import SchedulerStats
+from seesaw.scheduler.step import Observer, Policy, StepBuilder
 
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """Budgets that every step keeps. Tokens and blocks are counts."""
-
-    num_blocks: int
-    block_size: int
-    num_layers: int
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_steps_in_flight: int = 2
-    enable_prefix_caching: bool = True
-    debug: bool = False
-    """Check the block accounting after every step and list freed blocks for poisoning."""
-
-
-@dataclass(slots=True)
-class SchedulerStats:
-    """Counters over the scheduler's life."""
-
-    num_steps: int = 0
-    num_preemptions: int = 0
-    num_scheduled_tokens: int = 0
-    num_discarded_tokens: int = 0
-    """Drawn past a stop, or for an aborted request."""
-    num_cached_tokens: int = 0
-    """Prompt tokens whose KV was shared instead of computed."""
+__all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats", "TierConfig", "Update"]
 
 
 @dataclass(slots=True)
@@ -59,27 +39,23 @@ class Update:
 
 @dataclass(slots=True)
 class _InFlight:
+    output: SchedulerOutput
     requests: list[Request]
     positions: list[int]
+    num_decode_rows: int
 
 
 class Scheduler:
+    """With a host tier, the workers must begin in phase "prefill"."""
+
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config = config
         self.stats = SchedulerStats()
         self._policy = policy
-        self._pool = BlockPool(
-            config.num_blocks, config.block_size, enable_caching=config.enable_prefix_caching
-        )
-        if config.debug:
-            self._pool.poisonable = []
-        self._requests: dict[str, Request] = {}
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
-        self._draining: list[Request] = []
+        self._observer = policy if isinstance(policy, Observer) else None
+        self._residency = Residency(config)
+        self._phase: Phase = "decode" if config.tier is None else "prefill"
         self._in_flight: dict[int, _InFlight] = {}
-        self._forget: list[str] = []  # workers are told with the next step
-        self._preempted: list[str] = []
         self._next_step = 0
         self._num_unfinished = 0
 
@@ -87,11 +63,9 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request that `validate` has accepted, under an id that is not in use."""
-        assert request.request_id not in self._requests, f"{request} is known already"
         assert request.limit > request.num_prompt, f"{request} has nothing to draw"
-        self._requests[request.request_id] = request
+        self._residency.add(request)
         self._num_unfinished += 1
-        self._waiting.append(request)
 
     def validate(self, num_prompt: int, sampling: SamplingParams) -> None:
         """Raise RequestError where such a request could never run. For any thread."""
@@ -117,17 +91,38 @@ class Scheduler:
                 param="max_tokens",
                 code="context_length_exceeded",
             )
+        if self.config.tier is not None:
+            self._validate_prompt(num_prompt, self.config.tier, is_stored=answer > 1)
+
+    def _validate_prompt(self, num_prompt: int, tier: TierConfig, *, is_stored: bool) -> None:
+        """The prompt must fit where it is computed and where it waits."""
+        need = -(-num_prompt // self.config.block_size)
+        if need > tier.prefill_blocks:
+            raise RequestError(
+                f"the prompt needs {need} KV blocks, the pool for prompts has "
+                f"{tier.prefill_blocks}. Shorten it or raise the memory budget.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        need = -(-num_prompt // tier.tier_block_size)
+        if is_stored and need > tier.tier_blocks:
+            raise RequestError(
+                f"the prompt needs {need} blocks of {tier.tier_block_size} tokens in the host "
+                f"tier, which has {tier.tier_blocks}. Shorten it or raise host_kv_memory.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
 
     def finish(
         self, request_id: str, reason: FinishReason, stop_reason: int | str | None = None
     ) -> Request | None:
         """End a request from outside (abort, stop string). None where it has ended already or is
         unknown."""
-        request = self._requests.get(request_id)
+        request = self._residency.requests.get(request_id)
         if request is None or request.finish_reason is not None:
             return None
         self._end(request, reason, stop_reason)
-        self._release_drained()
+        self._residency.release_drained()
         return request
 
     @property
@@ -138,47 +133,82 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        """Requests that have been admitted: those in a device pool, in the tier or between."""
+        at = self._residency
+        return sum(map(len, (at.prefilling, at.storing, at.stored, at.loading, at.running)))
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._residency.waiting)
 
     @property
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
     @property
+    def num_transfers(self) -> int:
+        """Stores and loads in flight."""
+        return self._residency.num_transfers
+
+    @property
+    def phase(self) -> Phase:
+        """Of the step planned last."""
+        return self._phase
+
+    @property
     def kv_usage(self) -> float:
-        """Fraction of blocks held."""
-        return 1 - self._pool.num_free / self._pool.num_blocks
+        """Fraction of the decode pool's blocks held."""
+        return self._usage("decode")
+
+    @property
+    def prefill_kv_usage(self) -> float:
+        """Fraction of the prefill pool's blocks held; 0 without a tier."""
+        return self._usage("prefill") if "prefill" in self._residency.pools else 0.0
+
+    def _usage(self, phase: Phase) -> float:
+        pool = self._residency.pools[phase]
+        return 1 - pool.num_free / pool.num_blocks
+
+    @property
+    def num_tier_blocks_used(self) -> int:
+        tier = self._residency.tier
+        return 0 if tier is None else tier.num_used
 
     # -- steps -----------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput | None:
-        """The next step, or None: nothing can run now, or enough steps are in flight."""
-        if len(self._in_flight) >= self.config.max_steps_in_flight:
-            return None
-        output = SchedulerOutput(self._next_step)
-        step = StepBuilder(
-            self.config, self._pool, self._running, self._waiting, output, self._preempt
-        )
-        step.blocks_draining = sum(len(request.blocks) for request in self._draining)
+        """The next step, or None: nothing can run or move now, or enough steps are in flight."""
+        decoding = 0
+        if self._in_flight:
+            if self._is_full():
+                return None
+            decoding = sum(
+                one.num_decode_rows > 0 and one.output.phase == self._phase
+                for one in self._in_flight.values()
+            )
+        output = SchedulerOutput(self._next_step, self._phase)
+        step = StepBuilder(self._residency, output, decoding)
         self._policy.plan(step)
-        if not output.lanes[0].rows:
+        step.close()
+        self.stats.num_preemptions = self._residency.num_preemptions
+        if not (output.lanes[0].rows or output.reshard or output.loads or output.stores):
             self._check_progress(output)
             return None
-        output.finished, self._forget = self._forget, []
-        output.preempted, self._preempted = self._preempted, []
-        if self._pool.poisonable:
-            output.poison_blocks, self._pool.poisonable = self._pool.poisonable, []
+        at = self._residency
+        output.finished, at.forget = at.forget, []
+        output.preempted, at.preempted = at.preempted, []
+        pool = at.pools[output.phase]
+        if pool.poisonable:
+            output.poison_blocks, pool.poisonable = pool.poisonable, []
         self._next_step += 1
+        self._phase = output.phase
         self._in_flight[output.step_id] = _InFlight(
-            step.drawing, [request.num_computed for request in step.drawing]
+            output,
+            step.drawing,
+            [request.num_computed for request in step.drawing],
+            step.num_decode_rows,
         )
-        self.stats.num_steps += 1
-        self.stats.num_scheduled_tokens += self.config.max_num_batched_tokens - step.tokens_left
-        self.stats.num_cached_tokens += step.num_shared_tokens
+        self._count(step, output)
         if self.config.debug:
             self.check()
         return output
@@ -187,6 +217,7 @@ class Scheduler:
         """Take in a finished step, in any order of steps. Raises KeyError for a step that is not in
         flight."""
         step = self._in_flight.pop(output.step_id)
+        self._residency.oldest_step = next(iter(self._in_flight), self._next_step)
         result = Update()
         advanced = result.advanced
         logprobs = output.logprobs
@@ -210,25 +241,57 @@ class Scheduler:
             advanced.append(request)
             if request.finish_reason is not None:
                 result.finished.append(request)
-        if self._draining:
-            self._release_drained()
+        if self._residency.draining:
+            self._residency.release_drained()
+        if self._observer is not None:
+            self._observer.observe(step.output, output)
         if self.config.debug:
             self.check()
         return result
 
+    def transferred(self, done: TransferDone) -> None:
+        """Take in that a store or load is complete on all ranks, in any order. Raises KeyError for
+        a transfer that is not in flight."""
+        self._residency.transferred(done.transfer_id)
+        if self.config.debug:
+            self.check()
+
     def check(self) -> None:
         """Raise AssertionError unless blocks, lists and counters agree."""
-        self._pool.check(request.blocks for request in self._requests.values())
-        assert len(self._running) <= self.config.max_num_seqs, "too many requests run"
-        for request in self._requests.values():
-            assert request.table_room == len(request.blocks) * self.config.block_size, request
-            assert request.num_computed <= max(request.table_room, 0), request
-        held = {id(r) for r in self._requests.values()}
-        lists = [*self._running, *self._waiting, *self._draining]
-        assert len(lists) == len(held), "a request is in no or in two lists"
-        assert {id(r) for r in lists} == held, "a list holds a forgotten request"
+        at = self._residency
+        at.check()
+        most = self.config.max_num_seqs
+        assert len(at.running) + len(at.loading) <= most, "too many requests run"
+        assert len(at.prefilling) <= most, "too many prompts at once"
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _is_full(self) -> bool:
+        """Enough steps are in flight. After a change of phase those of the phase before may outlast
+        what the new one allows, so that the workers go over without a pause."""
+        phases = [one.output.phase for one in self._in_flight.values()]
+        most = self.config.most_in_flight
+        return phases.count(self._phase) >= most(self._phase) or len(phases) >= max(
+            map(most, {self._phase, *phases})
+        )
+
+    def _count(self, step: StepBuilder, output: SchedulerOutput) -> None:
+        stats = self.stats
+        num_tokens = step.budget - step.tokens_left
+        stats.num_steps += 1
+        stats.num_scheduled_tokens += num_tokens
+        stats.num_cached_tokens += step.num_shared_tokens
+        stats.num_transitions += output.reshard
+        if output.phase == "prefill":
+            stats.num_prefill_tokens += num_tokens
+            stats.num_prefill_steps += num_tokens > 0
+        stats.num_decode_rows += step.num_decode_rows
+        stats.num_decode_steps += step.num_decode_rows > 0
+        if self._residency.tier is not None:
+            stats.num_stored += len(output.stores)
+            stats.num_stored_back += sum(store.phase == "decode" for store in output.stores)
+            stats.num_loaded += len(output.loads)
+            stats.tier_peak_blocks = self._residency.tier.peak
 
     def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
         tokens = request.tokens
@@ -250,67 +313,19 @@ class Scheduler:
         self.stats.num_discarded_tokens += len(request.arrived)
         request.arrived.clear()
         self._num_unfinished -= 1
-        if request.status is RequestStatus.RUNNING:
-            self._running.remove(request)
-        elif request.status is RequestStatus.WAITING:
-            self._waiting.remove(request)
-        if request.status is not RequestStatus.DRAINING:
-            request.status = RequestStatus.DRAINING
-            self._draining.append(request)
-
-    def _preempt(self, request: Request) -> int:
-        """Blocks that are free at once; the others come back with the steps in flight."""
-        self.stats.num_preemptions += 1
-        request.num_preemptions += 1
-        self._running.remove(request)
-        request.status = RequestStatus.DRAINING
-        num_blocks = len(request.blocks)
-        self._draining.append(request)
-        self._release_drained()
-        return num_blocks - len(request.blocks)
-
-    def _release_drained(self) -> None:
-        """Take back the blocks of ended and preempted requests that no step in flight uses."""
-        oldest = next(iter(self._in_flight), self._next_step)
-        still: list[Request] = []
-        for request in self._draining:
-            if request.last_step >= oldest:
-                still.append(request)
-                continue
-            self._take_back(request)
-        self._draining[:] = still
-
-    def _take_back(self, request: Request) -> None:
-        if request.blocks:
-            register_full_blocks(self._pool, request)
-            self._pool.release(request.blocks)
-        request.blocks = []
-        request.table_room = request.num_computed = request.num_registered = 0
-        request.content = ROOT
-        if request.finish_reason is None:
-            assert request.num_tokens == len(request.tokens), (
-                f"{request} drained with pending tokens"
-            )
-            request.status = RequestStatus.WAITING
-            self._waiting.appendleft(request)
-            self._preempted.append(request.request_id)
-            return
-        request.status = RequestStatus.FINISHED
-        del self._requests[request.request_id]
-        if request.request_id in self._preempted:
-            # It yielded and was aborted between two steps: workers hear that it ended, no more.
-            self._preempted.remove(request.request_id)
-        if request.was_sent:
-            self._forget.append(request.request_id)
+        self._residency.end(request)
 
     def _check_progress(self, output: SchedulerOutput) -> None:
         """An empty step is right only where something is in flight or nothing is left to do."""
         assert not output.appended_blocks, "a request was admitted and not run"
-        if self._in_flight or not (self._running or self._waiting):
+        at = self._residency
+        if self._in_flight or at.num_transfers or not self.num_running + self.num_waiting:
             return
         raise AssertionError(
-            f"the policy planned nothing although nothing is in flight: {self._pool.num_free} of "
-            f"{self._pool.num_blocks} blocks free, running {self._running[:4]}, "
-            f"waiting {len(self._waiting)}, first {next(iter(self._waiting), None)}, "
-            f"draining {self._draining[:4]}"
+            f"the policy planned nothing although nothing is in flight: phase {self._phase}, "
+            f"{at.pools[self._phase].num_free} of {at.pools[self._phase].num_blocks} blocks free, "
+            f"{self.num_tier_blocks_used} tier blocks held, running {at.running[:4]}, "
+            f"prefilling {at.prefilling[:4]}, stored {at.stored[:4]}, "
+            f"waiting {len(at.waiting)}, first {next(iter(at.waiting), None)}, "
+            f"draining {at.draining[:4]}"
         )

@@ -11,7 +11,11 @@ from typing import Any
 from seesaw.errors import ConfigError, nearest
 from seesaw.scheduler.step import Policy
 
-BUILT_IN = {"continuous": "seesaw.scheduler.policies.continuous:Continuous"}
+BUILT_IN = {
+    "continuous": "seesaw.scheduler.policies.continuous:Continuous",
+    "seesaw": "seesaw.scheduler.policies.seesaw:Seesaw",
+    "seesaw-cost": "seesaw.scheduler.policies.seesaw_cost:SeesawCost",
+}
 
 WITH_TIER = frozenset({"seesaw", "seesaw-cost"})
 """Policies that keep KV in the host tier between phases, and so can run two layouts."""

@@ -2,7 +2,8 @@
 
 Running requests come first, oldest first, decodes and unfinished prompts alike; new ones fill what
 is left of the budget, in order of arrival. When no block is free the youngest running request
-yields and is computed again later. This is the default schedule of vLLM V1; chunked prefill is due
+yields and is computed again later. With several pipeline stages each step takes a share of those
+that decode. This is the default schedule of vLLM V1; chunked prefill is due
 to Sarathi-Serve (OSDI 2024), section 4.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from seesaw.errors import ConfigError
+from seesaw.scheduler.policies.rows import balance_prompts, run_residents
 from seesaw.scheduler.step import StepBuilder
 
 
@@ -45,29 +47,14 @@ class Continuous:
         self._max_chunk = options.max_prefill_chunk
 
     def plan(self, step: StepBuilder) -> None:
+        assert step.config.tier is None, "policy 'continuous' has no use for a host tier"
         chunk = self._max_chunk or step.config.max_num_batched_tokens
-        preempted = self._run(step, chunk)
-        if not preempted:
+        if step.stages > 1:
+            prompts = [r for r in step.running if r.num_computed < r.num_prompt]
+            balance_prompts(step, prompts, decode_rows=len(step.running) - len(prompts))
+        short = run_residents(step, chunk)
+        if not short:
             self._admit(step, chunk)
-
-    def _run(self, step: StepBuilder, chunk: int) -> bool:
-        """Rows for running requests; True where someone had to yield, so that nobody new is let
-        in."""
-        running = step.running
-        schedule = step.schedule
-        index, short = 0, False
-        while index < len(running) and step.tokens_left:
-            request = running[index]
-            if schedule(request, chunk):
-                index += 1
-                continue
-            short = True
-            if step.blocks_draining:
-                index += 1  # blocks are on their way back: sit this step out
-                continue
-            # The youngest has no row yet: rows are given oldest first.
-            step.preempt(running[-1])
-        return short
 
     def _admit(self, step: StepBuilder, chunk: int) -> None:
         watermark = int(self._watermark * step.config.num_blocks)

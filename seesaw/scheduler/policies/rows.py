@@ -1,0 +1,91 @@
+"""Rows that several policies give in the same way: those of residents, and the size of prompt
+batches where they flow through pipeline stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.step import StepBuilder
+
+
+def run_residents(step: StepBuilder, chunk: int) -> bool:
+    """Rows for running requests, oldest first; True where blocks were short.
+
+    Then the youngest yields, to the tier if it has room, else to be computed again. With several
+    stages only a share of them decodes in one step, so that the others can be in the other stages.
+    """
+    running = step.running
+    chosen = running if step.stages == 1 else _share(step)
+    schedule = step.schedule
+    index, short = 0, False
+    while index < len(chosen) and step.tokens_left:
+        request = chosen[index]
+        if schedule(request, chunk):
+            index += 1
+            continue
+        short = True
+        if step.blocks_draining:
+            index += 1  # blocks are on their way back: sit this step out
+            continue
+        # The youngest has no row yet: rows are given oldest first.
+        youngest = running[-1]
+        if not step.store_back(youngest):
+            step.preempt(youngest)
+        if chosen is not running and youngest in chosen:
+            chosen.remove(youngest)
+    return short
+
+
+def _share(step: StepBuilder) -> list[Request]:
+    """All that still prefill, and of those that decode an equal share for each stage.
+
+    As many groups as stages go round: when one comes back it is issued again, taking in who joined
+    meanwhile or leaving out who makes it larger than an equal share.
+    """
+    decoding = [r for r in step.running if _is_decoding(r)]
+    num_ready = sum(len(r.tokens) == r.num_tokens for r in decoding)
+    free_stages = step.stages - step.num_decoding_in_flight
+    share = 0
+    if free_stages > 0:
+        share = min(-(-len(decoding) // step.stages), -(-num_ready // free_stages))
+    chosen = []
+    for request in step.running:
+        if not _is_decoding(request):
+            chosen.append(request)
+        elif share and len(request.tokens) == request.num_tokens:
+            chosen.append(request)
+            share -= 1
+    return chosen
+
+
+def _is_decoding(request: Request) -> bool:
+    return (
+        request.num_computed >= request.num_prompt
+        and request.num_tokens - request.num_computed <= 1
+    )
+
+
+def balance_prompts(step: StepBuilder, prompts: Iterable[Request], decode_rows: int = 0) -> None:
+    """Cut the step's budget so that the prompts at hand make batches of equal size.
+
+    `prompts` have blocks and something left to run. To them come those that wait, as far as the
+    blocks free now go. Uneven batches would leave stages idle behind the small ones; with one stage
+    there is nothing to balance.
+    """
+    if step.stages == 1:
+        return
+    budget = step.budget
+    enough = (step.stages + 1) * budget
+    total = sum(request.num_left for request in prompts)
+    blocks, tier_blocks = step.num_free_blocks, step.num_free_tier_blocks
+    for request in step.waiting:
+        blocks -= -(-request.num_tokens // step.config.block_size)
+        if step.phase == "prefill":
+            tier_blocks -= step.tier_blocks_for(request)
+        if blocks < 0 or tier_blocks < 0 or total >= enough:
+            break
+        total += request.num_tokens
+    if total:
+        num_batches = -(-total // budget)
+        step.limit_tokens(-(-total // num_batches) + decode_rows)

@@ -1,0 +1,201 @@
+"""Seesaw's schedule: phases of prefill and of decode, with as few transitions as can be.
+
+The paper's section 4.2 (MLSys 2025).
+
+Prompts are prefilled back to back and go to the host tier until it cannot take the next one; then
+residents decode, and loads from the tier refill the decode pool, until the tier is drained. Loads
+run in both phases. Residents stay where they are when the phase changes.
+
+Tail mode spares the last requests transitions that they cannot repay: a few prompts that are left
+once the tier is drained are prefilled in the decode layout, beside the rows that decode; and once
+no prompt waits, the longest answers to come are loaded first, so that they do not run alone at the
+end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from seesaw.errors import ConfigError
+from seesaw.scheduler.policies.rows import balance_prompts, run_residents
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.step import StepBuilder
+
+Switch = Literal["minimal", "prefill-first", "decode-first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeesawOptions:
+    switch: Switch = field(
+        default="minimal",
+        metadata={
+            "help": "when decode gives way to prefill: minimal = when the host tier is drained to "
+            "the low mark; prefill-first = as soon as a prompt fits the tier; decode-first = when "
+            "nothing is left to decode"
+        },
+    )
+    low_mark: float = field(
+        default=0.0,
+        metadata={
+            "help": "fraction of the host tier that may still be full when prefill begins again"
+        },
+    )
+    load_watermark: float = field(
+        default=0.05,
+        metadata={"help": "fraction of the decode pool's blocks kept free of loads"},
+    )
+    tail: bool = field(
+        default=True,
+        metadata={
+            "help": "prefill a few last prompts in the decode layout instead of two transitions, "
+            "and load the longest answers first once no prompt waits"
+        },
+    )
+    tail_tokens: int = field(
+        default=0,
+        metadata={"help": "most prompt tokens of such a tail; 0 = the step's budget"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.switch not in get_args(Switch):
+            known = ", ".join(get_args(Switch))
+            raise ConfigError(f"switch={self.switch!r}: expected one of {known}.")
+        if not isinstance(self.tail, bool):
+            raise ConfigError(f"tail={self.tail!r}: expected True or False.")
+        tokens = self.tail_tokens
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+            raise ConfigError(
+                f"tail_tokens={tokens!r}: expected tokens, or 0 for the step's budget."
+            )
+        for name in ("low_mark", "load_watermark"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ConfigError(f"{name}={value!r}: expected a fraction from 0 to below 1.")
+
+
+class Seesaw:
+    Options = SeesawOptions
+
+    def __init__(self, options: SeesawOptions) -> None:
+        self._switch = options.switch
+        self._low_mark = options.low_mark
+        self._watermark = options.load_watermark
+        self._tail = options.tail
+        self._tail_tokens = options.tail_tokens
+        self._sorted_at = -1
+
+    def plan(self, step: StepBuilder) -> None:
+        assert step.config.tier is not None, "policy 'seesaw' needs a host tier"
+        if step.phase == "prefill":
+            self._load(step)
+            if self.leaves_prefill(step):
+                step.switch()
+        elif self.prompt_fits(step) and self.wants_prefill(step) and not self._is_tail(step):
+            step.switch()
+        if step.phase == "prefill":
+            self._prefill(step)
+        else:
+            self._decode(step)
+
+    # -- when to switch -------------------------------------------------------------------------
+
+    def leaves_prefill(self, step: StepBuilder) -> bool:
+        """No prompt waits and something is there to decode, or the tier cannot take the next one.
+
+        Room that comes by itself is waited for: it costs less than coming back.
+        """
+        if any(request.num_left for request in step.prefilling):
+            return False
+        if not step.waiting:
+            return bool(step.storing or step.stored or step.loading or step.running)
+        request = step.waiting[0]
+        if step.has_outgrown(request):
+            return True
+        if step.fits_tier(request) or step.tier_is_clearing:
+            return False
+        return step.stored != [] or not any(self._may_load(step, one) for one in step.storing)
+
+    def prompt_fits(self, step: StepBuilder) -> bool:
+        """Whether prefill would have something to do."""
+        if step.prefilling:
+            return True
+        if not step.waiting:
+            return False
+        request = step.waiting[0]
+        return step.fits_tier(request) and not step.has_outgrown(request)
+
+    def wants_prefill(self, step: StepBuilder) -> bool:
+        """Whether decode gives way, where a prompt fits."""
+        if self._switch == "prefill-first":
+            return True
+        if self._switch == "decode-first":
+            return not (step.storing or step.stored or step.loading or step.running)
+        return self.is_drained(step)
+
+    def is_drained(self, step: StepBuilder) -> bool:
+        """The tier holds no more than its low mark for the decode pool."""
+        tier = step.config.tier
+        assert tier is not None, "policy 'seesaw' needs a host tier"
+        return step.num_tier_blocks_to_load <= self._low_mark * tier.tier_blocks
+
+    def _is_tail(self, step: StepBuilder) -> bool:
+        """What waits costs less than two transitions: one step's tokens, unless set otherwise."""
+        if not self._tail or step.prefilling or not self.is_drained(step):
+            return False
+        left = self._tail_tokens or step.config.max_num_batched_tokens
+        for request in step.waiting:
+            left -= request.num_tokens
+            if left < 0:
+                return False
+        return True
+
+    # -- what to do in a phase ------------------------------------------------------------------
+
+    def _prefill(self, step: StepBuilder) -> None:
+        chunk = step.config.max_num_batched_tokens
+        balance_prompts(step, step.prefilling)
+        for request in step.prefilling:
+            step.schedule(request, chunk)
+        while step.waiting and step.tokens_left:
+            request = step.waiting[0]
+            if step.has_outgrown(request) or not step.admit(request):
+                return
+            step.schedule(request, chunk)
+
+    def _decode(self, step: StepBuilder) -> None:
+        chunk = step.config.max_num_batched_tokens
+        if run_residents(step, chunk):
+            return  # blocks are short: nobody comes in
+        is_tail = self._is_tail(step)
+        self._load(step)
+        while step.waiting and step.tokens_left:
+            request = step.waiting[0]
+            if not (is_tail or step.has_outgrown(request)):
+                return
+            if not step.admit(request, reserve_blocks=self._reserve(step)):
+                return
+            step.schedule(request, chunk)
+
+    def _load(self, step: StepBuilder) -> None:
+        """As many stored requests as the decode pool has room for."""
+        if self._tail and not step.waiting and self._sorted_at != step.num_stored_ever:
+            step.stored.sort(key=_tokens_to_come, reverse=True)
+            self._sorted_at = step.num_stored_ever
+        while step.stored and step.load(step.stored[0], reserve_blocks=self._reserve(step)):
+            pass
+
+    def _reserve(self, step: StepBuilder) -> int:
+        """Blocks kept for residents to grow. None where there is nobody to keep them for: the
+        next one may need them all."""
+        if not (step.running or step.loading):
+            return 0
+        return int(self._watermark * step.config.num_blocks)
+
+    def _may_load(self, step: StepBuilder, request: Request) -> bool:
+        num_blocks = -(-request.num_computed // step.config.block_size)
+        return num_blocks + self._reserve(step) <= step.num_free_decode_blocks
+
+
+def _tokens_to_come(request: Request) -> int:
+    return request.limit - len(request.tokens)

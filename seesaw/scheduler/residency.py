@@ -1,0 +1,222 @@
+"""Where each request is, and whose blocks it has: the lists, the pools and every move between them.
+
+Waiting, in the prefill pool, in the tier, in the decode pool, on the way between two of these, or
+draining: it has ended or yielded, and what is in flight still uses its blocks. Plans nothing and
+writes no rows; whoever moves a request through here cannot lose a block.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import MutableSequence
+
+from seesaw.scheduler.blocks import ROOT, BlockPool
+from seesaw.scheduler.config import SchedulerConfig
+from seesaw.scheduler.kv_tier import TierBlocks
+from seesaw.scheduler.output import Load, Phase, Store
+from seesaw.scheduler.request import Request, RequestStatus
+
+
+class Residency:
+    def __init__(self, config: SchedulerConfig) -> None:
+        tier = config.tier
+        self.config = config
+        self.tier = TierBlocks(tier.tier_blocks, tier.tier_block_size) if tier else None
+        # Prompts are shared where they are computed: loaded blocks belong to one request.
+        caching = config.enable_prefix_caching
+        size = config.block_size
+        self.pools: dict[Phase, BlockPool] = {
+            "decode": BlockPool(config.num_blocks, size, enable_caching=caching and tier is None)
+        }
+        if tier is not None:
+            self.pools["prefill"] = BlockPool(tier.prefill_blocks, size, enable_caching=caching)
+        if config.debug:
+            for pool in self.pools.values():
+                pool.poisonable = []
+        self.requests: dict[str, Request] = {}
+        self.waiting: deque[Request] = deque()
+        self.prefilling: list[Request] = []
+        self.storing: list[Request] = []
+        self.stored: list[Request] = []
+        self.loading: list[Request] = []
+        self.running: list[Request] = []
+        self.draining: list[Request] = []
+        self._lists: dict[RequestStatus, MutableSequence[Request]] = {
+            RequestStatus.WAITING: self.waiting,
+            RequestStatus.PREFILLING: self.prefilling,
+            RequestStatus.STORING: self.storing,
+            RequestStatus.STORED: self.stored,
+            RequestStatus.LOADING: self.loading,
+            RequestStatus.RUNNING: self.running,
+            RequestStatus.DRAINING: self.draining,
+        }
+        self.oldest_step = 0
+        """Of those in flight, or the next one: every step before it is done."""
+        self.forget: list[str] = []  # workers are told with the next step
+        self.preempted: list[str] = []
+        self.num_stored_ever = 0
+        self.num_preemptions = 0
+        self._transfers: dict[int, Request] = {}
+        self._next_transfer = 0
+
+    @property
+    def num_transfers(self) -> int:
+        return len(self._transfers)
+
+    def add(self, request: Request) -> None:
+        assert request.request_id not in self.requests, f"{request} is known already"
+        self.requests[request.request_id] = request
+        self.waiting.append(request)
+
+    def move(self, request: Request, status: RequestStatus, *, first: bool = False) -> None:
+        """To another list: last in line there, or first."""
+        self._lists[request.status].remove(request)
+        self._lists[status].insert(0 if first else len(self._lists[status]), request)
+        request.status = status
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    def store(self, request: Request, phase: Phase) -> Store:
+        """Begin to copy what is computed to the request's tier blocks."""
+        request.transfer_id = self._begin_transfer(request)
+        self.move(request, RequestStatus.STORING)
+        return Store(
+            request.transfer_id,
+            request.request_id,
+            phase,
+            list(request.blocks),
+            list(request.tier_blocks),
+            request.num_computed,
+        )
+
+    def load(self, request: Request, blocks: list[int]) -> Load:
+        """Begin to copy the request's tier blocks to `blocks`, which it holds from now on."""
+        request.pool = self.pools["decode"]
+        request.blocks = blocks
+        request.table_room = len(blocks) * self.config.block_size
+        request.transfer_id = self._begin_transfer(request)
+        self.move(request, RequestStatus.LOADING)
+        return Load(
+            request.transfer_id,
+            request.request_id,
+            list(request.tier_blocks),
+            list(blocks),
+            request.num_computed,
+        )
+
+    def _begin_transfer(self, request: Request) -> int:
+        transfer_id = self._next_transfer
+        self._next_transfer += 1
+        self._transfers[transfer_id] = request
+        return transfer_id
+
+    def transferred(self, transfer_id: int) -> None:
+        """All ranks have copied. Raises KeyError for a transfer that is not in flight."""
+        request = self._transfers.pop(transfer_id)
+        request.transfer_id = None
+        if request.status is RequestStatus.STORING:
+            has_yielded = request.pool is self.pools["decode"]
+            self._release_blocks(request)
+            self.move(request, RequestStatus.STORED, first=has_yielded)
+            self.num_stored_ever += 1
+        elif request.status is RequestStatus.LOADING:
+            self._release_tier(request)
+            self.move(request, RequestStatus.RUNNING)
+        else:
+            self.release_drained()
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    def end(self, request: Request) -> None:
+        """It has ended; its blocks are free when nothing in flight uses them."""
+        if request.status is not RequestStatus.DRAINING:
+            self.move(request, RequestStatus.DRAINING)
+
+    def preempt(self, request: Request) -> None:
+        """It yields: it waits first in line, to be computed again, when its blocks are free."""
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.move(request, RequestStatus.DRAINING)
+        self.release_drained()
+
+    def release_drained(self) -> None:
+        """Take back the blocks of ended and preempted requests that nothing in flight uses."""
+        for request in list(self.draining):
+            if request.last_step < self.oldest_step and request.transfer_id is None:
+                self._take_back(request)
+
+    def _take_back(self, request: Request) -> None:
+        self._release_blocks(request)
+        self._release_tier(request)
+        request.num_computed = 0
+        if request.finish_reason is None:
+            assert request.num_tokens == len(request.tokens), (
+                f"{request} drained with pending tokens"
+            )
+            self.move(request, RequestStatus.WAITING, first=True)
+            self.preempted.append(request.request_id)
+            return
+        self.draining.remove(request)
+        request.status = RequestStatus.FINISHED
+        del self.requests[request.request_id]
+        if request.request_id in self.preempted:
+            # It yielded and was aborted between two steps: workers hear that it ended, no more.
+            self.preempted.remove(request.request_id)
+        if request.was_sent:
+            self.forget.append(request.request_id)
+
+    def _release_blocks(self, request: Request) -> None:
+        if request.pool is not None:
+            register_full_blocks(request.pool, request)
+            request.pool.release(request.blocks)
+        request.pool = None
+        request.blocks = []
+        request.table_room = request.num_registered = 0
+        request.content = ROOT
+
+    def _release_tier(self, request: Request) -> None:
+        if self.tier is not None:
+            self.tier.release(request.tier_blocks)
+        request.tier_blocks = []
+
+    # -- debug ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise AssertionError unless blocks, lists and counters agree."""
+        requests = self.requests.values()
+        for pool in self.pools.values():
+            pool.check(request.blocks for request in requests if request.pool is pool)
+        if self.tier is not None:
+            self.tier.check(request.tier_blocks for request in requests)
+        for request in requests:
+            has_pool = request.pool is not None
+            assert has_pool or not request.blocks, f"{request} has blocks of no pool"
+            assert request.table_room == len(request.blocks) * self.config.block_size, request
+            assert request.num_computed <= request.table_room or not has_pool, request
+        listed = {id(request): status for status, one in self._lists.items() for request in one}
+        assert sum(map(len, self._lists.values())) == len(listed), "a request is in two lists"
+        assert listed == {id(request): request.status for request in requests}, (
+            "a request is in the wrong list, or in none"
+        )
+        moving = {request.transfer_id: request for request in requests}
+        moving.pop(None, None)
+        assert moving == self._transfers, "a transfer in flight belongs to nobody"
+
+
+def register_full_blocks(pool: BlockPool, request: Request) -> None:
+    """Make a request's full blocks of known tokens findable by others.
+
+    Allowed as soon as the step that computes them is planned: steps run in order, and in a layer
+    all KV of a step is written before any is read.
+    """
+    if not pool.enable_caching:
+        return
+    size = pool.block_size
+    full = min(request.num_computed, len(request.tokens)) // size
+    for index in range(request.num_registered, full):
+        request.content = pool.register(
+            request.blocks[index],
+            request.content,
+            request.tokens[index * size : (index + 1) * size],
+        )
+    request.num_registered = max(request.num_registered, full)
