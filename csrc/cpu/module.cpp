@@ -56,4 +56,6 @@ NB_MODULE(_cpu, m) {
         },
         "Compiler and C++ standard of this build, and the vector extensions of this processor.");
     seesaw::bind_copy_pool(m);
+    // A program may end while threads still wait in here; that is no leak to tell its user about.
+    nb::set_leak_warnings(false);
 }

@@ -1,7 +1,8 @@
-"""Replicas of pools around one host tier, filled with random bytes, for tests of stores and loads."""
+"""Replicas of pools around one host tier, full of random bytes, for tests of stores and loads."""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -46,12 +47,7 @@ def layouts_of(num_ranks: int, spec: ModelSpec) -> list[ParallelLayout]:
 
 def random_bytes(nbytes: int, seed: int) -> torch.Tensor:
     """uint8; any pattern, NaN of all kinds included."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.cpu().contiguous().view(torch.uint8)
+    return torch.frombuffer(bytearray(random.Random(seed).randbytes(nbytes)), dtype=torch.uint8)
 
 
 @dataclass
@@ -92,9 +88,11 @@ class Rank:
 
 def make_ranks(
     layout: ParallelLayout, spec: ModelSpec, tier: HostTier, *, num_blocks: int, block_size: int,
-    dtype: torch.dtype, engine: Engine, seed: int, device: str = "cpu",
+    dtype: torch.dtype, seed: int, transfers: KVTransfers | None = None, done: Done | None = None,
+    engine: Engine | None = None, device: str = "cpu",
 ) -> list[Rank]:  # fmt: skip
-    """The ranks of a replica, pools full of random bytes."""
+    """The ranks of a replica, pools full of random bytes, each with transfers of its own unless
+    `transfers` (with its `done`) are given."""
     ranks = []
     for rank in range(layout.num_ranks):
         ranges = rank_ranges(layout, spec, rank)
@@ -104,9 +102,9 @@ def make_ranks(
         )  # fmt: skip
         noise = random_bytes(kv.pool.nbytes, seed * 100 + rank).view(dtype)
         kv.pool.copy_(noise.view(kv.pool.shape))
-        done = Done()
-        transfers = KVTransfers(tier, done, torch.device(device), 2, engine=engine)
-        ranks.append(Rank(ranges, owned_heads(layout, spec, rank), kv, transfers, done))
+        own_done = done or Done()
+        own = transfers or KVTransfers(tier, own_done, torch.device(device), 2, engine=engine)
+        ranks.append(Rank(ranges, owned_heads(layout, spec, rank), kv, own, own_done))
     return ranks
 
 
@@ -117,10 +115,56 @@ def tier_shape(spec: ModelSpec, num_blocks: int, block_tokens: int, itemsize: in
     )  # fmt: skip
 
 
-def positions(kv_block_view: torch.Tensor) -> torch.Tensor:
-    """Bytes `[layer][head][k|v][position][...]` of a request from its blocks
-    `[layer][block][head][k|v][block_size][head_dim]`, position by position."""
-    return as_bytes(kv_block_view.permute(0, 2, 3, 1, 4, 5).flatten(3, 4))
+@dataclass
+class Truth:
+    """KV of one request as the model sees it, `[layer][head][k|v][position][bytes of a head]`, of
+    whole device blocks."""
+
+    num_tokens: int
+    kv: torch.Tensor
+
+    @classmethod
+    def random(
+        cls, spec: ModelSpec, num_tokens: int, block_size: int, itemsize: int, seed: int
+    ) -> Truth:
+        length = -(-num_tokens // block_size) * block_size
+        shape = (
+            spec.num_hidden_layers, spec.num_key_value_heads, 2, length, HEAD_DIM * itemsize,
+        )  # fmt: skip
+        return cls(num_tokens, random_bytes(math.prod(shape), seed).view(shape))
+
+    def of(self, ranges: RankRanges) -> torch.Tensor:
+        layers, heads = ranges.layers, ranges.kv_heads
+        return self.kv[layers.start : layers.stop, heads.start : heads.stop]
+
+
+def write_to_pool(pool: torch.Tensor, blocks: Sequence[int], kv: torch.Tensor) -> None:
+    """`kv` as in `Truth`, into a pool of bytes, one block after another."""
+    block_size = pool.shape[4]
+    for index, block in enumerate(blocks):
+        pool[:, block] = kv[:, :, :, index * block_size : (index + 1) * block_size]
+
+
+def write_to_tier(tier: torch.Tensor, tier_blocks: Sequence[int], kv: torch.Tensor) -> None:
+    """`kv` of all layers and heads, into a tier of bytes, one tier block after another."""
+    block_tokens = tier.shape[4]
+    for index, block in enumerate(tier_blocks):
+        part = kv[:, :, :, index * block_tokens : (index + 1) * block_tokens]
+        tier[block, :, :, :, : part.shape[3]] = part.transpose(0, 1)
+
+
+def tier_bytes(tier: HostTier) -> torch.Tensor:
+    """`[block][head][layer][k|v][block_tokens][bytes of a head]`, a view."""
+    shape = tier.shape
+    return tier.tensor.view(
+        shape.num_blocks, shape.num_kv_heads, shape.num_layers, 2, shape.block_tokens,
+        shape.head_dim * shape.element_bytes,
+    )  # fmt: skip
+
+
+def pool_bytes(rank: Rank) -> torch.Tensor:
+    """A copy, uint8, on the CPU."""
+    return rank.kv.pool.cpu().view(torch.uint8).clone()
 
 
 def pick(total: int, count: int, rng: random.Random) -> list[int]:
