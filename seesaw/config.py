@@ -215,7 +215,7 @@ class EngineConfig:
         layouts = self.given_layouts
         if layouts is None:
             return
-        for name, layout in zip(static or _PHASED, layouts, strict=False):
+        for name, layout in zip(static or phased, layouts, strict=False):
             if self.num_devices not in (None, layout.num_ranks):
                 raise ConfigError(
                     f"num_devices={self.num_devices}, but layout {layout} ({name}) takes "

@@ -47,19 +47,80 @@ def test_paths_are_taken_as_text() -> None:
         ("block_size", 48),
         ("dtype", "int8"),
         ("trust_remote_code", True),
-        ("tensor_parallel_size", 2),
+        ("tensor_parallel_size", 0),
+        ("pipeline_parallel_size", True),
+        ("num_devices", 0),
+        ("prefill_layout", "pp2-xx3"),
+        ("decode_layout", "tp0"),
+        ("decode_layout", 2),
+        ("host_kv_memory", "lots"),
+        ("tier_block_size", 0),
+        ("reload", "some"),
+        ("reshard_from", "disk"),
     ],
 )
 def test_a_bad_setting_is_named_with_what_is_expected(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name) as caught:
         EngineConfig(**{"model": "m", name: value})
     text = str(caught.value)
-    assert "expected" in text or "Leave" in text
+    assert "expected" in text.lower() or "Leave" in text
 
 
 def test_both_memory_settings_are_an_error() -> None:
     with pytest.raises(ConfigError, match="Give one of them"):
         EngineConfig(model="m", device_memory="1GiB", gpu_memory_utilization=0.5)
+
+
+def given(**settings: Any) -> tuple[str, str] | None:
+    found = EngineConfig(model="m", **settings).given_layouts
+    return found and (str(found[0]), str(found[1]))
+
+
+def test_layouts_are_read_in_any_order_and_one_stands_for_both() -> None:
+    assert given() is None
+    assert given(num_devices=4) is None
+    both = given(prefill_layout="pp4-dp2", decode_layout="tp4-dp2")
+    assert both == ("dp2-tp1-pp4", "dp2-tp4-pp1")
+    assert given(prefill_layout="pp2") == given(decode_layout="dp1-pp2") == ("dp1-tp1-pp2",) * 2
+    static = given(tensor_parallel_size=2, pipeline_parallel_size=3)
+    assert static == ("dp1-tp2-pp3",) * 2
+    assert given(pipeline_parallel_size=3, num_devices=3) == ("dp1-tp1-pp3",) * 2
+
+
+@pytest.mark.parametrize("static", ["tensor_parallel_size", "pipeline_parallel_size"])
+@pytest.mark.parametrize("phased", ["prefill_layout", "decode_layout"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_both_kinds_of_layout_are_an_error(static: str, phased: str, size: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig(**{"model": "m", static: size, phased: "tp2"})
+    assert static in str(caught.value)
+    assert phased in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"decode_layout": "tp2-dp2"}, {"tensor_parallel_size": 4}, {"prefill_layout": "pp4"}],
+)
+def test_a_number_of_devices_that_the_layout_does_not_take_is_an_error(settings: Any) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ConfigError, match=rf"num_devices=3.*{name}\) takes 4"):
+        EngineConfig(model="m", num_devices=3, **settings)
+
+
+def test_the_policy_follows_the_layouts() -> None:
+    def policy(prefill: str | None, decode: str | None, name: str = "auto") -> str:
+        config = EngineConfig(model="m", prefill_layout=prefill, decode_layout=decode, policy=name)
+        layouts = config.given_layouts
+        return config.resolve_policy(layouts is not None and layouts[0] != layouts[1])
+
+    assert policy(None, None) == policy("tp2", None) == policy("tp2", "pp1-tp2") == "continuous"
+    assert policy("pp2", "tp2") == policy("pp2-dp2", "tp2-dp2") == "seesaw"
+    assert policy("tp2", "tp2", "seesaw") == "seesaw"
+    assert policy("pp2", "tp2", "seesaw-cost") == "seesaw-cost"
+    assert policy("pp2", "tp2", "mine:Policy") == "mine:Policy"
+    assert policy("pp2", "pp2-tp1", "continuous") == "continuous"
+    with pytest.raises(ConfigError, match=r"'pp2'.*'tp2'.*seesaw-cost"):
+        policy("pp2", "tp2", "continuous")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,45 @@ def test_engine_settings_round_trip() -> None:
     assert values == {}
     made = EngineConfig(**settings)
     assert (made.model, made.enable_prefix_caching, made.seed) == ("m", False, 7)
-    assert set(made.policy_options) == {"max_prefill_chunk", "block_watermark"}
+    assert made.policy_options == {}
+
+
+@pytest.mark.parametrize("policy", ["auto", "continuous"])
+def test_policy_options_that_were_given_are_kept(policy: str) -> None:
+    args = ["--model", "m", "--policy", policy, "--max-prefill-chunk", "7"]
+    settings = take_engine_settings(parse(engine_command(), *args))
+    assert settings["policy"] == policy
+    assert settings["policy_options"]["max_prefill_chunk"] == 7
+
+
+def test_two_layouts_bring_the_flags_of_the_policy_that_can_change_them() -> None:
+    layouts = ["--prefill-layout", "pp2", "--decode-layout=tp2"]
+    values = parse(engine_command(), "--model", "m", *layouts, "--switch", "prefill-first")
+    settings = take_engine_settings(values)
+    assert settings["policy_options"] == {"switch": "prefill-first"}
+    with pytest.raises(click.NoSuchOption):
+        parse(engine_command(), "--model", "m", *layouts, "--block-watermark", "0.1")
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        ["--prefill-layout", "pp2", "--decode-layout", "pp2-tp1"],
+        ["--prefill-layout", "pp2"],
+        ["--prefill-layout", "pp2", "--decode-layout", "tp2", "--decode-layout", "pp2"],
+        ["--prefill-layout", "pp2", "--decode-layout", "tp2", "--policy", "continuous"],
+        ["--", "--prefill-layout", "pp2", "--decode-layout", "tp2"],
+    ],
+)
+def test_one_layout_or_a_policy_by_name_keeps_the_flags(layouts: list[str]) -> None:
+    with pytest.raises(click.NoSuchOption):
+        parse(engine_command(), "--model", "m", "--switch", "prefill-first", *layouts)
+
+
+def test_a_layout_that_cannot_be_read_is_told_as_such() -> None:
+    values = parse(engine_command(), "--model", "m", "--prefill-layout", "pp2x")
+    with pytest.raises(ConfigError, match="prefill_layout='pp2x'"):
+        take_engine_settings(values)
 
 
 @dataclass(frozen=True, kw_only=True)
