@@ -96,10 +96,6 @@ class StepBuilder:
         return self._pool.num_free
 
     @property
-    def num_free_decode_blocks(self) -> int:
-        return self._residency.pools["decode"].num_free
-
-    @property
     def blocks_draining(self) -> int:
         """Blocks of this phase's pool that come back by themselves: steps in flight use them, or
         they are being stored."""

@@ -112,9 +112,7 @@ class Seesaw:
         request = step.waiting[0]
         if step.has_outgrown(request):
             return True
-        if step.fits_tier(request) or step.tier_is_clearing:
-            return False
-        return step.stored != [] or not any(self._may_load(step, one) for one in step.storing)
+        return not (step.fits_tier(request) or step.tier_is_clearing)
 
     def prompt_fits(self, step: StepBuilder) -> bool:
         """Whether prefill would have something to do."""
@@ -191,10 +189,6 @@ class Seesaw:
         if not (step.running or step.loading):
             return 0
         return int(self._watermark * step.config.num_blocks)
-
-    def _may_load(self, step: StepBuilder, request: Request) -> bool:
-        num_blocks = -(-request.num_computed // step.config.block_size)
-        return num_blocks + self._reserve(step) <= step.num_free_decode_blocks
 
 
 def _tokens_to_come(request: Request) -> int:
