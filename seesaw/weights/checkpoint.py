@@ -1,7 +1,7 @@
 """A checkpoint: all that a model name stands for. Opening it reads no weights and loads no torch.
 
 The only door to this package: `open_checkpoint` checks that the model can be loaded, and
-`Checkpoint.load_params` loads it.
+`Checkpoint.load_params` or `load_image` loads it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from seesaw.weights.stored import StoredTensor, by_name, check_complete
 if TYPE_CHECKING:
     import torch
 
+    from seesaw.weights.image import WeightImage
     from seesaw.weights.load import Progress
 
 SAMPLES_PER_FILE, SAMPLE_BYTES = 16, 4096
@@ -102,10 +103,18 @@ class Checkpoint:
     def load_params(
         self, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
     ) -> dict[str, torch.Tensor]:
-        """The decoder's parameters (`seesaw.weights.load.load_params`)."""
+        """All parameters, for a device that holds the model (`seesaw.weights.load.load_params`)."""
         from seesaw.weights.load import load_params
 
         return load_params(self.spec, self.tensors, dtype, device, progress)
+
+    def load_image(
+        self, image: WeightImage, dtype: torch.dtype, progress: Progress | None = None
+    ) -> None:
+        """All parameters into `image`, for ranks (`seesaw.weights.load.load_image`)."""
+        from seesaw.weights.load import load_image
+
+        load_image(image, self.spec, self.tensors, dtype, progress)
 
 
 def _open_directory(config: EngineConfig, folder: Path) -> Checkpoint:

@@ -1,4 +1,5 @@
-"""Tensors from disk into the decoder's parameters: each read once, straight to its place.
+"""Tensors from disk into the decoder's parameters, on a device or in the host image: each is read
+once, straight to its place.
 
 Rows are read in chunks and converted chunk by chunk, so that beside the parameters themselves
 only a few MB are held; files are not mapped, as mapped pages would count twice.
@@ -14,10 +15,15 @@ import torch
 
 from seesaw.errors import ModelError
 from seesaw.families.spec import ModelSpec
+from seesaw.layout import stored_params
+from seesaw.weights.image import WeightImage
 from seesaw.weights.placement import Placement, place
 from seesaw.weights.stored import StoredTensor
 
 CHUNK_ELEMENTS = 1 << 18
+TRANSPOSED_ROWS = 64
+"""Rows that become columns are read in multiples of this, so that whole cache lines are written."""
+
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Progress = Callable[[int, int], None]
@@ -31,48 +37,76 @@ def load_params(
     device: torch.device,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The decoder's parameters by name, contiguous, of `dtype` on `device`.
+    """All parameters of the decoder by name, as stored (`layout.stored_params`): what a rank that
+    holds the whole model has. Contiguous, of `dtype` on `device`.
 
-    Names are HF's, except `qkv_proj`, `gate_up_proj` (`placement.py`). A tied `lm_head.weight` is
-    the embedding's tensor itself. Raises ModelError where a file ends early.
+    A tied `lm_head.weight` is the embedding's tensor itself. Raises as `fill`.
     """
-    placements = {param.name: place(spec, param) for param in spec.params}
     params = {
-        name: torch.empty(shape, dtype=dtype, device=device)
-        for name, shape in {p.name: p.shape for p in placements.values()}.items()
+        param.name: torch.empty(param.shape, dtype=dtype, device=device)
+        for param in stored_params(spec)
     }
-    wanted = sorted((tensors[name] for name in placements), key=lambda t: (str(t.file), t.offset))
-    total, done = sum(t.nbytes for t in wanted), 0
-    for path, group in groupby(wanted, key=lambda t: t.file):
-        with path.open("rb", buffering=0) as file:
-            for stored in group:
-                placement = placements[stored.name]
-                for num_bytes in _load_tensor(file, stored, placement, params[placement.name]):
-                    done += num_bytes
-                    if progress is not None:
-                        progress(done, total)
+    fill(params, spec, tensors, progress)
     if spec.tie_word_embeddings:
         params["lm_head.weight"] = params["model.embed_tokens.weight"]
     return params
 
 
+def load_image(
+    image: WeightImage,
+    spec: ModelSpec,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> None:
+    """Fill `image`, whose elements are of `dtype`. Raises as `fill`."""
+    params = {param.name: image.view(param, dtype) for param in image.fmt.params}
+    fill(params, spec, tensors, progress)
+
+
+def fill(
+    params: Mapping[str, torch.Tensor],
+    spec: ModelSpec,
+    tensors: Mapping[str, StoredTensor],
+    progress: Progress | None = None,
+) -> None:
+    """Fill `params`, the stored parameters of `spec` by name, from disk; each tensor is read once.
+
+    Raises ModelError where a file ends early.
+    """
+    stored = {param.name: param for param in stored_params(spec)}
+    placements = {param.name: place(spec, param, stored) for param in spec.params}
+    wanted = sorted((tensors[name] for name in placements), key=lambda t: (str(t.file), t.offset))
+    total, done = sum(t.nbytes for t in wanted), 0
+    for path, group in groupby(wanted, key=lambda t: t.file):
+        with path.open("rb", buffering=0) as file:
+            for tensor in group:
+                placement = placements[tensor.name]
+                for num_bytes in _load_tensor(file, tensor, placement, params[placement.name]):
+                    done += num_bytes
+                    if progress is not None:
+                        progress(done, total)
+
+
 def _load_tensor(
     file: FileIO, stored: StoredTensor, placement: Placement, target: torch.Tensor
 ) -> Iterator[int]:
-    """Fill the rows of `target` that come from `stored`; yields the bytes of each chunk read."""
+    """Fill what of `target` comes from `stored`; yields the bytes of each chunk read."""
     plain = _PLAIN.get(stored.encoding)
     direct = (
         plain == target.dtype
         and target.device.type == "cpu"
         and stored.interleaved_head_dim is None
         and not stored.plus_one
+        and not placement.transposed
     )
-    unit = stored.interleaved_head_dim or 1
+    unit = TRANSPOSED_ROWS if placement.transposed else stored.interleaved_head_dim or 1
     step = max(1, CHUNK_ELEMENTS // max(1, stored.row_elements) // unit) * unit
+    into = target.T if placement.transposed else target
     for run in placement.runs:
         for start in range(0, run.num_rows, step):
             count = min(step, run.num_rows - start)
-            rows = target[run.target + start : run.target + start + count]
+            rows = into[run.target + start : run.target + start + count]
             offset = stored.offset + (run.source + start) * stored.row_bytes
             if direct:
                 _read_into(file, stored, offset, rows.view(torch.uint8))

@@ -1,15 +1,16 @@
-"""Where the rows of a checkpoint's tensor go in the decoder's fused parameters.
+"""Where the rows of a checkpoint's tensor go in a parameter as the decoder stores it.
 
-No torch. q, k and v become `qkv_proj`, interleaved by KV-head group: for each KV head its query
-heads, then its K head, then its V head, so that a tensor-parallel slice by KV head is one run.
-Gate and up become `gate_up_proj`, gate rows first. Everything else keeps name and shape.
+No torch. What the stored parameters are, and which of them are transposed, says `layout`
+(`stored_params`); here is only the order of rows in the fused ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from seesaw.families.spec import ModelSpec, ParamSpec
+from seesaw.layout.format import StoredParam
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +24,32 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Rows of one HF tensor in the decoder's parameter `name` of `shape`."""
+    """Rows of one HF tensor in the stored parameter `name`; its columns where `transposed`."""
 
     name: str
-    shape: tuple[int, ...]
     runs: tuple[Run, ...]
+    transposed: bool = False
 
 
-def place(spec: ModelSpec, param: ParamSpec) -> Placement:
-    """Where `param` of `spec` goes."""
-    rows = param.shape[0]
+def place(spec: ModelSpec, param: ParamSpec, stored: Mapping[str, StoredParam]) -> Placement:
+    """Where `param` of `spec` goes; `stored` are the stored parameters by name."""
     module, _, part = param.name.rpartition(".")
     prefix, _, projection = module.rpartition(".")
-    if projection in ("q_proj", "k_proj", "v_proj"):
-        total = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
-        runs = _group_runs(spec, projection)
-        return Placement(f"{prefix}.qkv_proj.{part}", (total, *param.shape[1:]), runs)
-    if projection in ("gate_proj", "up_proj"):
-        start = 0 if projection == "gate_proj" else rows
-        run = Run(0, start, rows)
-        return Placement(f"{prefix}.gate_up_proj.{part}", (2 * rows, *param.shape[1:]), (run,))
-    return Placement(param.name, param.shape, (Run(0, 0, rows),))
+    rows = param.shape[0]
+    match projection:
+        case "q_proj" | "k_proj" | "v_proj":
+            return Placement(f"{prefix}.qkv_proj.{part}", _group_runs(spec, projection))
+        case "gate_proj":
+            return Placement(f"{prefix}.gate_up_proj.{part}", (Run(0, 0, rows),))
+        case "up_proj":
+            return Placement(f"{prefix}.gate_up_proj.{part}", (Run(0, rows, rows),))
+    # The cut tells, not the shape, which may be square.
+    transposed = stored[param.name].cut in ("query", "mlp")
+    return Placement(param.name, (Run(0, 0, rows),), transposed)
 
 
 def _group_runs(spec: ModelSpec, projection: str) -> tuple[Run, ...]:
+    """For each KV head its query heads, then its K head, then its V head."""
     group = spec.num_attention_heads // spec.num_key_value_heads
     heads, first = {"q_proj": (group, 0), "k_proj": (1, group), "v_proj": (1, group + 1)}[
         projection

@@ -27,6 +27,8 @@ def unfuse(spec: ModelSpec, params: dict[str, torch.Tensor]) -> dict[str, torch.
             gate, up = tensor.chunk(2)
             found[name.replace("gate_up_proj", "gate_proj")] = gate
             found[name.replace("gate_up_proj", "up_proj")] = up
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            found[name] = tensor.T
         else:
             found[name] = tensor
     return found
