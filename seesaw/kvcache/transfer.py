@@ -58,6 +58,7 @@ class KVTransfers:
         self.stores = Moved()
         self.loads = Moved()
         self._tier = tier
+        self._device = device
         self._on_done = on_done
         self._on_error = on_error
         self._keys = itertools.count()
@@ -65,12 +66,15 @@ class KVTransfers:
         self._failed: EngineDeadError | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._copies = self._start(device, num_threads, engine)
+        self._copies = self._start(num_threads, engine)
 
-    def _start(
-        self, device: torch.device, num_threads: int, engine: Literal["cpp", "torch"] | None
-    ) -> Copies:
-        if engine == "torch" or (engine is None and device.type != "cpu"):
+    def _start(self, num_threads: int, engine: Literal["cpp", "torch"] | None) -> Copies:
+        device = self._device
+        if num_threads < 1:
+            raise ValueError(f"num_threads={num_threads}: expected 1 or more")
+        if engine == "cpp" and device.type != "cpu":
+            raise ValueError(f"C++ threads copy pools on the CPU only, got {device}")
+        if engine == "torch" or device.type != "cpu":
             return TorchCopies(self._finish, num_threads, device)
         try:
             return CppCopies(self._finish, num_threads)
@@ -113,6 +117,8 @@ class KVTransfers:
         self, store: bool, transfer_id: int, kv: KVCache, layers: Range, heads: Range,
         held_heads: Range, blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
     ) -> None:  # fmt: skip
+        if kv.pool.device.type != self._device.type:
+            raise ValueError(f"the pool is on {kv.pool.device}, expected {self._device}")
         pool = _pool_shape(kv, layers, held_heads)
         copy = KVCopy(self._tier.shape, pool, heads, tuple(blocks), tuple(tier_blocks), num_tokens)
         copy.check()
@@ -120,7 +126,12 @@ class KVTransfers:
             self._raise_if_over()
             key = next(self._keys)
             self._under_way[key] = (transfer_id, store)
-        self._copies.submit(Job(key, store, copy, kv, self._tier))
+        try:
+            self._copies.submit(Job(key, store, copy, kv, self._tier))
+        except BaseException:
+            with self._changed:
+                del self._under_way[key]
+            raise
 
     def _finish(self, key: int, num_bytes: int, seconds: float, error: Exception | None) -> None:
         """From an engine's thread."""
@@ -174,7 +185,9 @@ class KVTransfers:
                 return
             self._closed = True
         self._copies.close()
-        self._under_way.clear()
+        with self._changed:
+            self._under_way.clear()
+            self._changed.notify_all()
 
 
 def _pool_shape(kv: KVCache, layers: Range, held_heads: Range) -> PoolShape:

@@ -140,3 +140,17 @@ def test_make_help_lists_the_two_commands() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     assert {"setup", "demo", "test", "lint", "check", "clean", "help"} <= set(listed)
+
+
+def test_every_source_of_the_native_build_is_in_the_stamp(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*")} < set(setup.inputs())
+    monkeypatch.setattr(setup, "ROOT", str(tmp_path))
+    monkeypatch.setattr(setup, "INPUTS", ())
+    (tmp_path / "csrc/cpu").mkdir(parents=True)
+    stamps = set()
+    for name, text in [("a.cpp", "1"), ("a.cpp", "2"), ("cpu/b.h", ""), ("cpu/c.h", "")]:
+        (tmp_path / "csrc" / name).write_text(text)
+        stamps.add(setup.stamp_of("python"))
+    assert len(stamps) == 4
