@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # More flags for the demo's run-batch, for example: make demo ARGS="--dtype float32"
 ARGS ?=
+# Several devices: make demo LAYOUTS="--prefill-layout pp2 --decode-layout tp2 --dtype float32"
+LAYOUTS ?=
 # Which tests: make test TESTS="tests/layout -x"
 TESTS ?=
 
@@ -19,7 +21,7 @@ setup: ## .venv with everything in it (a second when up to date)
 	@$(PYTHON) scripts/setup.py
 
 demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch flags)
-	@$(BIN)/python scripts/demo.py $(ARGS)
+	@$(BIN)/python scripts/demo.py $(LAYOUTS) $(ARGS)
 
 test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)

@@ -1,11 +1,13 @@
 """`make demo`: SmolLM2-135M-Instruct answers 200 rows of text that every Python carries.
 
 Writes demo-out/requests.jsonl, has `seesaw run-batch` answer it, shows three answers. Arguments
-are handed to run-batch.
+are handed to run-batch; layouts among them give the file of answers its name, so that the answers
+of one device stay beside those of several.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
@@ -15,13 +17,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("demo-out")
-REQUESTS, ANSWERS = OUT / "requests.jsonl", OUT / "answers.jsonl"
+REQUESTS = OUT / "requests.jsonl"
 MODEL = OUT / "SmolLM2-135M-Instruct.gguf"
 SEESAW = Path(sys.executable).with_name("seesaw")
 
@@ -133,10 +135,20 @@ def prepare() -> None:
         REQUESTS.write_text(text, encoding="utf-8")
 
 
-def show_answers() -> None:
+def answers_path(args: Sequence[str]) -> Path:
+    """Where run-batch with these arguments writes: `answers-pp2-tp2.jsonl` for two layouts."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--prefill-layout")
+    parser.add_argument("--decode-layout")
+    found, _ = parser.parse_known_args(args)
+    layouts = [layout for layout in (found.prefill_layout, found.decode_layout) if layout]
+    return OUT / ("-".join(["answers", *layouts]) + ".jsonl")
+
+
+def show_answers(path: Path) -> None:
     """An answer to each task, from the middle of the file, under what was asked."""
     questions = {row["custom_id"]: row for row in _rows(REQUESTS)}
-    answers = list(_rows(ANSWERS))
+    answers = list(_rows(path))
     shown: set[str] = set()
     for row in answers[len(answers) // 2 :]:
         task = row["custom_id"].partition("-")[0]
@@ -177,17 +189,18 @@ def main() -> int:
         "is downloaded."
     )
     prepare()
-    command = [str(SEESAW), "run-batch", "-i", str(REQUESTS), "-o", str(ANSWERS)]
+    answers = answers_path(sys.argv[1:])
+    command = [str(SEESAW), "run-batch", "-i", str(REQUESTS), "-o", str(answers)]
     command += ["--model", str(MODEL), *sys.argv[1:]]
     code = run(command)
     if code in INTERRUPTED:
         print("`make demo` goes on where it stopped.")
     if code != 0:
         return code
-    show_answers()
+    show_answers(answers)
     seesaw = os.path.relpath(SEESAW)
     print(
-        f"\nAll answers: {ANSWERS}. Next, for example:\n"
+        f"\nAll answers: {answers}. Next, for example:\n"
         f'  {seesaw} generate --model {MODEL} --chat --prompt "What is a queue?" --max-tokens 64\n'
         f"  {seesaw} run-batch -i {REQUESTS} -o {OUT}/first20.jsonl --model {MODEL} --limit 20\n"
         f"  {seesaw} bench throughput --model {MODEL} --num-prompts 16"

@@ -61,17 +61,32 @@ def test_answers_are_shown(
     with pytest.raises(SystemExit) as stop:
         run_batch.run_batch.main(
             [
-                "-i", str(demo.REQUESTS), "-o", str(demo.ANSWERS),
+                "-i", str(demo.REQUESTS), "-o", str(demo.answers_path([])),
                 "--model", str(tiny_checkpoint("llama", max_position_embeddings=4096)),
                 "--device-memory", "512MiB", "--limit", "12",
             ]
         )  # fmt: skip
     assert stop.value.code in (0, None)
     capsys.readouterr()
-    demo.show_answers()
+    demo.show_answers(demo.answers_path([]))
     shown = capsys.readouterr().out
     assert all(f"[{task}]" in shown for task in demo.TASKS)
     assert shown.count("\n    > ") >= len(demo.TASKS)
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ([], "answers.jsonl"),
+        (["--dtype", "float32"], "answers.jsonl"),
+        (["--decode-layout=tp2", "--prefill-layout", "pp2"], "answers-pp2-tp2.jsonl"),
+        (["--prefill-layout", "tp2", "--limit", "9"], "answers-tp2.jsonl"),
+    ],
+)
+def test_answers_of_other_layouts_have_a_file_of_their_own(
+    demo: ModuleType, args: list[str], name: str
+) -> None:
+    assert demo.answers_path(args) == demo.OUT / name
 
 
 def test_ctrl_c_is_left_to_the_command_that_runs(demo: ModuleType) -> None:
