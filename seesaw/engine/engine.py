@@ -1,4 +1,4 @@
-"""The engine: joins scheduler and executor, and is the door for those who embed seesaw.
+"""The engine: requests in, answers out, and the door for those who embed seesaw.
 
 All of it may be called from any thread; steps are taken one at a time.
 """
@@ -14,27 +14,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from seesaw import envs
 from seesaw.config import EngineConfig
-from seesaw.engine.executor import Executor
-from seesaw.engine.loader import load_executor
+from seesaw.engine.layouts import LayoutChoice
+from seesaw.engine.loader import load_replicas
 from seesaw.engine.memory import MemoryPlan
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
+from seesaw.engine.ranks import Ranks
+from seesaw.engine.replicas import Event, Replicas
+from seesaw.engine.stats import MovementStats
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
 from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler import policies
-from seesaw.scheduler.output import ModelOutput
 from seesaw.scheduler.request import Request
-from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, SchedulerStats
-from seesaw.weights.checkpoint import open_checkpoint
+from seesaw.scheduler.scheduler import SchedulerStats
+from seesaw.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = get_logger(__name__)
-
-STEPS_IN_FLIGHT = 2
-"""One runs while the next waits for it: one device is never idle between steps."""
 
 
 @dataclass(slots=True)
@@ -48,12 +45,14 @@ class _Arrival:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Where the engine stands now; `scheduler` counts over its life."""
+    """Where the engine stands now, over all replicas; `scheduler` and `transfers` count over its
+    life. `kv_usage` is the fraction of the decode pool's blocks that are held."""
 
     num_running: int
     num_waiting: int
     kv_usage: float
     scheduler: SchedulerStats
+    transfers: MovementStats
 
 
 class Engine:
@@ -67,35 +66,29 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, *, progress: Callable[[int, int], None] | None = None
+        self,
+        config: EngineConfig,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`."""
-        policy = policies.make(config.policy, config.policy_options)
-        steps_in_flight = 1 if envs.disable_overlap() else STEPS_IN_FLIGHT
-        debug = envs.debug_blocks()
-        checkpoint = open_checkpoint(config)
+        """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`.
+
+        `checkpoint`: what `open_checkpoint(config)` returned, where the caller has done that.
+        `ranks`: running worker processes to use, as many as the layouts have ranks; they outlive
+        the engine unless it fails.
+        """
+        checkpoint = checkpoint or open_checkpoint(config)
         self.config = config
         self._encoder = PromptEncoder(config, checkpoint)
         if defaults := self._encoder.default_sampling:
             told = ", ".join(f"{name}={value}" for name, value in defaults.items())
             logger.info("sampling defaults of the model: %s", told)
-        self.memory_plan: MemoryPlan
-        self._executor: Executor
-        self._executor, self.memory_plan = load_executor(config, checkpoint, progress)
-        self._scheduler = Scheduler(
-            SchedulerConfig(
-                num_blocks=self.memory_plan.num_blocks,
-                block_size=config.block_size,
-                num_layers=checkpoint.spec.num_hidden_layers,
-                max_model_len=self.memory_plan.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                max_num_batched_tokens=config.max_num_batched_tokens,
-                max_steps_in_flight=steps_in_flight,
-                enable_prefix_caching=config.enable_prefix_caching,
-                debug=debug,
-            ),
-            policy,
-        )
+        loaded = load_replicas(config, checkpoint, progress, ranks)
+        self._replicas: Replicas = loaded.replicas
+        self.memory_plan: MemoryPlan = loaded.memory_plan
+        self.layouts: LayoutChoice = loaded.layouts
         self._processor = OutputProcessor(self._encoder.tokenizer)
         self._stepping = threading.Lock()
         # Guards what other threads touch: the inbox, the ids in use and the aborts.
@@ -136,9 +129,13 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        scheduler = self._scheduler
+        schedulers = self._replicas.schedulers
         return EngineStats(
-            scheduler.num_running, scheduler.num_waiting, scheduler.kv_usage, scheduler.stats
+            sum(s.num_running for s in schedulers),
+            sum(s.num_waiting for s in schedulers),
+            sum(s.kv_usage for s in schedulers) / len(schedulers),
+            SchedulerStats.total(s.stats for s in schedulers),
+            self._replicas.movement,
         )
 
     # -- requests ---------------------------------------------------------------------------------
@@ -191,7 +188,7 @@ class Engine:
         sampling = sampling or SamplingParams.from_dict(self.default_sampling)
         encoded = self._encoder.encode(prompt)
         self._encoder.check_sampling(sampling)
-        self._scheduler.validate(len(encoded.token_ids), sampling)
+        self._replicas.validate(len(encoded.token_ids), sampling)
         return encoded
 
     def abort_request(self, request_id: str) -> None:
@@ -221,15 +218,17 @@ class Engine:
         self._check_usable()
         with self._no_way_back():
             outputs = self._take_in()
-            self._issue()
-        done = self._collect(outputs) if self._scheduler.num_in_flight else None
+            if not self._replicas.num_in_flight:
+                self._replicas.resume_clock()
+            self._replicas.issue()
+        done = self._collect(outputs) if self._replicas.num_in_flight else None
         with self._no_way_back():
             changed: list[Request] = []
             if done is not None:
-                changed = self._scheduler.update(done).advanced
-                # Before texts are decoded, so that the device has work meanwhile.
-                self._issue()
-            outputs += self._processor.process(changed, self._scheduler.finish)
+                changed = self._replicas.update(done)
+                # Before texts are decoded, so that the devices have work meanwhile.
+                self._replicas.issue()
+            outputs += self._processor.process(changed, self._replicas.finish)
             finished = {output.request_id for output in outputs if output.finished}
             with self._lock:
                 self._live -= finished
@@ -250,10 +249,10 @@ class Engine:
             self._dead = EngineDeadError(f"a step was cut off by {type(error).__name__}")
             raise
 
-    def _collect(self, outputs: list[RequestOutput]) -> ModelOutput:
-        """What a step drew. Where there is none, `outputs` are kept for the next call."""
+    def _collect(self, outputs: list[RequestOutput]) -> Event:
+        """What came back. Where nothing does, `outputs` are kept for the next call."""
         try:
-            return self._executor.collect()
+            return self._replicas.collect()
         except BaseException as error:
             if isinstance(error, EngineDeadError):
                 self._dead = error
@@ -269,7 +268,7 @@ class Engine:
             outputs, self._ready = self._ready, []
         for arrival in arrivals:
             for request in arrival.requests:
-                self._scheduler.add(request)
+                self._replicas.add(request)
             self._processor.add(
                 arrival.request_id,
                 arrival.prompt,
@@ -277,23 +276,19 @@ class Engine:
                 stream=arrival.stream,
                 arrival_s=arrival.arrival_s,
             )
-        finish = self._scheduler.finish
+        finish = self._replicas.finish
         running = [one for request_id in aborts for one in self._processor.running(request_id)]
         ended = [done for one in running if (done := finish(one, "abort")) is not None]
         return outputs + self._processor.process(ended, finish)
 
-    def _issue(self) -> None:
-        while (step := self._scheduler.schedule()) is not None:
-            self._executor.submit(step)
-
     # -- life -------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Stop the worker and free weights and KV. Safe to call twice and after a failure."""
+        """Stop the workers and free weights and KV. Safe to call twice and after a failure."""
         self._closed = True
-        executor = self.__dict__.get("_executor")
-        if executor is not None:
-            executor.shutdown()
+        replicas = self.__dict__.get("_replicas")
+        if replicas is not None:
+            replicas.shutdown()
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,9 @@
-"""Where steps run. The engine hands steps over and collects what they drew; it never waits to hand
-over.
+"""Where steps run. The engine hands steps over and collects what became of them; it never waits to
+hand over.
 
 One device runs in this process, on a thread of its own: torch releases the interpreter lock while
-it computes, so the next step is planned, and finished text is decoded, meanwhile.
+it computes, so the next step is planned, and finished text is decoded, meanwhile. Several devices:
+`rank_executor.py`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,32 @@ import atexit
 import queue
 import threading
 import traceback
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from seesaw.engine.worker import Worker
+from seesaw.engine.merger import Merger
+from seesaw.engine.messages import StepReport, TransferReport
+from seesaw.engine.model_runner import ModelRunner
 from seesaw.errors import EngineDeadError
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput
+from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 
 
 class Executor(Protocol):
-    def submit(self, step: SchedulerOutput) -> None:
-        """Hand over the next step; returns at once. Steps run in the order they are submitted."""
+    """Replicas have a stream of steps each, which know nothing of one another."""
+
+    def submit(self, step: SchedulerOutput, replica: int = 0) -> None:
+        """Hand over the replica's next step; returns at once. Its steps run in the order in which
+        they are submitted."""
         ...
 
-    def collect(self) -> ModelOutput:
-        """Wait for any submitted step that has not been collected. Raises EngineDeadError."""
+    def collect(self) -> tuple[int, ModelOutput | TransferDone]:
+        """Wait for anything that has not been collected: (replica, a finished step or a finished
+        store or load). Raises EngineDeadError."""
+        ...
+
+    @property
+    def weight_bytes(self) -> Mapping[str, int]:
+        """What changes of layout have moved so far over all ranks, in bytes by source."""
         ...
 
     def shutdown(self) -> None:
@@ -32,30 +45,48 @@ class Executor(Protocol):
         ...
 
 
-class InProcessExecutor:
-    """Runs a worker on one thread of this process."""
+MakeRunner = Callable[[Callable[[TransferReport | BaseException], None]], ModelRunner]
+"""Makes the runner, which reports finished stores and loads, and failed ones, from any thread."""
 
-    def __init__(self, worker: Worker) -> None:
+
+class InProcessExecutor:
+    """Runs one rank on one thread of this process."""
+
+    def __init__(self, make_runner: MakeRunner) -> None:
         self._stopping = False
+        self._merger = Merger(1)
         self._steps: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[ModelOutput | BaseException] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[StepReport | TransferReport | BaseException] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(
-            target=self._run, args=(worker,), name="seesaw-worker", daemon=True
+            target=self._run, args=(make_runner(self._done.put),), name="seesaw-worker", daemon=True
         )
         self._thread.start()
         # Python ends daemon threads where they stand, and one inside torch takes the process down.
         atexit.register(self.shutdown)
 
-    def submit(self, step: SchedulerOutput) -> None:
+    def submit(self, step: SchedulerOutput, replica: int = 0) -> None:
+        assert replica == 0, "one device is one replica"
         self._steps.put(step)
 
-    def collect(self) -> ModelOutput:
-        result = self._done.get()
-        if isinstance(result, BaseException):
+    def collect(self) -> tuple[int, ModelOutput | TransferDone]:
+        report = self._done.get()
+        if isinstance(report, BaseException):
             # Every later call fails the same way instead of waiting for a thread that has ended.
-            self._done.put(result)
-            raise EngineDeadError(f"a step failed: {type(result).__name__}: {result}") from result
-        return result
+            self._done.put(report)
+            raise EngineDeadError(f"a step failed: {type(report).__name__}: {report}") from report
+        done: ModelOutput | TransferDone | None
+        if isinstance(report, StepReport):
+            done = self._merger.add_step(report)
+        else:
+            done = self._merger.add_transfer(report)
+        assert done is not None, "there is one rank"
+        return 0, done
+
+    @property
+    def weight_bytes(self) -> Mapping[str, int]:
+        return self._merger.weight_bytes
 
     def shutdown(self) -> None:
         """The step that runs is waited for; those behind it are not begun."""
@@ -64,13 +95,15 @@ class InProcessExecutor:
         self._thread.join()
         atexit.unregister(self.shutdown)
 
-    def _run(self, worker: Worker) -> None:
+    def _run(self, runner: ModelRunner) -> None:
         while (step := self._steps.get()) is not None and not self._stopping:
             try:
-                self._done.put(worker.execute(step))
+                self._done.put(runner.execute(step))
             except BaseException as error:
                 # The traceback is kept, and with it all that its frames hold: weights and KV.
                 traceback.clear_frames(error.__traceback__)
-                del worker
+                runner.close()
+                del runner
                 self._done.put(error)
                 return
+        runner.close()

@@ -1,71 +1,228 @@
-"""From a checkpoint to an executor that can run steps: device, dtype, memory plan, weights, KV
-pool."""
+"""From a checkpoint to replicas that can run steps: device, dtype, layouts, memory plan, weights,
+pools, processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import msgspec
 import torch
 
+from seesaw import envs
 from seesaw.config import EngineConfig, format_bytes
-from seesaw.engine.executor import Executor, InProcessExecutor
+from seesaw.engine.build import build_local_runner, tier_shape
+from seesaw.engine.executor import InProcessExecutor
+from seesaw.engine.host import usable_cores
+from seesaw.engine.layouts import LayoutChoice, choose_layouts
 from seesaw.engine.memory import MemoryPlan, plan_memory
-from seesaw.engine.worker import Worker
+from seesaw.engine.messages import RankSetup, TierSetup
+from seesaw.engine.predict import predict_bytes
+from seesaw.engine.rank_executor import RankExecutor
+from seesaw.engine.ranks import Ranks
+from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
-from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.tier import HostTier
+from seesaw.layout.plain import PlainFormat
 from seesaw.log import get_logger
-from seesaw.models.decoder import Decoder
-from seesaw.models.workspace import workspace_bytes
+from seesaw.scheduler import policies
+from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, TierConfig
 from seesaw.weights.checkpoint import Checkpoint
+from seesaw.weights.image import WeightImage
 
 logger = get_logger(__name__)
 
+Progress = Callable[[int, int], None]
 
-def load_executor(
+STEPS_IN_FLIGHT = 2
+"""One runs while the next waits for it: one device is never idle between steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    replicas: Replicas
+    memory_plan: MemoryPlan
+    layouts: LayoutChoice
+
+
+def load_replicas(
     config: EngineConfig,
     checkpoint: Checkpoint,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Executor, MemoryPlan]:
-    """Plan memory, then load. Raises ConfigError before any weight is read."""
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Loaded:
+    """Plan, then load. Raises ConfigError before any weight is read."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.spec.torch_dtype, device)
-    spec = checkpoint.spec
-    plan = plan_memory(
-        config,
-        spec,
-        dtype,
-        device,
-        lambda num_tokens, max_model_len: workspace_bytes(
-            spec,
-            num_tokens=num_tokens,
-            num_sampled=config.max_num_seqs,
-            max_model_len=max_model_len,
-            block_size=config.block_size,
-            dtype=dtype,
-            device=device,
-        ),
-    )
+    layouts = choose_layouts(config, checkpoint.spec, dtype, device)
+    policy = config.resolve_policy(layouts.prefill != layouts.decode)
+    uses_tier = policy in policies.WITH_TIER
+    plan = plan_memory(config, checkpoint.spec, dtype, device, layouts, uses_tier)
+    schedulers = _schedulers(config, checkpoint, plan, layouts, policy)
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
+    logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
-    start = time.perf_counter()
-    params = checkpoint.load_params(dtype, device, progress)
-    logger.info(
-        "weights read: %s in %.1f s",
-        format_bytes(plan.weight_bytes),
-        time.perf_counter() - start,
+    setup = _setup(config, checkpoint, plan, layouts, dtype, device)
+    if layouts.num_ranks == 1 and ranks is None:
+        replicas = _load_here(schedulers, setup, checkpoint, progress)
+    else:
+        replicas = _load_ranks(schedulers, setup, checkpoint, progress, ranks)
+    return Loaded(replicas, plan, layouts)
+
+
+def _schedulers(
+    config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, layouts: LayoutChoice,
+    policy: str,
+) -> list[Scheduler]:  # fmt: skip
+    tier = None
+    if plan.tier_blocks:
+        tier = TierConfig(
+            prefill_blocks=plan.prefill_blocks,
+            tier_blocks=plan.tier_blocks,
+            tier_block_size=plan.tier_block_size,
+            prefill_stages=layouts.prefill.pp,
+            decode_stages=layouts.decode.pp,
+        )
+    settings = SchedulerConfig(
+        num_blocks=plan.num_blocks,
+        block_size=config.block_size,
+        num_layers=checkpoint.spec.num_hidden_layers,
+        max_model_len=plan.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
+        enable_prefix_caching=config.enable_prefix_caching,
+        num_stages=layouts.decode.pp,
+        tier=tier,
+        debug=envs.debug_blocks(),
     )
-    decoder = Decoder(spec, params)
-    kv = KVCache.allocate(
-        spec.num_hidden_layers,
-        plan.num_blocks,
-        spec.num_key_value_heads,
-        config.block_size,
-        spec.head_dim,
-        dtype,
-        device,
+    # A policy has state: each replica has one of its own.
+    return [
+        Scheduler(settings, policies.make(policy, config.policy_options)) for _ in range(layouts.dp)
+    ]
+
+
+def _setup(
+    config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, layouts: LayoutChoice,
+    dtype: torch.dtype, device: torch.device,
+) -> RankSetup:  # fmt: skip
+    """Of the first rank; `_of_rank` makes the others of it."""
+    peers = config.reshard_from == "peers" or (
+        config.reshard_from == "auto" and device.type == "cuda"
     )
-    return InProcessExecutor(Worker(decoder, kv, device)), plan
+    return RankSetup(
+        rank=0,
+        num_ranks=layouts.num_ranks // layouts.dp,
+        replica=0,
+        prefill=layouts.prefill.replica,
+        decode=layouts.decode.replica,
+        spec=checkpoint.spec,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        block_size=plan.block_size,
+        num_blocks=plan.num_blocks,
+        prefill_blocks=plan.prefill_blocks,
+        tier=TierSetup(plan.tier_blocks, plan.tier_block_size) if plan.tier_blocks else None,
+        reload=config.reload,
+        peers=peers,
+        store_path="",
+        num_threads=max(1, int(usable_cores()) // layouts.num_ranks),
+        cores=None,
+    )
+
+
+def _load_here(
+    schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint, progress: Progress | None
+) -> Replicas:
+    """One device: in this process, its weights read straight to their place."""
+    tier = None if setup.tier is None else HostTier.create(tier_shape(setup))
+    with _timed(checkpoint):
+        params = checkpoint.load_params(
+            getattr(torch, setup.dtype), torch.device(setup.device), progress
+        )
+    executor = InProcessExecutor(lambda report: build_local_runner(setup, params, tier, report))
+    return Replicas(
+        executor,
+        schedulers,
+        predict=predict_bytes(setup),
+        commit_tier=None if tier is None else (lambda _replica, blocks: tier.commit(blocks)),
+    )
+
+
+def _load_ranks(
+    schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint,
+    progress: Progress | None, ranks: Ranks | None,
+) -> Replicas:  # fmt: skip
+    """A process per device. They start while the host image is read, which they share."""
+    dp, size = len(schedulers), setup.num_ranks
+    fmt = PlainFormat(setup.spec, getattr(torch, setup.dtype).itemsize)
+    keep = ranks is not None
+    with contextlib.ExitStack() as undo:
+        image = WeightImage.create(fmt)
+        undo.callback(image.close)
+        tiers: list[HostTier] = []
+        for _ in range(dp if setup.tier is not None else 0):
+            tiers.append(HostTier.create(tier_shape(setup)))
+            undo.callback(tiers[-1].close)
+        if ranks is None:
+            ranks = Ranks(dp * size)
+            undo.callback(ranks.close, kill=True)
+        assert ranks.num_ranks == dp * size, f"{ranks.num_ranks} ranks for {dp} x {size}"
+        with _timed(checkpoint):
+            checkpoint.load_image(image, getattr(torch, setup.dtype), progress)
+        release = undo.pop_all()
+    executor = RankExecutor(
+        ranks,
+        [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
+        [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
+        keep_ranks=keep,
+        released=release.close,
+    )
+    try:
+        executor.wait_ready()
+    except BaseException:
+        executor.shutdown()
+        raise
+    if setup.prefill == setup.decode:
+        image.close()  # nothing will be read from it again
+    return Replicas(
+        executor,
+        schedulers,
+        predict=predict_bytes(setup),
+        commit_tier=(lambda replica, blocks: tiers[replica].commit(blocks)) if tiers else None,
+    )
+
+
+def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
+    """`rank` counts over all replicas. Each setup of the same processes has a store of its own."""
+    replica, own = divmod(rank, setup.num_ranks)
+    device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
+    store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
+    cores = _cores(rank, ranks.num_ranks, setup.num_threads)
+    return msgspec.structs.replace(
+        setup, rank=own, replica=replica, device=device, store_path=store, cores=cores
+    )
+
+
+def _cores(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
+    """Cores of their own for ranks on the CPU, where there are enough."""
+    usable = sorted(os.sched_getaffinity(0))
+    if num_ranks * num_threads > min(len(usable), int(usable_cores())):
+        return None
+    return usable[rank * num_threads : (rank + 1) * num_threads]
+
+
+@contextlib.contextmanager
+def _timed(checkpoint: Checkpoint) -> Iterator[None]:
+    start_s = time.perf_counter()
+    yield
+    num_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    seconds = time.perf_counter() - start_s
+    logger.info("weights read: %s in %.1f s", format_bytes(num_bytes), seconds)
 
 
 def pick_device(name: str) -> torch.device:

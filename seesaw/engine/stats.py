@@ -69,6 +69,7 @@ class TransferBytes:
     block_size: int
     store_block_bytes: Mapping[Phase, int]
     load_block_bytes: int
+    tier_block_bytes: int
     weights_by_phase: Mapping[Phase, Mapping[str, int]]
 
     def store(self, phase: Phase, num_tokens: int) -> int:

@@ -1,126 +1,147 @@
-"""One device's share of a step: turns rows into tensors, runs the decoder, draws tokens.
+"""The process of one device: `python -m seesaw.engine.worker RANK FOLDER CONTROL_FD`.
 
-A worker knows each request's tokens itself, drawn ones included, so a step may name positions whose
-tokens the scheduler has not heard of yet. It decides nothing: which rows, blocks and requests is
-the scheduler's business.
+Started by `ranks.py` only. Takes messages one by one, runs steps, reports; ends when told, when a
+step fails, and when the driver is gone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import os
+import queue
+import shutil
+import socket
+import sys
+import threading
+import traceback
+from typing import Any
 
-import torch
+import psutil
+import zmq
 
-from seesaw.engine.sampler import SamplingState, draw
-from seesaw.kvcache.pool import KVCache
-from seesaw.models.decoder import Decoder
-from seesaw.models.inputs import StepInputs
-from seesaw.scheduler.output import Batch, ModelOutput, Row, SchedulerOutput
+from seesaw.engine.build import build_runner
+from seesaw.engine.messages import (
+    Failed,
+    Inspect,
+    Inspected,
+    RankSetup,
+    Ready,
+    Setup,
+    Step,
+    Stop,
+    TransferReport,
+    decode_to_worker,
+    encode,
+)
+from seesaw.engine.model_runner import ModelRunner
+
+MOST_FILES = 8
 
 
-@dataclass(slots=True)
-class _RequestState:
-    tokens: list[int]
-    sampling: SamplingState
-    blocks: list[int] = field(default_factory=list)
+class WorkerProcess:
+    def __init__(self, rank: int, folder: str, control: socket.socket) -> None:
+        self._rank = rank
+        self._files: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        context = zmq.Context()
+        self._inbox = context.socket(zmq.PULL)
+        self._inbox.setsockopt(zmq.RCVHWM, 0)
+        self._inbox.bind(f"ipc://{folder}/rank{rank}")
+        self._outbox = context.socket(zmq.PUSH)
+        self._outbox.setsockopt(zmq.SNDHWM, 0)
+        self._outbox.connect(f"ipc://{folder}/driver")
+        # Finished copies are reported by the threads that made them.
+        self._sending = threading.Lock()
+        self._where = "starting"
+        self._runner: ModelRunner | None = None
+        threading.Thread(
+            target=self._watch, args=(control, folder), name="seesaw-control", daemon=True
+        ).start()
 
+    def run(self) -> int:
+        """Until told to stop; the exit code."""
+        try:
+            while self._take(decode_to_worker(self._inbox.recv())):
+                pass
+        except BaseException as error:
+            self._fail(error)
+            return 1
+        return 0
 
-class Worker:
-    """Runs steps over `decoder` and `kv`, in order of `step_id`."""
+    def _take(self, message: Setup | Step | Inspect | Stop) -> bool:
+        """Act on one message; False at the end."""
+        if isinstance(message, Step):
+            step = message.output
+            self._where = f"{step.phase} step {step.step_id}"
+            assert self._runner is not None, "a step before the setup"
+            report = self._runner.execute(step)
+            report.rank = self._rank  # the runner counts within its replica
+            self._send(report)
+        elif isinstance(message, Setup):
+            self._where = "loading weights"
+            if self._runner is not None:
+                self._runner.close()
+            self._runner = self._build(message.setup)
+            self._send(Ready(self._rank))
+        elif isinstance(message, Inspect):
+            self._send(self._inspect())
+        else:
+            if self._runner is not None:
+                self._runner.close()
+            return False
+        return True
 
-    def __init__(self, decoder: Decoder, kv: KVCache, device: torch.device) -> None:
-        self._decoder = decoder
-        self._kv = kv
-        self._device = device
-        self._requests: dict[str, _RequestState] = {}
+    def _build(self, setup: RankSetup) -> ModelRunner:
+        files = self._files.get()
+        if setup.cores is not None:
+            os.sched_setaffinity(0, setup.cores)
+        return build_runner(setup, files, self._report)
 
-    @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> ModelOutput:
-        """Run one step and return the drawn tokens, in the order of lanes and rows."""
-        assert not step.reshard, "this worker has one layout"
-        assert not step.stores and not step.loads, "this worker has no host tier"
-        self._apply(step)
-        output = ModelOutput(step.step_id, [])
-        for lane in step.lanes:
-            self._run_batch(lane, output)
-        return output
+    def _report(self, done: TransferReport | BaseException) -> None:
+        """For the copy threads."""
+        if isinstance(done, BaseException):
+            self._where = "a KV store or load"
+            self._fail(done)
+            os._exit(1)  # the main thread may be waiting for a peer
+        self._send(TransferReport(self._rank, done.transfer_id, done.num_bytes, done.seconds))
 
-    def _apply(self, step: SchedulerOutput) -> None:
-        for request_id in step.finished:
-            del self._requests[request_id]
-        for request_id in step.preempted:
-            self._requests[request_id].blocks.clear()
-        for new in step.new_requests:
-            self._requests[new.request_id] = _RequestState(
-                list(new.prompt_token_ids), SamplingState(new)
-            )
-        for request_id, blocks in step.appended_blocks.items():
-            self._requests[request_id].blocks.extend(blocks)
-        if step.poison_blocks:
-            self._kv.poison(step.poison_blocks)
-        if step.block_copies:
-            self._kv.copy_blocks(step.block_copies)
-
-    def _run_batch(self, batch: Batch, output: ModelOutput) -> None:
-        rows = batch.rows
-        inputs = self._inputs(rows)
-        decoder = self._decoder
-        hidden = decoder.embed(inputs.token_ids_T)
-        num_layers = decoder.spec.num_hidden_layers
-        for row in rows:
-            assert (row.layer_start, row.layer_stop) == (0, num_layers), f"{row}: partial layers"
-        hidden = decoder.run_layers(hidden, inputs, self._kv, 0, num_layers)
-        drawing = [self._requests[row.request_id] for row in rows if row.samples]
-        if not drawing:
-            return
-        logits = decoder.logits(hidden, inputs.sample_index_S)
-        tokens, logprobs = draw(logits, [state.sampling for state in drawing])
-        for state, token in zip(drawing, tokens, strict=True):
-            state.tokens.append(token)
-        if logprobs is not None or output.logprobs is not None:
-            earlier = output.logprobs or [None] * len(output.token_ids)
-            output.logprobs = earlier + (logprobs or [None] * len(tokens))
-        output.token_ids += tokens
-
-    def _inputs(self, rows: list[Row]) -> StepInputs:
-        size = self._kv.block_size
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        tables: list[list[int]] = []
-        cu_seqlens, seq_lens, sample_index = [0], [], []
-        for request_id, start, count, _, _, samples in rows:
-            state = self._requests[request_id]
-            end = start + count
-            blocks = state.blocks
-            if count == 1:
-                token_ids.append(state.tokens[start])
-                positions.append(start)
-                slots.append(blocks[start // size] * size + start % size)
-            else:
-                token_ids += state.tokens[start:end]
-                positions += range(start, end)
-                slots += [blocks[p // size] * size + p % size for p in range(start, end)]
-            assert len(token_ids) == cu_seqlens[-1] + count, (
-                f"{request_id}: tokens up to {end} unknown"
-            )
-            tables.append(blocks[: -(-end // size)])
-            cu_seqlens.append(len(token_ids))
-            seq_lens.append(end)
-            if samples:
-                sample_index.append(len(token_ids) - 1)
-        width = max(map(len, tables))
-        device = self._device
-        return StepInputs(
-            token_ids_T=torch.tensor(token_ids, device=device),
-            positions_T=torch.tensor(positions, device=device),
-            slot_mapping_T=torch.tensor(slots, device=device),
-            block_table_RP=torch.tensor(
-                [table + [0] * (width - len(table)) for table in tables],
-                dtype=torch.int32,
-                device=device,
-            ),
-            cu_seqlens_q_list=cu_seqlens,
-            seq_lens_list=seq_lens,
-            sample_index_S=torch.tensor(sample_index, dtype=torch.int64, device=device),
+    def _inspect(self) -> Inspected:
+        assert self._runner is not None, "nothing to look at before the setup"
+        phase, hashes, device_bytes = self._runner.inspect()
+        return Inspected(
+            rank=self._rank,
+            phase=phase,
+            param_hashes=hashes,
+            device_bytes=device_bytes,
+            rss_bytes=psutil.Process().memory_info().rss,
         )
+
+    def _fail(self, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        self._send(Failed(self._rank, self._where, f"{type(error).__name__}: {error}", text))
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            self._outbox.send(encode(message))
+
+    def _watch(self, control: socket.socket, folder: str) -> None:
+        """Take in files; end with the driver, wherever the main thread stands."""
+        while True:
+            data, files, _, _ = socket.recv_fds(control, 1, MOST_FILES)
+            if not data:
+                # The driver was killed: nobody else is left to tidy up.
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(1)
+            self._files.put(list(files))
+
+
+def main(arguments: list[str]) -> int:
+    rank, folder, control = int(arguments[0]), arguments[1], int(arguments[2])
+    code = WorkerProcess(rank, folder, socket.socket(fileno=control)).run()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    # Nothing is left to do, and libraries' threads must not hold the process.
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,245 @@
+"""From a `RankSetup` to a `ModelRunner` that can run steps: what a rank holds in each layout, in
+its arena, pools and groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from seesaw.distributed import RankGroup
+from seesaw.engine.messages import RankSetup, TransferReport
+from seesaw.engine.model_runner import ModelRunner, RankPhase
+from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.tier import HostTier
+from seesaw.kvcache.transfer import KVTransfers
+from seesaw.layers.comm import ALONE, Comm
+from seesaw.layout import (
+    ArenaPlan,
+    ParallelLayout,
+    PlainFormat,
+    RankRanges,
+    ReshardPlan,
+    plan_arena,
+    plan_reshard,
+    rank_ranges,
+)
+from seesaw.layout.kv import PoolShape, TierShape, owned_heads
+from seesaw.layout.parallel import Coordinates
+from seesaw.models.decoder import Decoder
+from seesaw.scheduler.output import Phase
+from seesaw.weights.arena import Arena
+from seesaw.weights.image import WeightImage
+from seesaw.weights.reshard import Resharder
+
+Report = Callable[[TransferReport | BaseException], None]
+
+COPY_THREADS = 1
+"""Of each rank, beside those that compute: memory is the limit, not the thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaWeights:
+    """How a replica's weights lie on its ranks in each phase, and what a change moves: the same on
+    every rank and for the driver. `phases` has one entry where the layouts are equal, else prefill
+    (which is loaded first) and decode; `ranges` and `changes` follow it, by rank and by the phase
+    that begins.
+    """
+
+    fmt: PlainFormat
+    phases: tuple[Phase, ...]
+    ranges: tuple[Sequence[RankRanges], ...]
+    arenas: Sequence[ArenaPlan]
+    changes: Mapping[Phase, ReshardPlan]
+
+    def first_load(self) -> ReshardPlan:
+        return plan_reshard(self.fmt, None, self.ranges[0], self.arenas, old_index=0, new_index=0)
+
+
+def plan_weights(setup: RankSetup) -> ReplicaWeights:
+    """Arithmetic only: nothing is read or moved."""
+    fmt = PlainFormat(setup.spec, torch_dtype(setup.dtype).itemsize)
+    layouts: dict[Phase, ParallelLayout] = {"prefill": setup.prefill, "decode": setup.decode}
+    if setup.prefill == setup.decode:
+        del layouts["prefill"]
+    phases = tuple(layouts)
+    ranks = range(setup.num_ranks)
+    ranges = tuple(
+        [rank_ranges(layout, setup.spec, rank) for rank in ranks] for layout in layouts.values()
+    )
+    arenas = [plan_arena(fmt, ranges, rank) for rank in ranks]
+    changes: dict[Phase, ReshardPlan] = {}
+    if len(phases) == 2:
+        for new, old in ((0, 1), (1, 0)):
+            changes[phases[new]] = plan_reshard(
+                fmt, ranges[old], ranges[new], arenas, old_index=old, new_index=new,
+                reload=setup.reload, peers=setup.peers,
+            )  # fmt: skip
+    return ReplicaWeights(fmt, phases, ranges, arenas, changes)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype), name
+    return dtype
+
+
+def pool_shape(setup: RankSetup, phase: Phase, rank: int) -> PoolShape:
+    """A rank's device pool of a phase."""
+    ranges = rank_ranges(setup.layout(phase), setup.spec, rank)
+    return PoolShape(
+        ranges.layers,
+        ranges.kv_heads,
+        setup.prefill_blocks if phase == "prefill" else setup.num_blocks,
+        setup.block_size,
+        setup.spec.head_dim,
+        torch_dtype(setup.dtype).itemsize,
+    )
+
+
+def tier_shape(setup: RankSetup) -> TierShape:
+    assert setup.tier is not None, "there is no tier"
+    spec = setup.spec
+    return TierShape(
+        setup.tier.num_blocks,
+        spec.num_key_value_heads,
+        spec.num_hidden_layers,
+        setup.tier.block_tokens,
+        spec.head_dim,
+        torch_dtype(setup.dtype).itemsize,
+    )
+
+
+class ChangingWeights:
+    """`PhaseWeights` of a rank whose layouts differ."""
+
+    def __init__(self, resharder: Resharder, changes: Mapping[Phase, ReshardPlan]) -> None:
+        self._resharder = resharder
+        self._changes = changes
+
+    def switch(self, phase: Phase) -> dict[str, int]:
+        moved = self._resharder.run(self._changes[phase]).bytes_by_source
+        return {str(source): nbytes for source, nbytes in moved.items()}
+
+
+class _Builder:
+    """Puts a rank's phases together; collects what is to be closed with them."""
+
+    def __init__(self, setup: RankSetup, report: Report) -> None:
+        self.setup = setup
+        self.device = torch.device(setup.device)
+        self.dtype = torch_dtype(setup.dtype)
+        self.release: list[Callable[[], None]] = []
+        self._report = report
+
+    def transfers(self, tier: HostTier) -> KVTransfers:
+        """Copies to and from `tier`, which is closed with them."""
+        rank, report = self.setup.rank, self._report
+        transfers = KVTransfers(
+            tier,
+            lambda *done: report(TransferReport(rank, *done)),
+            self.device,
+            COPY_THREADS,
+            on_error=report,
+        )
+        self.release += [transfers.close, tier.close]
+        return transfers
+
+    def phases(
+        self, params: Mapping[Phase, Mapping[str, torch.Tensor]], comms: Mapping[Phase, Comm]
+    ) -> dict[Phase, RankPhase]:
+        """`params` has the phases; where it has one there is one layout, for both phases if there
+        is a tier."""
+        names: tuple[Phase, ...] = ("decode",) if self.setup.tier is None else ("prefill", "decode")
+        decoders: dict[ParallelLayout, Decoder] = {}
+        phases: dict[Phase, RankPhase] = {}
+        for name in names:
+            own = name if name in params else "decode"
+            layout = self.setup.layout(name)
+            ranges = rank_ranges(layout, self.setup.spec, self.setup.rank)
+            if layout not in decoders:
+                decoders[layout] = Decoder(self.setup.spec, params[own], ranges, comms[own])
+            phases[name] = self._phase(name, ranges, params[own], decoders[layout], comms[own])
+        return phases
+
+    def _phase(
+        self, name: Phase, ranges: RankRanges, params: Mapping[str, torch.Tensor],
+        decoder: Decoder, comm: Comm,
+    ) -> RankPhase:  # fmt: skip
+        setup = self.setup
+        layout = setup.layout(name)
+        at = layout.coordinates(setup.rank)
+        shape = pool_shape(setup, name, setup.rank)
+        kv = KVCache.allocate(
+            shape.layers.size, shape.num_blocks, shape.kv_heads.size, shape.block_size,
+            shape.head_dim, self.dtype, self.device,
+        )  # fmt: skip
+        return RankPhase(
+            ranges=ranges,
+            params=params,
+            decoder=decoder,
+            kv=kv,
+            comm=comm,
+            previous=layout.rank_of(Coordinates(0, at.tp, at.pp - 1)) if at.pp else None,
+            following=(
+                layout.rank_of(Coordinates(0, at.tp, at.pp + 1)) if at.pp + 1 < layout.pp else None
+            ),
+            stored_heads=owned_heads(layout, setup.spec, setup.rank),
+        )
+
+
+def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> ModelRunner:
+    """A rank of its own process. `files`: the host image, and the replica's tier where there is
+    one; they are the runner's from here on. Together with the other ranks of the replica."""
+    torch.set_num_threads(setup.num_threads)
+    builder = _Builder(setup, report)
+    plan = plan_weights(setup)
+    group = None
+    if setup.num_ranks > 1:
+        group = RankGroup.connect(setup.rank, setup.num_ranks, builder.device, setup.store_path)
+        builder.release.append(group.close)
+    comms = {
+        phase: ALONE if group is None else group.tp_comm(setup.layout(phase))
+        for phase in plan.phases
+    }
+    image = WeightImage.attach(files[0], plan.fmt)
+    builder.release.append(image.close)
+    arena = Arena(plan.arenas[setup.rank], builder.device)
+    exchange = group.peer_exchange() if group is not None and setup.peers else None
+    resharder = Resharder(setup.rank, plan.changes.values(), arena, image, exchange)
+    resharder.run(plan.first_load())
+    if not plan.changes:
+        image.close()
+    params = {
+        phase: arena.params(plan.fmt, index, plan.ranges[index][setup.rank], builder.dtype)
+        for index, phase in enumerate(plan.phases)
+    }
+    transfers = None
+    if setup.tier is not None:
+        transfers = builder.transfers(HostTier.attach(files[1], tier_shape(setup)))
+    return ModelRunner(
+        setup.rank,
+        builder.phases(params, comms),
+        builder.device,
+        links=group,
+        transfers=transfers,
+        weights=ChangingWeights(resharder, plan.changes) if plan.changes else None,
+        release=builder.release,
+    )
+
+
+def build_local_runner(
+    setup: RankSetup, params: Mapping[str, torch.Tensor], tier: HostTier | None, report: Report
+) -> ModelRunner:
+    """The only rank, in this process, with all parameters in place; the tier becomes its own."""
+    builder = _Builder(setup, report)
+    transfers = None if tier is None else builder.transfers(tier)
+    return ModelRunner(
+        setup.rank,
+        builder.phases({"decode": params}, {"decode": ALONE}),
+        builder.device,
+        transfers=transfers,
+        release=builder.release,
+    )

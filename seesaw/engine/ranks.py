@@ -1,0 +1,191 @@
+"""Worker processes of one machine: starts them, talks to them, sees at once when one ends.
+
+Knows messages and processes, nothing of steps. Each worker gets one end of a socket pair, over
+which files (weights, tier) are handed to it and by whose end it learns that the driver is gone;
+messages go over ZeroMQ sockets in a folder of their own (sockets with a path, since abstract ones do not
+cross network namespaces).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from seesaw.engine.messages import FromWorker, Setup, Stop, decode_from_worker, encode
+from seesaw.errors import EngineDeadError
+
+STOP_S = 5.0
+"""How long workers may take to end by themselves."""
+
+MOST_PATH = 90  # bytes; the system allows 107 in the path of a socket
+
+
+class RankDied(EngineDeadError):
+    """A worker process ended. `rank` counts over all replicas."""
+
+    def __init__(self, rank: int, returncode: int) -> None:
+        self.rank = rank
+        if returncode < 0:
+            name = signal.Signals(-returncode).name
+            how = f"was killed by {name}"
+            if returncode == -signal.SIGKILL:
+                how += " (the system does that when memory runs out)"
+        else:
+            how = f"ended with exit code {returncode}"
+        super().__init__(f"rank {rank} {how}")
+
+
+class Ranks:
+    """`num_ranks` worker processes, numbered over all replicas."""
+
+    def __init__(self, num_ranks: int, *, environment: dict[str, str] | None = None) -> None:
+        self.num_ranks = num_ranks
+        self.folder = _make_folder()
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.bind(f"ipc://{self.folder}/driver")
+        self._outboxes = [self._context.socket(zmq.PUSH) for _ in range(num_ranks)]
+        for rank, outbox in enumerate(self._outboxes):
+            # Connected, not bound, and without a limit: a send never waits for a worker that is
+            # not there yet, or not any more.
+            outbox.setsockopt(zmq.SNDHWM, 0)
+            outbox.connect(f"ipc://{self.folder}/rank{rank}")
+        self._controls: list[socket.socket] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._pidfds: list[int] = []
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._num_setups = [0] * num_ranks
+        self._closed = False
+        atexit.register(self.close)
+        try:
+            for rank in range(num_ranks):
+                self._start(rank, {**os.environ, **(environment or {})})
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, rank: int, environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self._controls.append(ours)
+        command = [sys.executable, "-m", "seesaw.engine.worker", str(rank), self.folder]
+        with theirs:
+            process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                # A Ctrl-C at the terminal is the driver's to handle.
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        self._pidfds.append(os.pidfd_open(process.pid))
+        self._poller.register(self._pidfds[-1], zmq.POLLIN)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def send(self, rank: int, message: Any) -> None:
+        self.send_encoded([rank], encode(message))
+
+    def send_encoded(self, ranks: Sequence[int], data: bytes) -> None:
+        for rank in ranks:
+            self._outboxes[rank].send(data)
+
+    def set_up(self, rank: int, setup: Setup, files: Sequence[int]) -> None:
+        """Hand a worker its files and its setup; it may have had another one before."""
+        self._num_setups[rank] += 1
+        try:
+            socket.send_fds(self._controls[rank], [bytes([len(files)])], list(files))
+        except OSError:
+            self._raise_if_died()
+            raise
+        self.send(rank, setup)
+
+    @property
+    def num_setups(self) -> int:
+        """How often the ranks have been set up."""
+        return max(self._num_setups)
+
+    def receive(self, timeout_s: float | None = None) -> FromWorker | None:
+        """The next message; None where the time is over. Raises RankDied as soon as a worker ends,
+        though messages that it sent before are returned first."""
+        timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000))
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._inbox in ready:
+            return decode_from_worker(self._inbox.recv())
+        if ready:
+            self._raise_if_died()
+        return None
+
+    def _raise_if_died(self) -> None:
+        """The one that was killed, rather than one that ended because it had lost its peer."""
+        time.sleep(0.05)  # who was killed together is seen together
+        codes = {rank: process.poll() for rank, process in enumerate(self._processes)}
+        ended = {rank: code for rank, code in codes.items() if code is not None}
+        for rank, code in sorted(ended.items(), key=lambda item: (item[1] >= 0, item[0])):
+            raise RankDied(rank, code)
+
+    def first_killed(self, within_s: float) -> RankDied | None:
+        """A worker that dies of a signal within that time: the cause where another one reports
+        that its peer is gone."""
+        select.select(self._pidfds, [], [], within_s)
+        for rank, process in enumerate(self._processes):
+            code = process.poll()
+            if code is not None and code < 0:
+                return RankDied(rank, code)
+        return None
+
+    def close(self, *, kill: bool = False) -> None:
+        """End all workers, by force where they do not listen or `kill` says so; leaves no process,
+        file or socket behind. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if not kill:
+            with contextlib.suppress(zmq.ZMQError):
+                self.send_encoded(range(len(self._processes)), encode(Stop()))
+            self._wait(STOP_S)
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        for process in self._processes:
+            process.wait()
+        for control in self._controls:
+            control.close()
+        for pidfd in self._pidfds:
+            os.close(pidfd)
+        for outbox in self._outboxes:
+            outbox.close(linger=0)
+        self._inbox.close(linger=0)
+        self._context.term()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _make_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="seesaw-")
+    if len(os.fsencode(folder)) <= MOST_PATH:
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="seesaw-", dir="/tmp")

@@ -1,0 +1,153 @@
+"""The replicas of a model under one driver: gives each request to one of them, plans and submits
+their steps, takes in what comes back, counts what moved.
+
+Each replica has a scheduler of its own; with one device there is one. Knows no texts and no
+callers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from seesaw.engine.executor import Executor
+from seesaw.engine.stats import MovementStats, TransferBytes
+from seesaw.outputs import FinishReason
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.scheduler import Scheduler
+
+Event = tuple[int, ModelOutput | TransferDone]
+
+
+class Replicas:
+    """`predict` says what layouts and sizes make each movement cost, in bytes; `commit_tier` is
+    told for which replica how many tier blocks (from 0 on) must be backed by memory before a step
+    is submitted.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        schedulers: Sequence[Scheduler],
+        *,
+        predict: TransferBytes | None = None,
+        commit_tier: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._executor = executor
+        self._schedulers = schedulers
+        self._predict = predict
+        self._commit_tier = commit_tier
+        self._home: dict[str, int] = {}
+        self._load = [0] * len(schedulers)  # positions that unfinished requests may need
+        self._moving: dict[tuple[int, int], str] = {}  # (replica, transfer id) -> store or load
+        self._phases: dict[tuple[int, int], Phase] = {}  # of steps in flight
+        self._changed_s = time.perf_counter()
+        self.movement = MovementStats()
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def validate(self, num_prompt: int, sampling: SamplingParams) -> None:
+        """Raise RequestError where such a request could never run. For any thread."""
+        self._schedulers[0].validate(num_prompt, sampling)  # they are all alike
+
+    def add(self, request: Request) -> None:
+        """Queue a request where the least is left to do."""
+        replica = self._load.index(min(self._load))
+        self._home[request.request_id] = replica
+        self._load[replica] += request.limit
+        self._schedulers[replica].add(request)
+
+    def finish(
+        self, request_id: str, reason: FinishReason, stop_reason: int | str | None = None
+    ) -> Request | None:
+        """End a request from outside. None where it has ended already or is unknown."""
+        replica = self._home.get(request_id)
+        if replica is None:
+            return None
+        request = self._schedulers[replica].finish(request_id, reason, stop_reason)
+        if request is not None:
+            self._left(request)
+        return request
+
+    def _left(self, request: Request) -> None:
+        self._load[self._home.pop(request.request_id)] -= request.limit
+
+    @property
+    def schedulers(self) -> Sequence[Scheduler]:
+        return self._schedulers
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps and transfers that have been submitted and not been taken in."""
+        return sum(s.num_in_flight + s.num_transfers for s in self._schedulers)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def issue(self) -> None:
+        """Submit all steps that can be planned now."""
+        for replica, scheduler in enumerate(self._schedulers):
+            while (step := scheduler.schedule()) is not None:
+                self._submit(step, replica)
+
+    def _submit(self, step: SchedulerOutput, replica: int) -> None:
+        self._phases[replica, step.step_id] = step.phase
+        if step.stores or step.loads:
+            self._note_moves(step, replica)
+        if step.reshard and self._predict is not None:
+            self.movement.predicted.add_weights(self._predict.weights(step.phase))
+        self._executor.submit(step, replica)
+
+    def _note_moves(self, step: SchedulerOutput, replica: int) -> None:
+        assert self._predict is not None, "stores and loads need a tier"
+        predicted = self.movement.predicted
+        for store in step.stores:
+            self._moving[replica, store.transfer_id] = "store"
+            predicted.kv_store_bytes += self._predict.store(store.phase, store.num_tokens)
+            if self._commit_tier is not None:
+                self._commit_tier(replica, max(store.tier_blocks) + 1)
+        for load in step.loads:
+            self._moving[replica, load.transfer_id] = "load"
+            predicted.kv_load_bytes += self._predict.load(load.num_tokens)
+
+    def collect(self) -> Event:
+        """Wait for the next finished step or transfer. Raises EngineDeadError."""
+        return self._executor.collect()
+
+    def update(self, event: Event) -> list[Request]:
+        """Take in what `collect` returned; requests with new tokens, ended ones included."""
+        replica, done = event
+        scheduler = self._schedulers[replica]
+        if isinstance(done, TransferDone):
+            kind = self._moving.pop((replica, done.transfer_id))
+            if kind == "store":
+                self.movement.kv_store_bytes += done.num_bytes
+            else:
+                self.movement.kv_load_bytes += done.num_bytes
+            scheduler.transferred(done)
+            return []
+        self._note_time(self._phases.pop((replica, done.step_id)), done)
+        result = scheduler.update(done)
+        for request in result.finished:
+            self._left(request)
+        return result.advanced
+
+    def _note_time(self, phase: Phase, done: ModelOutput) -> None:
+        """The time since the last step came back belongs to this one's phase."""
+        now_s = time.perf_counter()
+        elapsed_s = max(0.0, now_s - self._changed_s - done.reshard_s)
+        self._changed_s = now_s
+        self.movement.add_time(phase, elapsed_s, done.reshard_s)
+        movement = self.movement
+        movement.weight_bytes_moved = {**movement.weight_bytes_moved, **self._executor.weight_bytes}
+        if self._predict is not None:
+            peaks = sum(scheduler.stats.tier_peak_blocks for scheduler in self._schedulers)
+            movement.tier_peak_bytes = peaks * self._predict.tier_block_bytes
+
+    def resume_clock(self) -> None:
+        """Time before now belongs to no phase: there was nothing to do."""
+        self._changed_s = time.perf_counter()
+
+    def shutdown(self) -> None:
+        self._executor.shutdown()

@@ -1,0 +1,176 @@
+"""Ranks that die: the error names rank and phase, at once; nothing is left; a batch goes on.
+
+Real processes are killed with SIGKILL, in every phase.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from seesaw.engine.messages import Step, decode_to_worker
+from seesaw.engine.ranks import Ranks
+from seesaw.errors import EngineDeadError
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.output import SchedulerOutput
+from tests.engine.rank_harness import BASE, engine_on, generate
+
+PROMPTS = [[5 + i, 6, 7, 8, 9 + i] * 6 for i in range(12)]
+SAMPLING = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+SMALL_TIER = {"host_kv_memory": str(192 * 1024), "max_model_len": 64}
+LIMIT_S = 10
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def own_files() -> list[str]:
+    """Files of this process that seesaw makes for ranks: images, tiers, folders."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if "seesaw" in target and ("memfd" in target or "/seesaw-" in target):
+            found.append(target)
+    return found
+
+
+def kill_at(
+    monkeypatch: pytest.MonkeyPatch, wanted: Callable[[SchedulerOutput], bool]
+) -> list[Any]:
+    """Kill rank 1 when a step that is `wanted` has been sent; returns [when] once it happened."""
+    send, killed = Ranks.send_encoded, []
+
+    def sending(self: Ranks, ranks: Any, data: bytes) -> None:
+        send(self, ranks, data)
+        message = decode_to_worker(data)
+        if isinstance(message, Step) and wanted(message.output) and not killed:
+            killed.append(time.monotonic())
+            os.kill(self.pids[1], signal.SIGKILL)
+
+    monkeypatch.setattr(Ranks, "send_encoded", sending)
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("phase", "wanted"),
+    [
+        ("prefill", lambda step: step.phase == "prefill" and bool(step.num_tokens)),
+        ("decode", lambda step: step.phase == "decode" and bool(step.num_tokens)),
+        ("transition", lambda step: step.reshard),
+        ("load", lambda step: bool(step.loads)),
+    ],
+)
+def test_a_killed_rank_is_named_with_its_phase(tiny_checkpoint, monkeypatch, phase, wanted):
+    before, files = children(), own_files()
+    killed = kill_at(monkeypatch, wanted)
+    with engine_on(None, tiny_checkpoint("llama"), "pp2", "tp2", **SMALL_TIER) as engine:
+        with pytest.raises(EngineDeadError, match=r"rank 1 was killed by SIGKILL") as caught:
+            generate(engine, PROMPTS, SAMPLING)
+        assert killed, "the step never came"
+        assert time.monotonic() - killed[0] < LIMIT_S
+        said = str(caught.value)
+        assert any(word in said for word in ("step", "stores or loads", "no step")), said
+        if phase in ("prefill", "decode", "transition"):
+            assert {"transition": "transition"}.get(phase, "step") in said, said
+        assert children() == before, "a worker is still there"
+        with pytest.raises(EngineDeadError, match="rank 1"):
+            engine.step()
+    assert own_files() == files
+
+
+def test_a_rank_that_dies_at_the_start_is_named(tiny_checkpoint, monkeypatch):
+    before = children()
+    set_up = Ranks.set_up
+
+    def killing(self, rank, setup, files):
+        if rank == 1:
+            os.kill(self.pids[1], signal.SIGKILL)
+        set_up(self, rank, setup, files)
+
+    monkeypatch.setattr(Ranks, "set_up", killing)
+    with (
+        pytest.raises(EngineDeadError, match=r"rank 1 was killed by SIGKILL.*start-up"),
+        engine_on(None, tiny_checkpoint("llama"), "pp2", "tp2"),
+    ):
+        pass
+    assert children() == before
+    assert not own_files()
+
+
+def test_workers_end_with_a_driver_that_was_killed(tiny_checkpoint, tmp_path):
+    code = f"""
+from tests.engine.rank_harness import engine_on, executor_of
+with engine_on(None, {str(tiny_checkpoint("llama"))!r}, "pp2", "tp2") as engine:
+    executor = executor_of(engine)
+    print(*executor._ranks.pids, executor._ranks.folder, flush=True)
+    import time; time.sleep(600)
+"""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "TMPDIR": str(tmp_path)},
+    )
+    assert driver.stdout is not None
+    one, two, folder = driver.stdout.readline().split()
+    driver.kill()
+    driver.wait()
+    deadline = time.monotonic() + LIMIT_S
+    while any(psutil.pid_exists(int(pid)) for pid in (one, two)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(psutil.pid_exists(int(pid)) for pid in (one, two))
+    assert not Path(folder).exists()
+
+
+def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
+    """The job restarts its engine, the rows in flight run again, every row is answered once."""
+    rows = tmp_path / "rows.jsonl"
+    with rows.open("w") as file:
+        for index in range(60):
+            body = {"prompt": f"Row {index} says", "max_tokens": 24, "temperature": 0}
+            row = {"custom_id": f"r{index}", "method": "POST", "url": "/v1/completions"}
+            file.write(json.dumps(row | {"body": body}) + "\n")
+    answers = tmp_path / "answers.jsonl"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (BASE | SMALL_TIER).items()]
+    job = subprocess.Popen(
+        [
+            sys.executable, "-m", "seesaw", "run-batch", "-i", str(rows), "-o", str(answers),
+            "--model", str(tiny_checkpoint("llama")), "--prefill-layout=pp2",
+            "--decode-layout=tp2", *flags,
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    journal = answers.with_name("answers.jsonl.journal.sqlite")
+    killed = False
+    while job.poll() is None and not killed:
+        workers = [
+            child
+            for child in psutil.Process(job.pid).children(recursive=True)
+            if "seesaw.engine.worker" in " ".join(child.cmdline())
+        ]
+        if len(workers) == 2 and answers.exists() and answers.stat().st_size:
+            workers[1].kill()
+            killed = True
+        time.sleep(0.02)
+    _, said = job.communicate(timeout=120)
+    assert killed, f"the job was over before a rank could be killed: {said}"
+    assert job.returncode == 0, said
+    assert "was killed by SIGKILL" in said
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(60))
+    assert not journal.exists() or journal.stat().st_size
