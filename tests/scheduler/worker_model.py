@@ -1,20 +1,30 @@
-"""A worker without tensors, written against `SchedulerOutput` alone.
+"""All ranks of a replica without tensors, written against `SchedulerOutput` alone.
 
-It holds what a real worker would hold: tokens and block tables told by steps, and a KV pool. A KV
-entry is the fingerprint of the exact tokens up to its position, so that a row which attends to
-anything but its own prefix is caught: a block shared wrongly, reused too early, or not computed
-again after a preemption.
+It holds what real workers would hold: tokens and block tables told by steps, a KV pool per phase,
+and the host tier. A KV entry is the fingerprint of the exact tokens up to its position, so that a
+row which attends to anything but its own prefix is caught: a block shared wrongly, reused too early
+or in the other pool, not computed again after a preemption, or not there yet.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from seesaw.scheduler.output import ModelOutput, NewRequest, Row, SchedulerOutput
+from seesaw.scheduler.config import SchedulerConfig
+from seesaw.scheduler.output import (
+    Load,
+    ModelOutput,
+    NewRequest,
+    Phase,
+    Row,
+    SchedulerOutput,
+    Store,
+)
+from tests.scheduler.transfer_model import STALE, TransferModel, make_pool
 
 _PRIME = (1 << 61) - 1
-_STALE = -1
 
 
 def extend_fingerprint(prefix: int, token: int) -> int:
@@ -37,100 +47,231 @@ def draw_token(prefix: int, seed: int, vocab_size: int) -> int:
 
 
 @dataclass(slots=True)
-class _Known:
+class Known:
+    """A request as the workers know it."""
+
     new: NewRequest
     tokens: list[int]
+    """All that exist; the last stage, which draws them, knows them all."""
     prefix: list[int]
+    num_everywhere: int
+    """How many of `tokens` each rank of either layout knows."""
+    pool: Phase | None = None
+    """Where its table lies."""
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     started: bool = False
+    has_drawn: bool = False
+    """Since it has this table, or the copy in the tier that became it."""
+    stored: Store | None = None
+    """Its copy in the tier: from the store's step until the load is reported complete."""
+
+    @property
+    def num_left(self) -> int:
+        return len(self.tokens) - self.computed
 
 
-@dataclass(slots=True)
 class WorkerModel:
-    """Runs steps in order and fails at the first one that a real worker could not run right."""
+    """Runs steps in order and fails at the first one that real workers could not run right."""
 
-    num_blocks: int
-    block_size: int
-    num_layers: int
-    vocab_size: int
-    requests: dict[str, _Known] = field(default_factory=dict)
-    first_start: dict[str, int] = field(default_factory=dict)
-    """Where the first row of each request ever began: what it was given for nothing."""
-    num_drawn: int = 0
-    num_preempted: int = 0
-    kv: list[list[int]] = field(init=False)
-    next_step: int = 0
-
-    def __post_init__(self) -> None:
-        self.kv = [[_STALE] * self.block_size for _ in range(self.num_blocks)]
+    def __init__(self, config: SchedulerConfig, vocab_size: int) -> None:
+        tier = config.tier
+        self.config = config
+        self.vocab_size = vocab_size
+        self.requests: dict[str, Known] = {}
+        self.first_start: dict[str, int] = {}
+        """Where the first row of each request ever began: what it was given for nothing."""
+        self.num_drawn = self.num_preempted = self.next_step = 0
+        self.phase: Phase = "prefill" if tier else "decode"
+        self.pools = {"decode": make_pool(config.num_blocks, config.block_size)}
+        self.stages = {"decode": config.num_stages}
+        if tier:
+            self.pools["prefill"] = make_pool(tier.prefill_blocks, config.block_size)
+            self.stages = {"prefill": tier.prefill_stages, "decode": tier.decode_stages}
+        self.transfers = TransferModel(
+            self.pools,
+            make_pool(tier.tier_blocks, tier.tier_block_size) if tier else [],
+            config.block_size,
+            tier.tier_block_size if tier else config.block_size,
+        )
 
     def execute(self, step: SchedulerOutput) -> ModelOutput:
         assert step.step_id == self.next_step, "steps must be numbered without gaps"
         self.next_step += 1
         self._apply(step)
         rows = [row for lane in step.lanes for row in lane.rows]
-        assert rows, "an empty step was issued"
+        assert rows or step.reshard or step.loads or step.stores, "an empty step was issued"
         assert len({row.request_id for row in rows}) == len(rows), "two rows of one request"
+        for load in step.loads:
+            self._begin_load(load)
+        moving = self.transfers.reading(self.phase) | self.transfers.writing(self.phase)
         written: set[tuple[int, int]] = set()
         for row in rows:
-            self._write(row, written)
+            self._write(row, written, moving)
         # In each layer all KV of a step is written before any is read.
-        tokens = [self._attend(row) for row in rows]
+        arriving = self.transfers.writing(self.phase)
+        tokens = [self._attend(row, arriving) for row in rows]
         drawn = [token for token in tokens if token is not None]
         self.num_drawn += len(drawn)
+        for store in step.stores:
+            self._begin_store(store)
         return ModelOutput(step.step_id, drawn)
+
+    def transferred(self, transfer_id: int, rng: random.Random) -> None:
+        """The copy is complete and the scheduler hears of it now."""
+        order = self.transfers.complete(transfer_id, rng)
+        known = self.requests.get(order.request_id)
+        if isinstance(order, Load) and known is not None:
+            known.stored = None
+
+    # -- before the rows --------------------------------------------------------------------------
 
     def _apply(self, step: SchedulerOutput) -> None:
         for request_id in step.finished:
             del self.requests[request_id]
         for request_id in step.preempted:
-            known = self.requests[request_id]
-            assert known.blocks, f"{request_id} has no table to lose"
-            known.blocks, known.computed, known.started = [], 0, False
-            self.num_preempted += 1
+            self._preempt(request_id)
+        assert step.reshard == (step.phase != self.phase), "reshard and phase disagree"
+        assert step.phase in self.pools, f"no layout for phase {step.phase}"
+        self.phase = step.phase
         for new in step.new_requests:
             assert new.request_id not in self.requests, f"{new.request_id} sent twice"
             tokens = list(new.prompt_token_ids)
-            self.requests[new.request_id] = _Known(new, tokens, fingerprints(tokens))
+            known = Known(new, tokens, fingerprints(tokens), len(tokens))
+            self.requests[new.request_id] = known
         for request_id, blocks in step.appended_blocks.items():
-            table = self.requests[request_id].blocks
-            table += blocks
-            assert len(set(table)) == len(table), f"{request_id} has one block twice: {table}"
-            assert all(0 <= block < self.num_blocks for block in table)
+            self._append_blocks(request_id, blocks)
+        for request_id, (position, tokens) in step.known_tokens.items():
+            self._tell(request_id, position, tokens)
+        busy = self.transfers.reading(self.phase) | self.transfers.writing(self.phase)
         for block in step.poison_blocks:
-            self.kv[block] = [_STALE] * self.block_size
+            assert block not in busy, f"block {block} is poisoned while it is copied"
+            self.pools[self.phase][block] = [STALE] * self.config.block_size
+        assert not step.block_copies, "nothing has a use for block copies yet"
 
-    def _write(self, row: Row, written: set[tuple[int, int]]) -> None:
+    def _preempt(self, request_id: str) -> None:
+        known = self.requests[request_id]
+        assert known.blocks or known.stored, f"{request_id} has no KV to lose"
+        assert not self.transfers.is_moving(request_id), f"{request_id} yields while it is copied"
+        known.pool, known.blocks, known.stored = None, [], None
+        known.computed, known.started, known.has_drawn = 0, False, False
+        self.num_preempted += 1
+
+    def _append_blocks(self, request_id: str, blocks: list[int]) -> None:
+        known = self.requests[request_id]
+        assert known.stored is None, f"{request_id} has blocks and a copy in the tier"
+        if known.pool is None:
+            known.pool = self.phase
+        assert known.pool == self.phase, f"{request_id}: a table of two pools"
+        known.blocks += blocks
+        self._check_table(known)
+
+    def _tell(self, request_id: str, position: int, tokens: list[int]) -> None:
+        known = self.requests[request_id]
+        end = position + len(tokens)
+        assert tokens, f"{request_id}: told nothing"
+        assert position <= known.num_everywhere, f"{request_id}: a gap before the tokens told"
+        assert known.tokens[position:end] == tokens, f"{request_id}: told wrong tokens"
+        assert end > known.num_everywhere, f"{request_id}: told what every rank knows"
+        known.num_everywhere = end
+
+    def _check_table(self, known: Known) -> None:
+        assert known.pool is not None
+        assert len(set(known.blocks)) == len(known.blocks), f"one block twice: {known}"
+        assert all(0 <= block < len(self.pools[known.pool]) for block in known.blocks), known
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def _write(self, row: Row, written: set[tuple[int, int]], moving: set[int]) -> None:
         known = self.requests[row.request_id]
-        assert (row.layer_start, row.layer_stop) == (0, self.num_layers), row
+        assert (row.layer_start, row.layer_stop) == (0, self.config.num_layers), row
         assert row.num_tokens > 0, row
+        assert known.pool == self.phase, f"{row} in {self.phase}, its table is of {known.pool}"
+        assert known.stored is None, f"{row} runs before its load is complete"
         if not known.started:
             # A table begins with what others computed; the row goes on behind it.
             known.started, known.computed = True, row.token_start
             self.first_start.setdefault(row.request_id, row.token_start)
         end = row.token_start + row.num_tokens
         assert row.token_start == known.computed, f"{row} leaves a gap or repeats"
-        assert end <= len(known.tokens), f"{row}: tokens unknown to the worker"
+        assert end <= known.num_everywhere, f"{row}: tokens unknown to the first stage"
         assert row.samples == (end == len(known.tokens)), f"{row}: samples is wrong"
         known.computed = end
+        size, pool = self.config.block_size, self.pools[self.phase]
         for position in range(row.token_start, end):
-            slot = (known.blocks[position // self.block_size], position % self.block_size)
+            slot = (known.blocks[position // size], position % size)
             assert slot not in written, f"{row} writes where another row of the step writes"
+            assert slot[0] not in moving, f"{row} writes to block {slot[0]} while it is copied"
             written.add(slot)
-            self.kv[slot[0]][slot[1]] = known.prefix[position]
+            pool[slot[0]][slot[1]] = known.prefix[position]
 
-    def _attend(self, row: Row) -> int | None:
+    def _attend(self, row: Row, arriving: set[int]) -> int | None:
         known = self.requests[row.request_id]
         end = row.token_start + row.num_tokens
-        entries = [entry for block in known.blocks for entry in self.kv[block]]
-        assert entries[:end] == known.prefix[:end], f"{row} attends to KV that is not its own"
+        assert arriving.isdisjoint(known.blocks), f"{row} attends to what is still being loaded"
+        assert self._kv(known)[:end] == known.prefix[:end], f"{row} attends to KV not its own"
         if not row.samples:
             return None
         token = draw_token(known.prefix[-1], known.new.seed, self.vocab_size)
+        known.has_drawn = True
         known.tokens.append(token)
         known.prefix.append(extend_fingerprint(known.prefix[-1], token))
+        if self.stages[self.phase] == 1:
+            known.num_everywhere = len(known.tokens)
         return token
+
+    def _kv(self, known: Known) -> list[int]:
+        assert known.pool is not None
+        pool = self.pools[known.pool]
+        return [entry for block in known.blocks for entry in pool[block]]
+
+    # -- transfers --------------------------------------------------------------------------------
+
+    def _begin_store(self, store: Store) -> None:
+        known = self.requests[store.request_id]
+        count = -(-store.num_tokens // self.config.block_size)
+        assert known.pool == store.phase, f"{store}: the table is of {known.pool}"
+        assert known.stored is None, f"{store} of what the tier holds already"
+        assert store.num_tokens == known.computed, f"{store}: {known.computed} computed"
+        assert store.blocks[:count] == known.blocks[:count], f"{store}: not its table"
+        assert not self.transfers.writing(store.phase) & set(store.blocks), f"{store} of a load"
+        kv = self._kv(known)[: store.num_tokens]
+        assert kv == known.prefix[: store.num_tokens], f"{store} of KV not its own"
+        taken = self.held_tier_blocks() & set(store.tier_blocks)
+        assert not taken, f"{store}: tier blocks {taken} are in use"
+        assert all(0 <= block < len(self.transfers.tier) for block in store.tier_blocks), store
+        assert len(set(store.tier_blocks)) == len(store.tier_blocks), store
+        self.transfers.begin(store)
+        known.pool, known.blocks, known.stored = None, [], store
+
+    def _begin_load(self, load: Load) -> None:
+        known = self.requests[load.request_id]
+        store = known.stored
+        assert store is not None, f"{load}: the tier does not hold it"
+        assert not self.transfers.is_moving(load.request_id), f"{load} before its store is complete"
+        assert load.tier_blocks == store.tier_blocks, f"{load}: stored in {store.tier_blocks}"
+        assert load.num_tokens == store.num_tokens, f"{load}: stored {store.num_tokens}"
+        taken = self._held_blocks("decode") & set(load.blocks)
+        assert not taken, f"{load}: blocks {taken} of the decode pool are in use"
+        self.transfers.begin(load)
+        known.pool, known.blocks = "decode", list(load.blocks)
+        known.computed, known.started = load.num_tokens, True
+        self._check_table(known)
+
+    def held_tier_blocks(self) -> set[int]:
+        """Those that hold, or are about to hold, what somebody will read."""
+        held = self.transfers.tier_blocks
+        for known in self.requests.values():
+            if known.stored is not None:
+                held.update(known.stored.tier_blocks)
+        return held
+
+    def _held_blocks(self, pool: Phase) -> set[int]:
+        held = self.transfers.reading(pool) | self.transfers.writing(pool)
+        for known in self.requests.values():
+            if known.pool == pool:
+                held.update(known.blocks)
+        return held
 
 
 def serial_tokens(prompt: Sequence[int], seed: int, vocab_size: int, count: int) -> list[int]:

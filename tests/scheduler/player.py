@@ -1,0 +1,266 @@
+"""Plays a trace: a scheduler and its policy against the worker model.
+
+Steps and copies are reported late, in an order drawn from the trace's seed. Every step is checked
+while it is played (`worker_model`, `rules`), every answer against the one that the request would
+get alone, and at the end that nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
+from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.scheduler import Scheduler
+from seesaw.scheduler.stats import SchedulerStats
+from tests.scheduler.rules import Rules
+from tests.scheduler.traces import EOS, Script, Trace, ends_with, num_positions, serial_answer
+from tests.scheduler.worker_model import WorkerModel
+
+FLUSH = "flush"
+
+
+@dataclass
+class Played:
+    outputs: list[SchedulerOutput]
+    requests: list[Request]
+    stats: SchedulerStats
+    aborted_as: list[str]
+    """The state of each aborted request at that time, a plus where it had yielded before."""
+
+
+def play(trace: Trace) -> Played:
+    player = Player(trace)
+    player.play()
+    return player.result()
+
+
+class Player:
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.rng = random.Random(trace.delivery_seed)
+        self.scheduler = Scheduler(trace.config, policies.make(trace.policy, trace.options))
+        self.worker = WorkerModel(trace.config, trace.vocab_size)
+        self.requests: dict[int, Request] = {}
+        self.rules = Rules(trace, self.worker, self.requests)
+        self.outputs: list[SchedulerOutput] = []
+        self.pending: list[ModelOutput] = []
+        self.arrived_at: dict[int, int] = {}
+        self.yielded_at: dict[int, int] = {}
+        self.aborted: dict[int, str] = {}
+        self.ended: list[str] = []
+        self.tick = 0
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def play(self) -> None:
+        last_arrival = max((script.arrival_tick for script in self.trace.scripts), default=0)
+        most_ticks = last_arrival + self._most_ticks()
+        while len(self.requests) < len(self.trace.scripts) or self.scheduler.num_unfinished:
+            self._arrive()
+            self._abort()
+            self._turn()
+            self.tick += 1
+            assert self.tick <= most_ticks, f"not done after {most_ticks} ticks: starved or stuck"
+        self._drain()
+        self._check_end()
+
+    def _most_ticks(self) -> int:
+        """The oldest running request never yields under `continuous` and moves at least once in
+        each round of steps; a step takes up to two ticks, and half of the ticks may deliver."""
+        trace, config = self.trace, self.trace.config
+        chunk = trace.options.get("max_prefill_chunk") or config.max_num_batched_tokens
+        steps = 0
+        for script in trace.scripts:
+            most = num_positions(script, config.max_model_len)
+            steps += -(-most // min(chunk, config.max_num_batched_tokens))
+            steps += most - len(script.prompt)
+        in_flight = max(config.max_steps_in_flight, *(n + 1 for n in self.worker.stages.values()))
+        ticks = 2 * (steps * (in_flight + 1) + 10)
+        return ticks if trace.policy == "continuous" else 50 * ticks
+
+    def _arrive(self) -> None:
+        for index, script in enumerate(self.trace.scripts):
+            if index in self.requests or script.arrival_tick > self.tick:
+                continue
+            self.scheduler.validate(len(script.prompt), script.sampling)
+            request = self.make_request(str(index), script)
+            self.scheduler.add(request)
+            self.requests[index], self.arrived_at[index] = request, self.tick
+
+    def make_request(self, request_id: str, script: Script) -> Request:
+        return Request(
+            request_id,
+            script.prompt,
+            script.sampling,
+            seed=script.seed,
+            eos_token_ids=(EOS,),
+            max_model_len=self.trace.config.max_model_len,
+        )
+
+    def _abort(self) -> None:
+        for index, request in self.requests.items():
+            if request.finish_reason is None and self._is_abort_due(index, request):
+                state = state_of(self.worker, request)
+                self.aborted[index] = state + "+" * (request.num_preemptions > 0)
+                assert self.scheduler.finish(request.request_id, "abort") is request
+                assert self.scheduler.finish(request.request_id, "abort") is None, "ended twice"
+                self.ended.append(request.request_id)
+
+    def _is_abort_due(self, index: int, request: Request) -> bool:
+        script = self.trace.scripts[index]
+        if request.num_preemptions:
+            self.yielded_at.setdefault(index, self.tick)
+        if script.abort_tick is not None:
+            return self.tick >= self.arrived_at[index] + script.abort_tick
+        if script.abort_after_tokens is not None:
+            return request.num_output_tokens >= script.abort_after_tokens
+        if script.abort_after_preemption is not None:
+            yielded_at = self.yielded_at.get(index, self.tick)
+            return self.tick >= yielded_at + script.abort_after_preemption and (
+                index in self.yielded_at
+            )
+        return script.abort_in_state == state_of(self.worker, request)
+
+    def _turn(self) -> None:
+        """Issue a step or report one, or a copy, as an engine with threads might."""
+        pace = self.trace.transfer_pace
+        if self.rng.random() < pace:
+            self.worker.transfers.copy_some(self.rng)
+        if self.worker.transfers.open and self.rng.random() < pace:
+            self._report_transfer()
+        assert self.scheduler.num_in_flight == len(self.pending)
+        if not self.pending or self.rng.random() < 0.6:
+            step = self.scheduler.schedule()
+            if step is not None:
+                self._issue(step)
+                return
+        if self.pending:
+            self._deliver()
+        elif self.worker.transfers.open:
+            self._report_transfer()
+        else:
+            assert not self.scheduler.num_unfinished, "deadlock: nothing in flight, no step"
+
+    def _issue(self, step: SchedulerOutput) -> None:
+        self.rules.check(step, [self.outputs[output.step_id] for output in self.pending])
+        self.outputs.append(step)
+        output = self.worker.execute(step)
+        # Any times will do: they must not change an answer, nor break a rule.
+        output.busy_s = self.rng.choice((0.0, 1e-3)) + 1e-4 * step.num_tokens * self.rng.random()
+        output.reshard_s = step.reshard * self.rng.choice((0.0, 1e-3, 1.0))
+        self.pending.append(output)
+
+    def _deliver(self) -> None:
+        index = 0 if self.trace.in_order else self.rng.randrange(len(self.pending))
+        update = self.scheduler.update(self.pending.pop(index))
+        assert len({id(r) for r in update.advanced}) == len(update.advanced)
+        ended = [r for r in update.advanced if r.finish_reason is not None]
+        assert update.finished == ended, "finished must be those that ended, in order"
+        self.ended += [request.request_id for request in update.finished]
+        for request in update.advanced:
+            if request.request_id == FLUSH:
+                continue
+            pair = self.trace.scripts[int(request.request_id)].stop_pair
+            answer = request.output_token_ids
+            # Several tokens may have become known at once.
+            hit = any(ends_with(answer[:end], pair) for end in range(2, len(answer) + 1))
+            if hit and self.scheduler.finish(request.request_id, "stop", "pair") is not None:
+                self.ended.append(request.request_id)
+
+    def _report_transfer(self) -> None:
+        transfer_id = self.rng.choice(sorted(self.worker.transfers.open))
+        self.worker.transferred(transfer_id, self.rng)
+        self.scheduler.transferred(TransferDone(transfer_id))
+
+    def _drain(self) -> None:
+        while self.pending:
+            self._deliver()
+        while self.worker.transfers.open:
+            self._report_transfer()
+
+    # -- at the end -------------------------------------------------------------------------------
+
+    def _check_end(self) -> None:
+        scheduler, stats = self.scheduler, self.scheduler.stats
+        self._check_nothing_held()
+        assert sorted(self.ended) == sorted(r.request_id for r in self.requests.values())
+        for index, request in self.requests.items():
+            self._check_answer(index, request)
+        kept = sum(request.num_output_tokens for request in self.requests.values())
+        assert stats.num_discarded_tokens == self.worker.num_drawn - kept
+        assert stats.num_steps == len(self.outputs)
+        assert stats.num_scheduled_tokens == sum(step.num_tokens for step in self.outputs)
+        assert stats.num_transitions == sum(step.reshard for step in self.outputs)
+        first = self.worker.first_start
+        if self.trace.policy == "continuous":  # others may admit now and run later
+            cached = {r.request_id: r.num_cached_tokens for r in self.requests.values()}
+            assert {request_id: cached[request_id] for request_id in first} == first
+            assert stats.num_cached_tokens == sum(first.values()) == sum(cached.values())
+        assert stats.num_preemptions >= self.worker.num_preempted
+        self.rules.check_transitions(stats)
+        self._check_forgotten()
+        self._check_nothing_held()
+        assert scheduler.stats.num_transitions >= stats.num_transitions
+
+    def _check_nothing_held(self) -> None:
+        scheduler = self.scheduler
+        scheduler.check()
+        assert scheduler.num_in_flight == scheduler.num_running == scheduler.num_waiting == 0
+        assert scheduler.num_transfers == 0, "a copy is waited for that nobody makes"
+        assert scheduler.kv_usage == 0, "blocks leaked"
+        assert not self.worker.transfers.open
+
+    def _check_answer(self, index: int, request: Request) -> None:
+        answer, reason, stop_reason = serial_answer(self.trace.scripts[index], self.trace)
+        got = request.output_token_ids
+        assert request.tokens[: request.num_prompt] == list(self.trace.scripts[index].prompt)
+        if index in self.aborted:
+            assert request.finish_reason == "abort"
+            assert got == answer[: len(got)]
+        elif stop_reason == "pair":
+            # What became known together with the pair is there too; the caller cuts it off.
+            assert got[: len(answer)] == answer
+            assert got == answer or not self.trace.in_order
+        else:
+            ended = (request.finish_reason, request.stop_reason)
+            assert (got, ended) == (answer, (reason, stop_reason))
+
+    def _check_forgotten(self) -> None:
+        """Workers are told with the next step, so one more request shows what they still know."""
+        sampling = SamplingParams(max_tokens=1)
+        self.scheduler.add(self.make_request(FLUSH, Script((2,), sampling, 0, 0)))
+        while self.scheduler.num_unfinished:
+            step = self.scheduler.schedule()
+            assert step is not None
+            self.pending.append(self.worker.execute(step))
+            assert set(self.worker.requests) <= {FLUSH}, "a worker still knows ended requests"
+            self._drain()
+
+    def result(self) -> Played:
+        return Played(
+            self.outputs,
+            list(self.requests.values()),
+            self.scheduler.stats,
+            list(self.aborted.values()),
+        )
+
+
+def state_of(worker: WorkerModel, request: Request) -> str:
+    """Where a request is in its life, as the workers see it."""
+    known = worker.requests.get(request.request_id)
+    if known is None:
+        return "waiting"
+    is_moving = worker.transfers.is_moving(request.request_id)
+    if known.stored is not None:
+        if known.pool is not None:
+            return "loading"
+        return "storing" if is_moving else "stored"
+    if known.pool is None:
+        return "yielded"
+    if known.pool == "prefill" or len(known.tokens) == len(known.new.prompt_token_ids):
+        return "prefilling"
+    return "resident"

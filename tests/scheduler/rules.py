@@ -1,0 +1,255 @@
+"""What a step may ask for, judged from outside: budgets, steps in flight, pipeline stages, and the
+rules by which the phases of the built-in policies change.
+
+Sees what the workers see and which requests live, nothing of the scheduler's own accounting. Where
+the workers cannot know the very moment at which the scheduler lets go of something, both bounds are
+computed, and a rule is broken only where it is by either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from seesaw.scheduler.config import TierConfig
+from seesaw.scheduler.output import Row, SchedulerOutput
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.stats import SchedulerStats
+from tests.scheduler.traces import Trace, num_positions
+from tests.scheduler.worker_model import WorkerModel
+
+PHASED = ("seesaw", "seesaw-cost")
+BUILT_IN = ("continuous", *PHASED)
+
+
+class Rules:
+    def __init__(self, trace: Trace, worker: WorkerModel, requests: dict[int, Request]) -> None:
+        self.trace = trace
+        self.worker = worker
+        self.requests = requests
+        self.seen: Counter[str] = Counter()
+        """How often something rare was met, so that tests can ask for it."""
+        self._in_tail: set[str] = set()
+        self._yielding: set[str] = set()  # those that the workers hear of with this step
+        self._is_settled = False  # in the prefill phase, with no decode step in flight
+
+    def check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
+        """Before the workers run `step`; `in_flight` are those whose end is not reported."""
+        rows = [row for lane in step.lanes for row in lane.rows]
+        self._yielding = set(step.preempted)
+        self._check_budgets(step, rows, in_flight)
+        self._check_stages(step, rows, in_flight)
+        for row in rows:
+            if self.is_alive(row.request_id):
+                most = self._most(row.request_id)
+                assert row.token_start + row.num_tokens < most, f"{row} runs past the last token"
+        tier = self.worker.config.tier
+        if tier is None:
+            assert step.phase == "decode", "a phase without a second layout"
+            assert not step.reshard
+            return
+        for store in step.stores:
+            if self.is_alive(store.request_id):
+                most = self._most(store.request_id)
+                assert store.num_tokens + 1 < most, f"{store}: nothing is left to decode"
+        if self.trace.policy in PHASED:
+            self._check_phase(step, rows)
+            if step.reshard:
+                self._check_switch(step, tier)
+        self._is_settled = all(one.phase == "prefill" for one in (step, *in_flight))
+
+    # -- budgets ----------------------------------------------------------------------------------
+
+    def _most(self, request_id: str) -> int:
+        return num_positions(self.trace.scripts[int(request_id)], self.trace.config.max_model_len)
+
+    def _most_in_flight(self, phase: str) -> int:
+        stages = self.worker.stages[phase]
+        return stages + 1 if stages > 1 else self.trace.config.max_steps_in_flight
+
+    def _check_budgets(
+        self, step: SchedulerOutput, rows: Sequence[Row], in_flight: Sequence[SchedulerOutput]
+    ) -> None:
+        config = self.trace.config
+        assert step.num_tokens <= config.max_num_batched_tokens
+        assert len(rows) <= config.max_num_seqs
+        # After a change of phase the steps of the old one may outnumber what the new one allows.
+        most = max(self._most_in_flight(one.phase) for one in (step, *in_flight))
+        assert len(in_flight) < most, f"{len(in_flight) + 1} steps in flight, {most} are allowed"
+
+    def _check_stages(
+        self, step: SchedulerOutput, rows: Sequence[Row], in_flight: Sequence[SchedulerOutput]
+    ) -> None:
+        stages = self.worker.stages[step.phase]
+        if stages == 1:
+            return
+        drawing = {
+            row.request_id
+            for one in in_flight
+            if one.phase == step.phase
+            for lane in one.lanes
+            for row in lane.rows
+            if row.samples
+        }
+        for row in rows:
+            assert row.request_id not in drawing, f"{row}: its request is in another stage"
+        decoding = [row for row in rows if self._is_decode(row)]
+        residents = sum(
+            known.pool == step.phase
+            and known.num_left <= 1
+            and len(known.new.prompt_token_ids) <= known.computed
+            and self.is_alive(request_id)
+            for request_id, known in self.worker.requests.items()
+        )
+        if len(decoding) > 1 and self.trace.policy in BUILT_IN:
+            self.seen["shares"] += 1
+            assert len(decoding) <= -(-residents // stages), (
+                f"{len(decoding)} of {residents} residents decode in one step of {stages} stages"
+            )
+
+    # -- phases -----------------------------------------------------------------------------------
+
+    def _check_phase(self, step: SchedulerOutput, rows: Sequence[Row]) -> None:
+        """Pure batches, but for the tail, prompts that are prefilled in the decode layout."""
+        if step.phase == "prefill":
+            for request_id in step.preempted if self._is_settled else ():
+                pool = self.worker.requests[request_id].pool
+                assert pool != "decode", f"resident {request_id} lost its KV while others prefill"
+            for row in rows:
+                assert not self._is_decode(row), f"{row} decodes in the prefill phase"
+            return
+        arrived = {load.request_id for load in step.loads}
+        admitted = [
+            request_id
+            for request_id in step.appended_blocks
+            if self._pool(request_id) is None and request_id not in arrived
+        ]
+        if admitted:
+            self._check_tail(step, admitted)
+        for row in rows:
+            if not self._is_decode(row):
+                assert row.request_id in self._in_tail, f"{row} prefills in the decode phase"
+
+    def _check_tail(self, step: SchedulerOutput, admitted: Sequence[str]) -> None:
+        """Only the last few prompts, or one that no longer fits elsewhere."""
+        self._in_tail.update(admitted)
+        if self.trace.policy != "seesaw" or all(map(self._has_outgrown, admitted)):
+            return
+        self.seen["tail"] += 1
+        assert self.trace.options.get("tail", True), f"{admitted} are prefilled beside decodes"
+        waiting = sum(len(self.requests[int(one)].tokens) for one in self._waiting())
+        most = self.trace.options.get("tail_tokens") or self.trace.config.max_num_batched_tokens
+        assert waiting <= most, f"{waiting} prompt tokens are no tail, {most} would be"
+
+    def _check_switch(self, step: SchedulerOutput, tier: TierConfig) -> None:
+        self.seen[f"to {step.phase}"] += 1
+        waiting = self._waiting()
+        if step.phase == "decode":
+            prefilling = [
+                request_id
+                for request_id, known in self.worker.requests.items()
+                if self._pool(request_id) == "prefill"
+                and not known.has_drawn
+                and self.is_alive(request_id)
+            ]
+            assert not prefilling, f"to decode in the middle of {prefilling}"
+            free = tier.tier_blocks - self._tier_blocks_held(ended_too=True)
+            fits = [
+                self._tier_need(request_id) <= free and not self._has_outgrown(request_id)
+                for request_id in self._next_of(waiting)
+            ]
+            assert not fits or not all(fits), "to decode although the next prompt fits the tier"
+            return
+        assert waiting, "to prefill although no prompt waits"
+        held = self._tier_blocks_held(ended_too=False)
+        switch, low_mark = (
+            self.trace.options.get("switch", "minimal"),
+            self.trace.options.get("low_mark", 0.0),
+        )
+        if self.trace.policy == "seesaw" and switch != "prefill-first":
+            assert held <= low_mark * tier.tier_blocks, f"to prefill with {held} tier blocks held"
+        if switch == "decode-first":
+            residents = [
+                request_id
+                for request_id, known in self.worker.requests.items()
+                if known.pool == "decode" and self.is_alive(request_id)
+            ]
+            assert not residents, f"to prefill although {residents} decode"
+
+    def check_transitions(self, stats: SchedulerStats) -> None:
+        """The bound of the paper, in blocks: a phase that ends because a prompt does not fit has
+        taken at least what the tier holds less that prompt."""
+        trace, tier = self.trace, self.trace.config.tier
+        strict = trace.policy == "seesaw" and not trace.options.get("low_mark")
+        minimal = trace.options.get("switch", "minimal") == "minimal"
+        at_once = all(script.arrival_tick == 0 for script in trace.scripts)
+        if tier is None or not (strict and minimal and at_once) or stats.num_preemptions:
+            return
+        need = [-(-len(script.prompt) // tier.tier_block_size) for script in trace.scripts]
+        if not need:
+            return
+        room = tier.tier_blocks - max(need) + 1
+        bound = 2 * -(-sum(need) // room) + 1
+        self.seen["bound"] += 1
+        assert stats.num_transitions <= bound, f"{stats.num_transitions} transitions, bound {bound}"
+
+    # -- what the workers see ---------------------------------------------------------------------
+
+    def is_alive(self, request_id: str) -> bool:
+        return request_id.isdigit() and self.requests[int(request_id)].finish_reason is None
+
+    def _pool(self, request_id: str) -> str | None:
+        known = self.worker.requests.get(request_id)
+        return None if known is None or request_id in self._yielding else known.pool
+
+    def _is_decode(self, row: Row) -> bool:
+        known = self.worker.requests.get(row.request_id)
+        return known is not None and known.has_drawn and row.request_id not in self._yielding
+
+    def _waiting(self) -> list[str]:
+        """Live requests that have neither a table nor a copy in the tier."""
+        waiting = []
+        for request in self.requests.values():
+            known = self.worker.requests.get(request.request_id)
+            if request.finish_reason is None and (
+                known is None
+                or (known.pool is None and known.stored is None)
+                or request.request_id in self._yielding
+            ):
+                waiting.append(request.request_id)
+        return waiting
+
+    def _next_of(self, waiting: list[str]) -> list[str]:
+        """Who may be next in line: one that yielded, else the first that arrived."""
+        yielded = [request_id for request_id in waiting if request_id in self.worker.requests]
+        return yielded or waiting[:1]
+
+    def _tier_need(self, request_id: str) -> int:
+        tier = self.worker.config.tier
+        assert tier is not None
+        num_tokens = len(self.requests[int(request_id)].tokens)
+        # Where the next token is the last one, there is nothing to store.
+        return -(-num_tokens // tier.tier_block_size) * (num_tokens + 1 < self._most(request_id))
+
+    def _has_outgrown(self, request_id: str) -> bool:
+        """With its answer so far it no longer fits the prefill pool or the tier."""
+        config, tier = self.trace.config, self.worker.config.tier
+        assert tier is not None
+        return (
+            self._tier_need(request_id) > tier.tier_blocks
+            or len(self.requests[int(request_id)].tokens) > tier.prefill_blocks * config.block_size
+        )
+
+    def _tier_blocks_held(self, *, ended_too: bool) -> int:
+        """Blocks that hold, or are kept for, somebody's KV; of ended requests too, which may or may
+        not have been let go of by now."""
+        held: set[int] = self.worker.transfers.tier_blocks if ended_too else set()
+        kept = 0
+        for request_id, known in self.worker.requests.items():
+            if not (ended_too or self.is_alive(request_id)):
+                continue
+            if known.stored is not None:
+                held.update(known.stored.tier_blocks)
+            elif known.pool == "prefill":
+                kept += self._tier_need(request_id)
+        return len(held) + kept
