@@ -129,6 +129,20 @@ def test_who_owns_nothing_reports_no_bytes(tier: HostTier, engine: Engine) -> No
     transfers.close()
 
 
+def test_heads_from_the_middle_of_the_pool(tier: HostTier, engine: Engine) -> None:
+    transfers = KVTransfers(tier, Done(), CPU, 1, engine=engine)
+    kv, other = make_kv(1), make_kv(2)
+    expected = other.pool.clone()
+    expected[:, 9, 1] = kv.pool[:, 4, 1]
+    transfers.store(1, kv, LAYERS, Range(1, 2), HEADS, [4], [3], 16)
+    transfers.drain()
+    transfers.load(2, other, LAYERS, Range(1, 2), HEADS, [9], [3], 16)
+    transfers.drain()
+    assert torch.equal(as_bytes(other), expected.view(torch.uint8))
+    assert not tier.tensor.view(8, 2, -1)[:, 0].any()
+    transfers.close()
+
+
 @pytest.mark.parametrize(
     ("layers", "heads", "held", "blocks", "tier_blocks", "num_tokens", "message"),
     [
