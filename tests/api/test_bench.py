@@ -41,7 +41,38 @@ def test_throughput(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert figures["peak_rss_bytes"] > 2**20
     assert figures["settings"]["enable_prefix_caching"] is False
     assert figures["environment"]["libraries"]["torch"]
-    assert "6 prompts x (20 in, 5 out)" in capsys.readouterr().out
+    assert figures["layouts"] == {"prefill": "dp1-tp1-pp1", "decode": "dp1-tp1-pp1"}
+    assert figures["num_transitions"] == figures["kv_store_bytes"] == 0
+    assert figures["phase_s"]["prefill"] == figures["phase_s"]["reshard"] == 0
+    assert 0 < figures["phase_s"]["decode"] <= figures["elapsed_s"]
+    assert 1 <= figures["mean_decode_batch"] <= 6
+    out = capsys.readouterr().out
+    assert "6 prompts x (20 in, 5 out)" in out
+    assert "transitions" not in out
+
+
+def test_throughput_of_two_layouts_says_what_moved(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    # 6 prompts of 20 tokens take 2 tier blocks of 16 each; there are 4, so 2 prompts per cycle.
+    tier = ("--tier-block-size", "16", "--block-size", "16", "--host-kv-memory", "48KiB")
+    sizes = ("--num-prompts", "6", "--input-len", "20", "--output-len", "5", "--repeats", "1")
+    layouts = ("--prefill-layout", "pp2", "--decode-layout", "tp2", "--no-tail")
+    rest = ("--max-model-len", "64", "--output-json", str(target))
+    assert run("throughput", "--model", model, *SETTINGS, *tier, *sizes, *layouts, *rest) == 0
+    figures = json.loads(target.read_text())
+    assert figures["layouts"] == {"prefill": "dp1-tp1-pp2", "decode": "dp1-tp2-pp1"}
+    assert figures["num_transitions"] >= 5  # into decode three times, back twice
+    moved = ("kv_store_bytes", "kv_load_bytes", "weight_bytes_moved")
+    assert {name: figures[name] for name in moved} == figures["predicted"]
+    assert figures["kv_store_bytes"] > 0
+    assert figures["weight_bytes_moved"]["host"] > 0
+    assert 0 < figures["tier_peak_bytes"] <= 48 * 2**10
+    assert all(seconds > 0 for seconds in figures["phase_s"].values())
+    assert sum(figures["phase_s"].values()) <= figures["elapsed_s"]
+    assert figures["transition_visible_s"] == figures["phase_s"]["reshard"]
+    assert f"{figures['num_transitions']} transitions" in capsys.readouterr().out
 
 
 def test_throughput_that_does_not_fit_the_model_says_so(

@@ -1,0 +1,42 @@
+"""Counters of what moved add up, and predictions are those of layout and sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from seesaw.engine.stats import MovedBytes, MovementStats, TransferBytes
+
+ONE = TransferBytes(
+    block_size=16,
+    store_block_bytes={"prefill": 1000, "decode": 900},
+    load_block_bytes=1200,
+    weights_by_phase={"decode": {"resident": 5, "copy": 0, "peer": 0, "host": 7}},
+)
+
+
+@pytest.mark.parametrize(("num_tokens", "blocks"), [(1, 1), (16, 1), (17, 2), (160, 10)])
+def test_whole_blocks_are_copied(num_tokens: int, blocks: int) -> None:
+    assert ONE.store("prefill", num_tokens) == blocks * 1000
+    assert ONE.store("decode", num_tokens) == blocks * 900
+    assert ONE.load(num_tokens) == blocks * 1200
+
+
+def test_a_change_without_a_plan_moves_no_weights() -> None:
+    assert ONE.weights("decode")["host"] == 7
+    assert set(ONE.weights("prefill").values()) == {0}
+
+
+def test_changes_add_up_by_source() -> None:
+    moved = MovedBytes()
+    moved.add_weights({"host": 3, "resident": 2})
+    moved.add_weights({"host": 4, "peer": 1})
+    assert moved.weight_bytes_moved == {"resident": 2, "copy": 0, "peer": 1, "host": 7}
+    assert MovedBytes().weight_bytes_moved["host"] == 0
+
+
+def test_time_belongs_to_its_phase() -> None:
+    stats = MovementStats()
+    for phase, compute_s, reshard_s in (("prefill", 1.0, 0.5), ("decode", 2.0, 0.25)):
+        stats.add_time(phase, compute_s, reshard_s)  # type: ignore[arg-type]
+    stats.add_time("decode", 4.0, 0.0)
+    assert (stats.prefill_s, stats.decode_s, stats.reshard_s) == (1.0, 6.0, 0.75)
