@@ -63,7 +63,7 @@ class TransferBytes:
     """What movements cost in bytes over all ranks of a replica, as layouts and sizes have it.
 
     KV is copied in whole device blocks of `block_size` tokens; `weights_by_phase` is by the phase
-    that begins, empty where there is one layout.
+    that begins, empty where there is one layout. `tier_block_bytes` is of one block of the tier.
     """
 
     block_size: int

@@ -10,6 +10,7 @@ ONE = TransferBytes(
     block_size=16,
     store_block_bytes={"prefill": 1000, "decode": 900},
     load_block_bytes=1200,
+    tier_block_bytes=4000,
     weights_by_phase={"decode": {"resident": 5, "copy": 0, "peer": 0, "host": 7}},
 )
 
