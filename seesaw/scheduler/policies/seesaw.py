@@ -14,6 +14,7 @@ end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -116,7 +117,7 @@ class Seesaw:
 
     def prompt_fits(self, step: StepBuilder) -> bool:
         """Whether prefill would have something to do."""
-        if step.prefilling:
+        if any(request.num_left for request in step.prefilling):
             return True
         if not step.waiting:
             return False
@@ -188,7 +189,7 @@ class Seesaw:
         next one may need them all."""
         if not (step.running or step.loading):
             return 0
-        return int(self._watermark * step.config.num_blocks)
+        return math.ceil(self._watermark * step.config.num_blocks)
 
 
 def _tokens_to_come(request: Request) -> int:
