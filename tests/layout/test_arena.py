@@ -71,7 +71,8 @@ def test_every_tensor_has_its_place_and_the_arena_its_bound(
                 ],
                 plan.nbytes,
             )
-            assert all(start % element_bytes == 0 for start in plan.offsets[side].values())
+            for name, start in plan.offsets[side].items():
+                assert start % (16 if moves(held[name]) else element_bytes) == 0
         shards = [shard_bytes(fmt, ranges[rank]) for ranges in layouts]
         assert plan.nbytes <= resident_bytes(plan) + max(shards) + layer_bytes(fmt)
 

@@ -12,10 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seesaw.families.spec import ModelSpec
-from seesaw.layout import ParallelLayout, PlainFormat, ReshardPlan, plan_arena, plan_reshard
+from seesaw.layout import (
+    ParallelLayout,
+    PlainFormat,
+    RankRanges,
+    ReshardPlan,
+    plan_arena,
+    plan_reshard,
+)
 from seesaw.layout.format import StoredParam
 from tests.layout.models import all_ranges, make_model, models_and_pairs
-from tests.layout.test_arena import assert_disjoint, layer_bytes, moves, size_on
+from tests.layout.test_arena import (
+    assert_disjoint,
+    layer_bytes,
+    moves,
+    resident_bytes,
+    shard_bytes,
+    size_on,
+)
 
 Case = tuple[ModelSpec, ParallelLayout, ParallelLayout]
 
@@ -266,3 +280,65 @@ def test_a_first_load_goes_layer_by_layer_from_the_host_alone() -> None:
     assert [round.layers for round in plan.rounds] == [(), (0,), (1,), (2,), (3,), (4,), ()]
     sources = {p.source for round in plan.rounds for pieces in round.pieces for p in pieces}
     assert sources == {"host"}
+
+
+REAL = {
+    "SmolLM2-135M": make_model(
+        layers=30, query_heads=9, kv_heads=3, mlp=1536, vocab=49152, head_dim=64, hidden=576
+    ),
+    "Qwen2.5-7B": make_model(
+        layers=28, query_heads=28, kv_heads=4, mlp=18944, vocab=152064, head_dim=128, hidden=3584,
+        attention_bias=True, tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "one", "other"),
+    [
+        ("SmolLM2-135M", "pp2", "tp2"),
+        ("SmolLM2-135M", "pp3", "tp3"),
+        ("SmolLM2-135M", "pp4", "tp4"),
+        ("SmolLM2-135M", "tp2-pp2", "pp4"),
+        ("SmolLM2-135M", "tp2-pp3", "tp3-pp2"),
+        ("Qwen2.5-7B", "pp8", "tp8"),
+        ("Qwen2.5-7B", "tp2-pp4", "tp8"),
+        ("Qwen2.5-7B", "pp5", "tp5"),
+    ],
+)
+def test_uneven_real_models_stay_within_bounds_and_waste_little(
+    model: str, one: str, other: str
+) -> None:
+    """Sizes only. Arena and staging keep their bounds; what a rank holds already nearly all keeps
+    its address, and peers have nearly all of the rest."""
+    spec, fmt = REAL[model], PlainFormat(REAL[model], 2)
+    layouts = [all_ranges(ParallelLayout.parse(text), spec) for text in (one, other)]
+    arenas = [plan_arena(fmt, layouts, rank) for rank in range(len(layouts[0]))]
+    for rank, arena in enumerate(arenas):
+        shards = [shard_bytes(fmt, ranges[rank]) for ranges in layouts]
+        assert arena.nbytes <= resident_bytes(arena) + max(shards) + layer_bytes(fmt)
+    # Neither of two numbers of parts divides the other: slices overlap only in part.
+    divides = other != "tp3-pp2"
+    for old, new in ((0, 1), (1, 0)):
+        plan = plan_reshard(
+            fmt, layouts[old], layouts[new], arenas, old_index=old, new_index=new, peers=True
+        )
+        assert max(plan.snapshot_bytes(rank) for rank in range(len(arenas))) <= layer_bytes(fmt)
+        found = plan.bytes_by_source()
+        total = sum(found.values())
+        assert found["host"] <= (0.07 if divides else 0.25) * total
+        assert found["resident"] >= (0.95 if divides else 0.75) * best_resident(fmt, *layouts)
+
+
+def best_resident(fmt: PlainFormat, one: Sequence[RankRanges], other: Sequence[RankRanges]) -> int:
+    """Bytes that ranks hold in both layouts; of gate and up one part where the slices differ."""
+    total = 0
+    for param in filter(moves, fmt.params):
+        for a, b in zip(one, other, strict=True):
+            shared = sum(
+                max(0, min(x.start + x.size, y.start + y.size) - max(x.start, y.start))
+                for x in fmt.runs(param, a)
+                for y in fmt.runs(param, b)
+            )
+            total += shared // 2 if param.cut == "gate_up" and a.mlp != b.mlp else shared
+    return total
