@@ -46,7 +46,7 @@ LAYERS = {
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout scheduler tokenizer ops layers kvcache models weights "
                            "distributed",
-                           "torch psutil"),
+                           "torch psutil zmq msgspec"),
     "api":         Allowed("scheduler batch weights engine _cpu",
                            "torch click rich tqdm"),
     # Finds its verbs by name, when one is asked for.

@@ -41,8 +41,8 @@ def _workload(name: str, default: int, text: str) -> click.Option:
     ],
     examples=[
         "seesaw bench throughput --model model.gguf",
-        "seesaw bench throughput --model my-model --num-prompts 256 --output-json figures.json",
-        "seesaw bench throughput --model my-model --prefill-layout pp2 --decode-layout tp2",
+        "seesaw bench throughput --model my-model --prefill-layout pp2 --decode-layout tp2 "
+        "--output-json figures.json",
     ],
 )
 def throughput(
