@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from seesaw.errors import ConfigError
 from seesaw.scheduler.policies.rows import balance_prompts, run_residents
@@ -76,7 +76,7 @@ class SeesawOptions:
 
 
 class Seesaw:
-    Options = SeesawOptions
+    Options: type[Any] = SeesawOptions
 
     def __init__(self, options: SeesawOptions) -> None:
         self._switch = options.switch
@@ -92,7 +92,7 @@ class Seesaw:
             self._load(step)
             if self.leaves_prefill(step):
                 step.switch()
-        elif self.prompt_fits(step) and self.wants_prefill(step) and not self._is_tail(step):
+        elif self.prompt_fits(step) and self.wants_prefill(step) and not self.is_tail(step):
             step.switch()
         if step.phase == "prefill":
             self._prefill(step)
@@ -138,7 +138,7 @@ class Seesaw:
         assert tier is not None, "policy 'seesaw' needs a host tier"
         return step.num_tier_blocks_to_load <= self._low_mark * tier.tier_blocks
 
-    def _is_tail(self, step: StepBuilder) -> bool:
+    def is_tail(self, step: StepBuilder) -> bool:
         """What waits costs less than two transitions: one step's tokens, unless set otherwise."""
         if not self._tail or step.prefilling or not self.is_drained(step):
             return False
@@ -166,7 +166,7 @@ class Seesaw:
         chunk = step.config.max_num_batched_tokens
         if run_residents(step, chunk):
             return  # blocks are short: nobody comes in
-        is_tail = self._is_tail(step)
+        is_tail = self.is_tail(step)
         self._load(step)
         while step.waiting and step.tokens_left:
             request = step.waiting[0]
