@@ -18,19 +18,23 @@ from seesaw.errors import HostMemoryError
 class PageLock:
     """Registration of `nbytes` bytes at `address` in pieces of `piece_bytes`, begun at once.
 
-    `register(address, nbytes)` and `unregister(address)` return 0 or CUDA's error code.
+    `register(address, nbytes)` and `unregister(address)` return 0 or CUDA's error code (see
+    `CudaHostMemory`).
     """
 
     def __init__(
-        self, address: int, nbytes: int, piece_bytes: int,
-        register: Callable[[int, int], int] | None = None,
-        unregister: Callable[[int], int] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        address: int,
+        nbytes: int,
+        piece_bytes: int,
+        register: Callable[[int, int], int],
+        unregister: Callable[[int], int],
+    ) -> None:
         self._address = address
         self._nbytes = nbytes
         self._piece_bytes = piece_bytes
-        self._register = register or _cuda_register
-        self._unregister = unregister or _cuda_unregister
+        self._register = register
+        self._unregister = unregister
         self._registered: list[int] = []
         self._refused: HostMemoryError | None = None
         self._stop = threading.Event()
@@ -55,6 +59,10 @@ class PageLock:
     def wait(self) -> None:
         """Until all is registered. Raises HostMemoryError where CUDA refused."""
         self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises HostMemoryError where CUDA has refused by now."""
         if self._refused is not None:
             raise self._refused
 
@@ -66,13 +74,20 @@ class PageLock:
             self._unregister(self._registered.pop())
 
 
-def _cuda_register(address: int, nbytes: int) -> int:
-    # 1: cudaHostRegisterPortable, locked for all contexts of the process
-    return int(_cudart().cudaHostRegister(address, nbytes, 1))
+class CudaHostMemory:
+    """cudaHostRegister and cudaHostUnregister in the context of one device (a thread of its own
+    would make one on the first device)."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
-def _cuda_unregister(address: int) -> int:
-    return int(_cudart().cudaHostUnregister(address))
+    def register(self, address: int, nbytes: int) -> int:
+        with torch.cuda.device(self._device):
+            return int(_cudart().cudaHostRegister(address, nbytes, 0))
+
+    def unregister(self, address: int) -> int:
+        with torch.cuda.device(self._device):
+            return int(_cudart().cudaHostUnregister(address))
 
 
 def _cudart() -> Any:

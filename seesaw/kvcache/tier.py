@@ -16,7 +16,7 @@ import os
 import torch
 
 from seesaw.errors import HostMemoryError
-from seesaw.kvcache.page_lock import PageLock
+from seesaw.kvcache.page_lock import CudaHostMemory, PageLock
 from seesaw.layout.kv import TierShape
 
 COMMIT_BYTES = 64 << 20
@@ -117,18 +117,25 @@ class HostTier:
                 ) from error
             self._committed_bytes += size
 
-    def page_lock(self) -> None:
-        """Begin to register all of it with CUDA, in the background; copies work meanwhile, slower.
-        This backs all of it with memory. Ends with `close`."""
+    def page_lock(self, device: torch.device) -> None:
+        """Begin to register all of it with CUDA, in the background, which backs all of it with
+        memory; copies work meanwhile, slower. Ends with `close`. Nothing where it has begun."""
+        if self._page_lock is not None:
+            return
         # No block lies in two registered pieces: a CUDA copy must not cross from one to the next.
         unit = math.lcm(mmap.PAGESIZE, self.shape.block_bytes)
         piece_bytes = -(-PAGE_LOCK_BYTES // unit) * unit
-        self._page_lock = PageLock(self.tensor.data_ptr(), self.shape.nbytes, piece_bytes)
+        cuda = CudaHostMemory(device)
+        self._page_lock = PageLock(
+            self.tensor.data_ptr(), self.shape.nbytes, piece_bytes, cuda.register, cuda.unregister
+        )
 
-    def wait_page_locked(self) -> None:
-        """Until `page_lock` is through. Raises HostMemoryError where CUDA refused."""
+    def check_page_lock(self, *, wait: bool = False) -> None:
+        """Raises HostMemoryError where CUDA has refused to page-lock it. `wait`: until all is."""
         if self._page_lock is not None:
-            self._page_lock.wait()
+            if wait:
+                self._page_lock.wait()
+            self._page_lock.check()
 
     def close(self) -> None:
         """Give the file back, and the mapping as soon as no view of `tensor` is left. Transfers

@@ -41,7 +41,7 @@ class Moved:
 
 
 class KVTransfers:
-    """Copies between `tier` and pools on `device`.
+    """Copies between `tier`, which is page-locked for CUDA, and pools on `device`.
 
     `on_done(transfer_id, num_bytes, seconds)` is called once for each transfer from a background
     thread, with the bytes that this rank has copied. If a copy or `on_done` fails, `on_error` is
@@ -74,6 +74,8 @@ class KVTransfers:
             raise ValueError(f"num_threads={num_threads}: expected 1 or more")
         if engine == "cpp" and device.type != "cpu":
             raise ValueError(f"C++ threads copy pools on the CPU only, got {device}")
+        if device.type == "cuda":
+            self._tier.page_lock(device)
         if engine == "torch" or device.type != "cpu":
             return TorchCopies(self._finish, num_threads, device)
         try:
@@ -98,7 +100,8 @@ class KVTransfers:
 
         `kv` holds `layers` and `held_heads` of the model; `heads` are those that this rank stores,
         of size 0 for none: that is reported as done with 0 bytes. Raises ValueError where blocks or
-        ranges do not fit pool and tier, EngineDeadError where a copy has failed before.
+        ranges do not fit pool and tier, EngineDeadError where a copy has failed before,
+        HostMemoryError where CUDA refused to page-lock the tier.
         """
         self._begin(
             True, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens
@@ -176,6 +179,7 @@ class KVTransfers:
             raise self._failed
         if self._closed:
             raise ValueError("KV transfers are closed")
+        self._tier.check_page_lock()
 
     def close(self) -> None:
         """End the threads. What is not done by then is dropped, and never reported; afterwards

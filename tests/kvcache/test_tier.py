@@ -185,6 +185,8 @@ def test_page_locking_that_cuda_refuses_is_named() -> None:
     lock = PageLock(1000, 105, 25, cuda.register, cuda.unregister)
     with pytest.raises(HostMemoryError, match=r"error 2\) after 50 of 105 bytes.*ulimit -l"):
         lock.wait()
+    with pytest.raises(HostMemoryError, match="error 2"):
+        lock.check()
     lock.close()
     assert cuda.registered == {}
 
@@ -194,7 +196,7 @@ def test_the_tier_is_page_locked_on_a_gpu(device: str) -> None:
         pytest.skip("needs --device cuda")
     torch.cuda.init()
     tier = HostTier.create(shape_of(3))
-    tier.page_lock()
-    tier.wait_page_locked()
+    tier.page_lock(torch.device(device))
+    tier.check_page_lock(wait=True)
     assert tier.tensor.is_pinned()
     tier.close()
