@@ -97,11 +97,12 @@ class StepBuilder:
 
     @property
     def blocks_draining(self) -> int:
-        """Blocks of this phase's pool that come back by themselves: steps in flight use them, or
-        they are being stored."""
+        """Blocks of this phase's pool that come back by themselves: steps in flight use them or
+        draw the last token of who has them, or they are being stored."""
+        ending = (request for request in self.running if request.num_tokens >= request.limit)
         return sum(
             len(request.blocks)
-            for requests in (self._residency.draining, self.storing)
+            for requests in (self._residency.draining, self.storing, ending)
             for request in requests
             if request.pool is self._pool
         )
