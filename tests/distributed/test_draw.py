@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "greedy-logprobs": {"temperature": 0, "logprobs": 3},
     "greedy-penalty": {"temperature": 0, "repetition_penalty": 1.7},
+    "greedy-presence": {"temperature": 0, "presence_penalty": 1.9},  # as plain at first
     "greedy-bias": {"temperature": 0, "logit_bias": {0: 100}},
     "greedy-min-tokens": {"temperature": 0, "min_tokens": 3, "stop_token_ids": [5, 2]},
     "random": {"temperature": 1.3},
