@@ -118,6 +118,8 @@ class Rules:
             for row in rows:
                 assert not self._is_decode(row), f"{row} decodes in the prefill phase"
             return
+        if not step.reshard and self._waiting() and not self._tier_blocks_held(ended_too=True):
+            self.seen["decode goes on"] += 1
         arrived = {load.request_id for load in step.loads}
         admitted = [
             request_id
@@ -133,9 +135,11 @@ class Rules:
     def _check_tail(self, step: SchedulerOutput, admitted: Sequence[str]) -> None:
         """Only the last few prompts, or one that no longer fits elsewhere."""
         self._in_tail.update(admitted)
-        if self.trace.policy != "seesaw" or all(map(self._has_outgrown, admitted)):
+        if all(map(self._has_outgrown, admitted)):
             return
         self.seen["tail"] += 1
+        if self.trace.policy != "seesaw":
+            return
         assert self.trace.options.get("tail", True), f"{admitted} are prefilled beside decodes"
         waiting = sum(len(self.requests[int(one)].tokens) for one in self._waiting())
         most = self.trace.options.get("tail_tokens") or self.trace.config.max_num_batched_tokens
@@ -158,7 +162,9 @@ class Rules:
                 self._tier_need(request_id) <= free and not self._has_outgrown(request_id)
                 for request_id in self._next_of(waiting)
             ]
-            assert not fits or not all(fits), "to decode although the next prompt fits the tier"
+            # Who yields in this step may have done so before or after the switch.
+            surely_waits = not self._yielding.issuperset(waiting)
+            assert not (surely_waits and all(fits)), "to decode although the next prompt fits"
             return
         assert waiting, "to prefill although no prompt waits"
         held = self._tier_blocks_held(ended_too=False)
@@ -166,7 +172,7 @@ class Rules:
             self.trace.options.get("switch", "minimal"),
             self.trace.options.get("low_mark", 0.0),
         )
-        if self.trace.policy == "seesaw" and switch != "prefill-first":
+        if switch != "prefill-first":
             assert held <= low_mark * tier.tier_blocks, f"to prefill with {held} tier blocks held"
         if switch == "decode-first":
             residents = [
@@ -220,9 +226,11 @@ class Rules:
         return waiting
 
     def _next_of(self, waiting: list[str]) -> list[str]:
-        """Who may be next in line: one that yielded, else the first that arrived."""
-        yielded = [request_id for request_id in waiting if request_id in self.worker.requests]
-        return yielded or waiting[:1]
+        """Who may be next in line: one that yielded before, else the first that arrived; and those
+        that yield now."""
+        surely = [request_id for request_id in waiting if request_id not in self._yielding]
+        yielded = [request_id for request_id in surely if request_id in self.worker.requests]
+        return [*(yielded or surely[:1]), *self._yielding.intersection(waiting)]
 
     def _tier_need(self, request_id: str) -> int:
         tier = self.worker.config.tier

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from seesaw.scheduler.output import Batch, ModelOutput, Phase, Row, SchedulerOutput
+from seesaw.errors import ConfigError
+from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
+from seesaw.scheduler.config import SchedulerConfig, TierConfig
+from seesaw.scheduler.output import (
+    Batch,
+    ModelOutput,
+    Phase,
+    Row,
+    SchedulerOutput,
+    TransferDone,
+)
 from seesaw.scheduler.policies.costs import MEMORY, Costs, Mean, StepTimes
+from seesaw.scheduler.policies.seesaw_cost import SeesawCost, SeesawCostOptions
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.scheduler import Scheduler
 
 
 def step_of(
@@ -166,3 +182,136 @@ def test_a_change_never_pays_where_the_decode_layout_prefills_as_fast() -> None:
     costs = measured(0.0)
     observe(costs, step_of("decode", chunks=(100,)), 0.1)
     assert not costs.pays(10**9)
+
+
+# -- the policy -----------------------------------------------------------------------------------
+
+
+def two_residents_and_a_prompt(costs: Costs, *, least_measured: int = 1) -> Scheduler:
+    """The tier is drained, two requests decode, and a prompt of 16 tokens waits, which the tier
+    could take and which is more than a tail (8 tokens)."""
+    config = SchedulerConfig(
+        num_blocks=32,
+        block_size=8,
+        num_layers=1,
+        max_model_len=64,
+        max_num_seqs=4,
+        max_num_batched_tokens=8,
+        debug=True,
+        tier=TierConfig(prefill_blocks=8, tier_blocks=2, tier_block_size=8),
+    )
+    policy = SeesawCost(SeesawCostOptions(least_measured=least_measured))
+    scheduler = Scheduler(config, policy)
+    num_loads = 0
+    for name in "ab":
+        scheduler.add(request_of(name, 8))
+    while scheduler.phase == "prefill" or num_loads < 2:
+        num_loads += len(run_one(scheduler).loads)
+    policy.costs = costs
+    scheduler.add(request_of("c", 16))
+    return scheduler
+
+
+def request_of(name: str, num_prompt: int) -> Request:
+    prompt = [ord(name) * 100 + index for index in range(num_prompt)]
+    sampling = SamplingParams(max_tokens=20)
+    return Request(name, prompt, sampling, seed=0, eos_token_ids=(), max_model_len=64)
+
+
+def run_one(scheduler: Scheduler) -> SchedulerOutput:
+    """A step, with all of it reported at once."""
+    step = scheduler.schedule()
+    assert step is not None
+    drawn = sum(row.samples for lane in step.lanes for row in lane.rows)
+    scheduler.update(ModelOutput(step.step_id, [7] * drawn))
+    for transfer in (*step.stores, *step.loads):
+        scheduler.transferred(TransferDone(transfer.transfer_id))
+    return step
+
+
+def rows_of(step: SchedulerOutput) -> list[tuple[str, int]]:
+    return [(row.request_id, row.num_tokens) for lane in step.lanes for row in lane.rows]
+
+
+def costs_with(reshard_s: float, in_place_s: float | None = None) -> Costs:
+    """Prefill 1 ms a token, decode 100 rows/s with 2 rows and 200 with 4. So two residents decode
+    at half intensity, and 16 prompt tokens take 16 ms."""
+    costs = Costs()
+    observe(costs, step_of("prefill", chunks=(10,)), 0.01)
+    observe(costs, step_of("decode", decodes=2), 0.02)
+    observe(costs, step_of("decode", decodes=4, reshard=True), 0.02, reshard_s)
+    if in_place_s is not None:
+        observe(costs, step_of("decode", chunks=(10,)), 10 * in_place_s)
+    return costs
+
+
+def test_back_to_prefill_when_it_is_the_more_intense_phase() -> None:
+    # 1 - 2 * 3 / 16 is 0.625, more than 0.5
+    step = run_one(two_residents_and_a_prompt(costs_with(0.003)))
+    assert (step.phase, step.reshard, rows_of(step)) == ("prefill", True, [("c", 8)])
+
+
+def test_decode_goes_on_while_it_is_the_more_intense_phase() -> None:
+    # 1 - 2 * 5 / 16 is 0.375, less than 0.5
+    scheduler = two_residents_and_a_prompt(costs_with(0.005))
+    for _ in range(3):
+        step = run_one(scheduler)
+        assert (step.phase, rows_of(step)) == ("decode", [("a", 1), ("b", 1)])
+    scheduler.finish("a", "abort")  # one row decodes at a quarter of the best rate
+    assert run_one(scheduler).phase == "prefill"
+
+
+def test_with_nothing_to_decode_what_waits_is_prefilled_whatever_it_costs() -> None:
+    scheduler = two_residents_and_a_prompt(costs_with(100.0))
+    assert run_one(scheduler).phase == "decode"
+    scheduler.finish("a", "abort")
+    scheduler.finish("b", "abort")
+    assert run_one(scheduler).phase == "prefill"
+
+
+def test_before_enough_is_measured_it_is_seesaw() -> None:
+    scheduler = two_residents_and_a_prompt(costs_with(100.0), least_measured=5)
+    assert run_one(scheduler).phase == "prefill"
+
+
+def test_in_place_where_two_changes_cost_more_than_they_save() -> None:
+    # 2 ms saved a token are 32 ms, two changes take 40.
+    step = run_one(two_residents_and_a_prompt(costs_with(0.02, in_place_s=0.003)))
+    assert (step.phase, rows_of(step)) == ("decode", [("a", 1), ("b", 1), ("c", 6)])
+
+
+def test_not_in_place_where_two_changes_save_more_than_they_cost() -> None:
+    # 10 ms saved a token are 160 ms; but two residents decode at more than 1 - 2 * 20 / 16.
+    scheduler = two_residents_and_a_prompt(costs_with(0.02, in_place_s=0.011))
+    assert rows_of(run_one(scheduler)) == [("a", 1), ("b", 1)]
+    scheduler.finish("a", "abort")
+    scheduler.finish("b", "abort")
+    assert run_one(scheduler).phase == "prefill"
+
+
+def test_the_scheduler_tells_the_policy_what_steps_took() -> None:
+    scheduler = two_residents_and_a_prompt(Costs())
+    step = scheduler.schedule()
+    assert step is not None
+    assert step.reshard
+    scheduler.update(ModelOutput(step.step_id, [], busy_s=0.5, reshard_s=2.0))
+    policy = scheduler._policy
+    assert isinstance(policy, SeesawCost)
+    assert policy.costs.reshard.value == 2.0
+    assert policy.costs.prefill.value == 0.5 / 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"least_measured": 0}, "least_measured=0: expected steps, at least 1"),
+        ({"least_measured": True}, "least_measured=True: expected steps"),
+        ({"least_measured": 2.5}, "least_measured=2.5: expected steps"),
+        ({"load_watermark": 1.0}, "load_watermark=1.0: expected a fraction"),
+        ({"tail": True}, "no option 'tail'"),
+    ],
+)
+def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        policies.make("seesaw-cost", options)
+    assert message in str(error.value)

@@ -149,6 +149,10 @@ SEESAW: dict[str, Sequence[Any]] = {
     "tail": (True, True, False),
     "tail_tokens": (0, 5, 1000),
 }
+COST: dict[str, Sequence[Any]] = {
+    "load_watermark": (0.0, 0.05, 0.4),
+    "least_measured": (1, 2, 5),
+}
 _TIER = Profile(with_tier=True, policy="seesaw", options=SEESAW, stages=(1, 4))
 _STRICT = replace(
     _TIER, options={"tail": (True, False)}, all_at_once=1.0, requests=(2, 16), abort_rate=0.05
@@ -175,9 +179,9 @@ TIER_PROFILES = {
         spare_blocks=(0, 12),
         spare_tier_blocks=(0, 12),
     ),
-    "cost": replace(_TIER, policy="seesaw-cost", options={}),
+    "cost": replace(_TIER, policy="seesaw-cost", options=COST),
     "cost-tiny": replace(
-        _TIER, policy="seesaw-cost", options={}, spare_blocks=(0, 4), spare_tier_blocks=(0, 3)
+        _TIER, policy="seesaw-cost", options=COST, spare_blocks=(0, 4), spare_tier_blocks=(0, 3)
     ),
 }
 
