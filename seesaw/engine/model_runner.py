@@ -107,6 +107,7 @@ class ModelRunner:
         """Run the rank's part of a step; waits for ranks that must run theirs first."""
         report = StepReport(rank=self._rank, step_id=step.step_id)
         began_s = time.perf_counter()
+        assert step.reshard == (step.phase != self._phase), f"step {step.step_id}: wrong phase"
         self._phase = step.phase
         if step.reshard and self._weights is not None:
             report.weight_bytes = self._weights.switch(step.phase)

@@ -2,7 +2,7 @@
 
 Knows messages and processes, nothing of steps. Each worker gets one end of a socket pair, over
 which files (weights, tier) are handed to it and by whose end it learns that the driver is gone;
-messages go over ZeroMQ sockets in a folder of their own (sockets with a path, since abstract ones do not
+messages go over ZeroMQ sockets in a folder of their own (with a path, since abstract ones do not
 cross network namespaces).
 """
 

@@ -17,7 +17,7 @@ from seesaw.engine.rank_executor import RankExecutor
 from seesaw.engine.ranks import Ranks
 from seesaw.layout import ParallelLayout, PlainFormat, layouts_for, rank_ranges
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput
+from seesaw.scheduler.output import Phase, SchedulerOutput
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.hashes import param_hashes
 
@@ -88,15 +88,21 @@ class Walker:
     def __init__(self, engine: Engine) -> None:
         self.executor = executor_of(engine)
         schedulers = engine._replicas.schedulers
+        phases = {scheduler.phase for scheduler in schedulers}
+        assert len(phases) == 1, "replicas stand in different phases"
+        self._phase: Phase = phases.pop()
         self._next = [scheduler.stats.num_steps for scheduler in schedulers]
 
-    def change(self, phase: Phase) -> list[ModelOutput]:
-        """All replicas to `phase`."""
+    def change(self) -> Phase:
+        """All replicas to the other phase, which is returned."""
+        phase: Phase = "decode" if self._phase == "prefill" else "prefill"
         for replica, step_id in enumerate(self._next):
             self.executor.submit(SchedulerOutput(step_id, phase, reshard=True), replica)
             self._next[replica] += 1
-        done = [self.executor.collect()[1] for _ in self._next]
-        return [output for output in done if isinstance(output, ModelOutput)]
+        for _ in self._next:
+            self.executor.collect()
+        self._phase = phase
+        return phase
 
 
 def fresh_hashes(
@@ -117,7 +123,7 @@ def fresh_hashes(
             runs = [data[run.start : run.start + run.size] for run in fmt.runs(param, ranges)]
             shape = fmt.local_shape(param, ranges)
             params[param.name] = torch.cat(runs).view(dtype).view(shape)
-        if spec.tie_word_embeddings and ranges.layers.stop == spec.num_hidden_layers:
+        if spec.tie_word_embeddings and "model.embed_tokens.weight" in params:
             params["lm_head.weight"] = params["model.embed_tokens.weight"]
         found.append(param_hashes(params))
     return found * layout.dp

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,13 @@ from seesaw.engine.ranks import Ranks
 from seesaw.errors import EngineDeadError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import SchedulerOutput
-from tests.engine.rank_harness import BASE, engine_on, generate
+from tests.engine.rank_harness import BASE, Walker, engine_on, generate
 
 PROMPTS = [[5 + i, 6, 7, 8, 9 + i] * 6 for i in range(12)]
 SAMPLING = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SMALL_TIER = {"host_kv_memory": str(192 * 1024), "max_model_len": 64}
 LIMIT_S = 10
+NUM_ROWS = 500
 
 
 def children() -> set[int]:
@@ -70,7 +72,6 @@ def kill_at(
     [
         ("prefill", lambda step: step.phase == "prefill" and bool(step.num_tokens)),
         ("decode", lambda step: step.phase == "decode" and bool(step.num_tokens)),
-        ("transition", lambda step: step.reshard),
         ("load", lambda step: bool(step.loads)),
     ],
 )
@@ -83,13 +84,34 @@ def test_a_killed_rank_is_named_with_its_phase(tiny_checkpoint, monkeypatch, pha
         assert killed, "the step never came"
         assert time.monotonic() - killed[0] < LIMIT_S
         said = str(caught.value)
-        assert any(word in said for word in ("step", "stores or loads", "no step")), said
-        if phase in ("prefill", "decode", "transition"):
-            assert {"transition": "transition"}.get(phase, "step") in said, said
+        assert any(word in said for word in ("step", "stores or loads")), said
+        if phase == "prefill":
+            assert "prefill step" in said, said
         assert children() == before, "a worker is still there"
         with pytest.raises(EngineDeadError, match="rank 1"):
             engine.step()
     assert own_files() == files
+
+
+@pytest.mark.parametrize("reshard_from", ["host", "peers"])
+def test_a_rank_that_dies_in_a_transition_is_named(tiny_checkpoint, reshard_from):
+    """It is stopped first, so that it is killed inside and the others wait for its part."""
+    before = children()
+    model = tiny_checkpoint("llama")
+    with engine_on(None, model, "pp2", "tp2", reshard_from=reshard_from) as engine:
+        assert len(generate(engine, PROMPTS, SAMPLING)) == len(PROMPTS)
+        walker = Walker(engine)
+        pid = walker.executor._ranks.pids[1]
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        began_s = time.monotonic()
+        with pytest.raises(
+            EngineDeadError, match=r"rank 1 was killed by SIGKILL.*the transition to prefill"
+        ):
+            walker.change()
+        assert time.monotonic() - began_s < LIMIT_S
+        assert children() == before
+    assert not own_files()
 
 
 def test_a_rank_that_dies_at_the_start_is_named(tiny_checkpoint, monkeypatch):
@@ -140,7 +162,7 @@ def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
     """The job restarts its engine, the rows in flight run again, every row is answered once."""
     rows = tmp_path / "rows.jsonl"
     with rows.open("w") as file:
-        for index in range(60):
+        for index in range(NUM_ROWS):
             body = {"prompt": f"Row {index} says", "max_tokens": 24, "temperature": 0}
             row = {"custom_id": f"r{index}", "method": "POST", "url": "/v1/completions"}
             file.write(json.dumps(row | {"body": body}) + "\n")
@@ -172,5 +194,5 @@ def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
     assert job.returncode == 0, said
     assert "was killed by SIGKILL" in said
     found = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(60))
+    assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(NUM_ROWS))
     assert not journal.exists() or journal.stat().st_size
