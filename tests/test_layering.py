@@ -42,7 +42,7 @@ LAYERS = {
     "kvcache":     Allowed("layout _cpu",                  "torch"),
     "distributed": Allowed("layers layout",                "torch"),
     "models":      Allowed("families layout kvcache ops layers", "torch"),
-    "weights":     Allowed("families layout tokenizer",
+    "weights":     Allowed("families layout kvcache tokenizer",
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout scheduler tokenizer ops layers kvcache models weights "
                            "distributed",

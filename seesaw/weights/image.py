@@ -15,6 +15,7 @@ import torch
 
 from seesaw.config import format_bytes
 from seesaw.errors import HostMemoryError
+from seesaw.kvcache.page_lock import CudaHostMemory, PageLock
 from seesaw.layout.format import StoredParam, WeightFormat
 
 COMMIT_BYTES = 64 << 20
@@ -28,13 +29,14 @@ class WeightImage:
     """Parameters in the order and at the offsets of `fmt`.
 
     A file without a name (memfd), so that nothing stays behind however a process ends. Who creates
-    it fills it (`load_image`) and hands `fd` to the ranks, which `attach` it: they can only read.
+    it fills it (`load_image`) and hands `fd` to the ranks, which `attach` it and only read.
     """
 
     def __init__(self, fd: int, fmt: WeightFormat, *, writable: bool) -> None:
         """`fd` is the image's from here on. Use `create` or `attach`."""
         self.fd = fd
         self.fmt = fmt
+        self._page_lock: PageLock | None = None
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:
             pages = mmap.mmap(fd, fmt.image_bytes, mmap.MAP_SHARED, protection)
@@ -63,14 +65,27 @@ class WeightImage:
         return cls(fd, fmt, writable=True)
 
     @classmethod
-    def attach(cls, fd: int, fmt: WeightFormat) -> WeightImage:
-        """The image of another process, whose file `fd` becomes this one's; read-only. Raises
-        HostMemoryError, and ValueError where the file is not one of `fmt`."""
+    def attach(
+        cls, fd: int, fmt: WeightFormat, page_lock_for: torch.device | None = None
+    ) -> WeightImage:
+        """The image of another process, whose file `fd` becomes this one's. Raises HostMemoryError,
+        and ValueError where the file is not one of `fmt`.
+
+        `page_lock_for`: a GPU for which to begin to register it with CUDA, in the background;
+        copies work meanwhile, slower. It is then mapped writable, since CUDA refuses what is not,
+        else read-only.
+        """
         size = os.fstat(fd).st_size
         if size != fmt.image_bytes:
             os.close(fd)
             raise ValueError(f"file of weights: got {size} bytes, expected {fmt.image_bytes}")
-        return cls(fd, fmt, writable=False)
+        image = cls(fd, fmt, writable=page_lock_for is not None)
+        if page_lock_for is not None:
+            cuda = CudaHostMemory(page_lock_for)
+            image._page_lock = PageLock(
+                image.bytes.data_ptr(), size, PAGE_LOCK_BYTES, cuda.register, cuda.unregister
+            )
+        return image
 
     @property
     def bytes(self) -> torch.Tensor:
@@ -96,11 +111,22 @@ class WeightImage:
             part.copy_(self.bytes[start : start + part.nbytes], non_blocking=True)
             done += part.nbytes
 
+    def check_page_lock(self, *, wait: bool = False) -> None:
+        """Raises HostMemoryError where CUDA has refused to page-lock it. `wait`: until all is."""
+        if self._page_lock is not None:
+            if wait:
+                self._page_lock.wait()
+            self._page_lock.check()
+
     def close(self) -> None:
-        """Give the file back, and the mapping as soon as no view is left. Safe to call twice."""
-        if self._bytes is not None:
-            self._bytes = None
-            os.close(self.fd)
+        """Give the file back, and the mapping as soon as no view is left. Copies must be through.
+        Safe to call twice."""
+        if self._bytes is None:
+            return
+        if self._page_lock is not None:
+            self._page_lock.close()
+        self._bytes = None
+        os.close(self.fd)
 
 
 def _as_tensor(pages: mmap.mmap) -> torch.Tensor:
