@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import Enum
 
@@ -9,6 +10,9 @@ from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.blocks import ROOT, BlockPool
 from seesaw.scheduler.output import TokenLogprobs
+
+ALL = sys.maxsize
+"""Tokens, drawn and to be drawn."""
 
 
 class RequestStatus(Enum):
@@ -34,8 +38,8 @@ class Request:
     `tokens` are the known ones; `num_tokens` counts pending ones too, which steps in flight are
     still drawing;
     `num_computed` counts positions whose KV was scheduled. `num_tokens - num_computed` is what is
-    left to run. The first `num_known` tokens are known to every worker: drawn ones are not where
-    only the last of several pipeline stages drew them.
+    left to run. The first `num_known` tokens, or ALL, are known to every worker when it runs a step
+    planned now: not those that only the last of several pipeline stages drew.
     """
 
     __slots__ = (
@@ -64,7 +68,7 @@ class Request:
         self.num_prompt = len(self.tokens)
         self.num_tokens = self.num_prompt
         self.num_computed = 0
-        self.num_known = self.num_prompt
+        self.num_known = ALL
         # The KV of the last drawn token is never needed, so max_model_len itself can be reached.
         room = max_model_len - self.num_prompt
         self.limit = self.num_prompt + (

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from seesaw.scheduler.config import SchedulerConfig
 from seesaw.scheduler.output import Batch, ModelOutput, NewRequest, Phase, Row, SchedulerOutput
-from seesaw.scheduler.request import Request, RequestStatus
+from seesaw.scheduler.request import ALL, Request, RequestStatus
 from seesaw.scheduler.residency import Residency, register_full_blocks
 
 
@@ -68,17 +68,17 @@ class StepBuilder:
         """Requests whose row samples, in row order."""
         self.num_shared_tokens = 0
         """Prompt tokens that requests admitted for the first time need not compute."""
-        self.num_decode_rows = 0
-        """Rows of this step that continue an answer."""
         self.num_decoding_in_flight = num_decoding_in_flight
         """Steps of this phase in flight that have such rows."""
         self._residency = residency
         self._tier = residency.tier
         self._output = output
         self._batch = Batch([])
+        self._add_row = self._batch.rows.append
         output.lanes.append(self._batch)
         self._step_id = output.step_id
         self._num_layers = self.config.num_layers
+        self._num_prompt_rows = 0
         self._prefilled: list[Request] = []
         self._enter(output.phase)
 
@@ -87,6 +87,12 @@ class StepBuilder:
         self.stages = self.config.stages(phase)
         self._pool = self._residency.pools[phase]
         self._runs = RequestStatus.PREFILLING if phase == "prefill" else RequestStatus.RUNNING
+        self._is_plain = phase == "decode" and self.stages == 1
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Rows of this step that continue an answer."""
+        return len(self._batch.rows) - self._num_prompt_rows
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -171,14 +177,15 @@ class StepBuilder:
         """
         assert request.last_step != self._step_id, f"{request} has a row in this step already"
         assert request.status is self._runs, f"{request} does not run in phase {self.phase}"
-        start = request.num_computed
-        count = request.num_tokens - start
-        if request.num_tokens >= request.limit or count <= 0:
+        start, num_tokens = request.num_computed, request.num_tokens
+        count = num_tokens - start
+        if num_tokens >= request.limit or count <= 0:
             return True
+        tokens_left = self.tokens_left
         if count > max_tokens:
             count = max_tokens
-        if count > self.tokens_left:
-            count = self.tokens_left
+        if count > tokens_left:
+            count = tokens_left
         if count <= 0:
             return True
         end = start + count
@@ -189,28 +196,32 @@ class StepBuilder:
             return False
         if must_tell:
             self._tell(request)
-        samples = end == request.num_tokens
-        self._batch.rows.append(
+        samples = end == num_tokens
+        self._add_row(
             _make_row(Row, (request.request_id, start, count, 0, self._num_layers, samples))
         )
-        self.tokens_left -= count
+        self.tokens_left = tokens_left - count
         request.num_computed = end
         request.last_step = self._step_id
         if samples:
             request.num_tokens = end + 1
             self.drawing.append(request)
-            if self.stages == 1:
-                request.num_known = end + 1
-            if self.phase == "prefill" and end + 1 < request.limit:
-                self._prefilled.append(request)
+            if not self._is_plain:
+                self._note_draw(request, end)
         if start < request.num_prompt:
+            self._num_prompt_rows += 1
             register_full_blocks(self._pool, request)
-        else:
-            self.num_decode_rows += 1
         return True
 
+    def _note_draw(self, request: Request, end: int) -> None:
+        """What a sampled row means beyond its token, but in the plainest of layouts."""
+        if self.stages > 1:
+            request.num_known = end
+        if self.phase == "prefill" and end + 1 < request.limit:
+            self._prefilled.append(request)
+
     def _tell(self, request: Request) -> None:
-        known, request.num_known = request.num_known, len(request.tokens)
+        known, request.num_known = request.num_known, ALL
         self._output.known_tokens[request.request_id] = (known, request.tokens[known:])
 
     def _extend(self, request: Request, end: int) -> bool:
