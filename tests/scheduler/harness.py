@@ -7,9 +7,9 @@ from typing import Any
 
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput
+from seesaw.scheduler.output import Load, ModelOutput, SchedulerOutput, Store, TransferDone
 from seesaw.scheduler.request import Request
-from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, Update
+from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, TierConfig, Update
 
 EOS = 0
 CONFIG: dict[str, Any] = {
@@ -21,6 +21,32 @@ CONFIG: dict[str, Any] = {
 def make_scheduler(options: dict[str, Any] | None = None, **overrides: Any) -> Scheduler:
     config = SchedulerConfig(**(CONFIG | overrides))
     return Scheduler(config, policies.make("continuous", options or {}))
+
+
+def make_tiered(
+    options: dict[str, Any] | None = None,
+    *,
+    prefill_blocks: int = 16,
+    tier_blocks: int = 16,
+    tier_block_size: int = 4,
+    stages: tuple[int, int] = (1, 1),
+    **overrides: Any,
+) -> Scheduler:
+    """Policy `seesaw`, without a tail unless asked for; `stages` of prefill and of decode."""
+    tier = TierConfig(
+        prefill_blocks=prefill_blocks,
+        tier_blocks=tier_blocks,
+        tier_block_size=tier_block_size,
+        prefill_stages=stages[0],
+        decode_stages=stages[1],
+    )
+    config = SchedulerConfig(**(CONFIG | overrides), tier=tier)
+    return Scheduler(config, policies.make("seesaw", {"tail": False} | (options or {})))
+
+
+def transferred(scheduler: Scheduler, *transfers: Store | Load) -> None:
+    for transfer in transfers:
+        scheduler.transferred(TransferDone(transfer.transfer_id))
 
 
 def add(scheduler: Scheduler, request_id: str, prompt: Sequence[int], **sampling: Any) -> Request:
