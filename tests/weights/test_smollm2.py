@@ -21,7 +21,9 @@ MEASURE = """
 import sys
 import torch
 from seesaw.config import EngineConfig
+from seesaw.layout import PlainFormat
 from seesaw.weights.checkpoint import open_checkpoint
+from seesaw.weights.image import WeightImage
 from tests.process_memory import status_bytes
 
 torch.set_num_threads(1)
@@ -29,7 +31,13 @@ torch.empty(1 << 20).copy_(torch.zeros(1 << 20))
 checkpoint = open_checkpoint(EngineConfig(model=sys.argv[1]))
 checkpoint.tokenizer()
 before = status_bytes("VmRSS")
-params = checkpoint.load_params(getattr(torch, sys.argv[2]), torch.device("cpu"))
+dtype = getattr(torch, sys.argv[2])
+if sys.argv[3] == "image":
+    image = WeightImage.create(PlainFormat(checkpoint.spec, dtype.itemsize))
+    checkpoint.load_image(image, dtype)
+    params = {p.name: image.view(p, dtype) for p in image.fmt.params}
+else:
+    params = checkpoint.load_params(dtype, torch.device("cpu"))
 print(before, status_bytes("VmHWM"), sum(p.nbytes for p in set(params.values())))
 """
 
@@ -68,14 +76,23 @@ def test_gguf_equals_an_independent_conversion(smollm2_gguf, converted):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_memory_while_loading(request, smollm2_gguf, kind, dtype):
+@pytest.mark.parametrize(
+    ("kind", "dtype", "into"),
+    [
+        ("gguf", "bfloat16", "params"),
+        ("gguf", "float32", "params"),
+        ("safetensors", "bfloat16", "params"),
+        ("safetensors", "float32", "params"),
+        ("gguf", "bfloat16", "image"),
+        ("safetensors", "float32", "image"),
+    ],
+)
+def test_memory_while_loading(request, smollm2_gguf, kind, dtype, into):
     model: Path = smollm2_gguf
     if kind == "safetensors":
         model = request.getfixturevalue("converted")[0]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(model), dtype],
+        [sys.executable, "-c", MEASURE, str(model), dtype, into],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -85,4 +102,4 @@ def test_memory_while_loading(request, smollm2_gguf, kind, dtype):
     assert param_bytes == 134_515_008 * (2 if dtype == "bfloat16" else 4)
     assert peak - before > 0.9 * param_bytes, "the measure itself is broken"
     assert peak - before <= 1.3 * param_bytes + 64 * MIB
-    print(f"{kind} {dtype}: {(peak - before) / MIB:.0f} MiB for {param_bytes / MIB:.0f} MiB")
+    print(f"{kind} {dtype} {into}: {(peak - before) / MIB:.0f} MiB for {param_bytes / MIB:.0f} MiB")
