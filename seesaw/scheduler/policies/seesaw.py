@@ -71,7 +71,8 @@ class SeesawOptions:
             )
         for name in ("low_mark", "load_watermark"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < 1:
                 raise ConfigError(f"{name}={value!r}: expected a fraction from 0 to below 1.")
 
 
