@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from seesaw.config import EngineConfig, format_bytes
 from seesaw.errors import ModelError
@@ -186,15 +187,32 @@ except HostMemoryError as error:
     assert "Free memory" in done.stdout
 
 
+class Copies(TorchFunctionMode):
+    """Where the sources of copies begin and end in their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            start = args[1].storage_offset()
+            self.seen.append((start, start + args[1].nbytes))
+        return func(*args, **(kwargs or {}))
+
+
 def test_copies_do_not_cross_registered_pieces(monkeypatch):
     monkeypatch.setattr(image_module, "PAGE_LOCK_BYTES", 100)
     image = WeightImage.create(PlainFormat(make_model(layers=1), 2))
     image.bytes.random_(0, 256)
     for offset, size in ((0, 100), (0, 99), (99, 2), (100, 100), (250, 731), (7, 0), (300, 1)):
         target = torch.zeros(size + 2, dtype=torch.uint8)
-        image.copy_to(target[1:-1], offset)
+        with Copies() as copies:
+            image.copy_to(target[1:-1], offset)
         assert torch.equal(target[1:-1], image.bytes[offset : offset + size])
         assert not target[[0, -1]].any()
+        assert all(start // 100 == (stop - 1) // 100 for start, stop in copies.seen)
+        assert sum(stop - start for start, stop in copies.seen) == size
     image.close()
 
 
