@@ -54,7 +54,9 @@ class Rules:
                 assert store.num_tokens + 1 < most, f"{store}: nothing is left to decode"
         if self.trace.policy in PHASED:
             self._check_phase(step, rows)
-            if step.reshard:
+        if step.reshard:
+            self.seen[f"to {step.phase}"] += 1
+            if self.trace.policy in PHASED:
                 self._check_switch(step, tier)
         self._is_settled = all(one.phase == "prefill" for one in (step, *in_flight))
 
@@ -146,7 +148,6 @@ class Rules:
         assert waiting <= most, f"{waiting} prompt tokens are no tail, {most} would be"
 
     def _check_switch(self, step: SchedulerOutput, tier: TierConfig) -> None:
-        self.seen[f"to {step.phase}"] += 1
         waiting = self._waiting()
         if step.phase == "decode":
             prefilling = [
