@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from seesaw.batch.job import JobResult
     from seesaw.batch.protocol import BatchEngine, PromptEncoder
+    from seesaw.weights.checkpoint import Checkpoint
 
 
 @click.command(
@@ -58,33 +60,36 @@ def _run(options: JobOptions, config: EngineConfig) -> JobResult:
     from seesaw.batch import job
     from seesaw.batch.progress import PlainReporter
 
+    model = _Model(config)
     if not sys.stderr.isatty():
-        return job.run(options, _encoder(config), _engine(config, None), PlainReporter())
+        return job.run(options, model.encoder, partial(model.engine, None), PlainReporter())
     from seesaw.api.batch_progress import TerminalReporter
 
     with TerminalReporter() as reporter:
-        return job.run(options, _encoder(config), _engine(config, reporter.loading), reporter)
+        return job.run(options, model.encoder, partial(model.engine, reporter.loading), reporter)
 
 
-def _encoder(config: EngineConfig) -> Callable[[], PromptEncoder]:
-    def make() -> PromptEncoder:
-        from seesaw.engine import prompts
+class _Model:
+    """Makes what a job asks for, over one checkpoint that is opened once."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
         from seesaw.weights.checkpoint import open_checkpoint
 
-        return prompts.PromptEncoder(config, open_checkpoint(config))
+        return open_checkpoint(self._config)
 
-    return make
+    def encoder(self) -> PromptEncoder:
+        from seesaw.engine import prompts
 
+        return prompts.PromptEncoder(self._config, self._checkpoint)
 
-def _engine(
-    config: EngineConfig, progress: Callable[[int, int], None] | None
-) -> Callable[[], BatchEngine]:
-    def make() -> BatchEngine:
+    def engine(self, progress: Callable[[int, int], None] | None) -> BatchEngine:
         from seesaw.engine.engine import Engine
 
-        return Engine(config, progress=progress)
-
-    return make
+        return Engine(self._config, progress=progress, checkpoint=self._checkpoint)
 
 
 def _resume_command(argv: list[str]) -> str:
