@@ -178,6 +178,21 @@ def test_how_many_tokens_a_tail_may_have(tail_tokens: int, num_phases: int) -> N
     assert len(phases(scheduler)) == num_phases
 
 
+def test_a_tail_waits_until_the_tier_is_drained() -> None:
+    """The last prompt would fit beside the first request; the second, in the tier, does not."""
+    scheduler = with_prompts(16, 16, max_tokens=9, tier_blocks=4, num_blocks=7,
+                             options={"tail": True})  # fmt: skip
+    add(scheduler, "last", prompt_of(2, 900), max_tokens=2)
+    order: list[str] = []
+    while scheduler.num_unfinished:
+        step = step_of(scheduler)
+        order += [f"load {load.request_id}" for load in step.loads]
+        order += ["last"] * ("last" in step.appended_blocks)
+        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
+        transferred(scheduler, *step.stores, *step.loads)
+    assert order == ["load 0", "load 1", "last"]
+
+
 def loaded_first(options: dict[str, Any]) -> str:
     scheduler = make_tiered(options, max_num_seqs=2, num_blocks=16)
     for name, max_tokens in (("short", 2), ("long", 9)):

@@ -185,3 +185,10 @@ def test_a_transition_is_issued_while_the_stages_are_full() -> None:
     transition = step_of(scheduler)
     assert (transition.phase, transition.reshard) == ("decode", True)
     assert scheduler.num_in_flight == 4
+    transferred(scheduler, steps[0].stores[0])
+    assert scheduler.schedule() is None, "as many as the pipeline allows"
+    update(scheduler, steps[1], 5)
+    assert len(step_of(scheduler).loads) == 1
+    update(scheduler, steps[2], 5)
+    transferred(scheduler, steps[1].stores[0])
+    assert scheduler.schedule() is None, "two of the new layout"

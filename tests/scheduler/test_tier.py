@@ -249,6 +249,11 @@ def two_residents(tier_blocks: int) -> tuple[Scheduler, Request, Request]:
 
 def test_the_youngest_is_stored_back_and_comes_first() -> None:
     scheduler, old, young = two_residents(tier_blocks=16)
+    other = add(scheduler, "other", prompt_of(4, 300), max_tokens=2)
+    step = step_of(scheduler)
+    assert (step.phase, ids_of_rows(step)) == ("prefill", ["other"])
+    update(scheduler, step, 7)
+    transferred(scheduler, *step.stores)
     step = step_of(scheduler)
     (store,) = step.stores
     assert (store.request_id, store.phase, store.num_tokens) == ("young", "decode", 7)
@@ -263,27 +268,32 @@ def test_the_youngest_is_stored_back_and_comes_first() -> None:
         update(scheduler, step, token)
         token += 1
     step = step_of(scheduler)
-    (load,) = step.loads
+    load, second = step.loads
     assert (load.request_id, load.tier_blocks, load.num_tokens) == ("young", store.tier_blocks, 7)
+    assert second.request_id == "other"
     update(scheduler, step)
     transferred(scheduler, load)
     assert rows_of(step_of(scheduler)) == [("young", 7, 1, True)]
+    assert other.finish_reason is None
     assert (scheduler.stats.num_stored_back, scheduler.stats.num_preemptions) == (1, 0)
     assert young.tokens == [*prompt_of(7, 200), 6]
 
 
 def test_where_the_tier_has_no_room_it_is_computed_again() -> None:
     scheduler, old, young = two_residents(tier_blocks=4)
-    later = add(scheduler, "later", prompt_of(14, 300), max_tokens=2)
-    step = step_of(scheduler)  # the tier is drained, so the prompt is prefilled: the tier is full
-    assert (step.phase, ids_of_rows(step)) == ("prefill", ["later"])
-    update(scheduler, step, 7)
+    small = add(scheduler, "small", prompt_of(4, 300), max_tokens=2)
+    large = add(scheduler, "large", prompt_of(10, 400), max_tokens=2)
+    step = step_of(scheduler)  # the tier is drained, so they are prefilled: the tier is full
+    assert (step.phase, ids_of_rows(step)) == ("prefill", ["small", "large"])
+    update(scheduler, step, 7, 8)
+    transferred(scheduler, *step.stores)
     step = step_of(scheduler)
     assert (step.phase, step.preempted, ids_of_rows(step)) == ("decode", ["young"], ["old"])
+    assert step.loads == [], "nobody comes in where someone had to yield"
     assert scheduler.num_waiting == 1
     assert scheduler.stats.num_preemptions == 1
     assert young.output_token_ids == [6], "what it drew is kept"
-    assert later.finish_reason is old.finish_reason is None
+    assert {old.finish_reason, small.finish_reason, large.finish_reason} == {None}
 
 
 def test_who_draws_its_last_token_is_not_made_to_yield() -> None:
@@ -304,20 +314,29 @@ def test_who_draws_its_last_token_is_not_made_to_yield() -> None:
     assert scheduler.stats.num_preemptions == scheduler.stats.num_stored_back == 0
 
 
-def test_a_request_that_outgrew_the_tier_is_computed_again_in_the_decode_layout() -> None:
-    """Two tier blocks took each prompt, and nothing takes what they have grown to."""
+@pytest.mark.parametrize("prefill_blocks", [2, 16])
+def test_who_outgrew_tier_or_prefill_pool_is_computed_again_in_the_decode_layout(
+    prefill_blocks: int,
+) -> None:
+    """The tier takes each prompt, and not what it has grown to: four blocks and a token."""
     scheduler = make_tiered(
-        {"load_watermark": 0.0}, num_blocks=5, tier_blocks=4, tier_block_size=4, max_num_seqs=2
+        {"load_watermark": 0.0},
+        num_blocks=9,
+        prefill_blocks=prefill_blocks,
+        tier_blocks=3,
+        max_steps_in_flight=1,
     )
     old = add(scheduler, "old", prompt_of(8), max_tokens=12)
     young = add(scheduler, "young", prompt_of(8, 200), max_tokens=12)
-    for _ in range(200):
-        step = scheduler.schedule()
-        if step is None:
-            break
-        update(scheduler, step, *([5] * sum(r.samples for lane in step.lanes for r in lane.rows)))
+    again: list[str] = []
+    while scheduler.num_unfinished:
+        step = step_of(scheduler)
+        again += [step.phase for row in rows_of(step) if row[0] == "young" and row[1:3] == (0, 17)]
+        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
         transferred(scheduler, *step.stores, *step.loads)
+    assert again == ["decode"]
     assert (old.output_token_ids, young.output_token_ids) == ([5] * 12, [5] * 12)
+    assert scheduler.stats.num_preemptions == 1
     assert_all_free(scheduler)
 
 
