@@ -314,22 +314,29 @@ def test_who_draws_its_last_token_is_not_made_to_yield() -> None:
     assert scheduler.stats.num_preemptions == scheduler.stats.num_stored_back == 0
 
 
-@pytest.mark.parametrize("prefill_blocks", [2, 16])
+@pytest.mark.parametrize(
+    ("prefill_blocks", "tier_blocks", "num_other"), [(2, 3, 8), (16, 3, 8), (4, 5, 16)]
+)
 def test_who_outgrew_tier_or_prefill_pool_is_computed_again_in_the_decode_layout(
-    prefill_blocks: int,
+    prefill_blocks: int, tier_blocks: int, num_other: int
 ) -> None:
-    """The tier takes each prompt, and not what it has grown to: four blocks and a token."""
+    """Both take each prompt, and not what it has grown to: four blocks and a token. Another request
+    is in the tier when it yields."""
     scheduler = make_tiered(
         {"load_watermark": 0.0},
         num_blocks=9,
         prefill_blocks=prefill_blocks,
-        tier_blocks=3,
+        tier_blocks=tier_blocks,
+        max_num_seqs=2,
         max_steps_in_flight=1,
     )
     old = add(scheduler, "old", prompt_of(8), max_tokens=12)
     young = add(scheduler, "young", prompt_of(8, 200), max_tokens=12)
+    add(scheduler, "other", prompt_of(num_other, 300), max_tokens=2)
     again: list[str] = []
-    while scheduler.num_unfinished:
+    for _ in range(60):
+        if not scheduler.num_unfinished:
+            break
         step = step_of(scheduler)
         again += [step.phase for row in rows_of(step) if row[0] == "young" and row[1:3] == (0, 17)]
         update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
