@@ -142,6 +142,21 @@ void test_random_jobs(int num_threads, std::size_t max_jobs) {
     for (const auto& made : cases) made->check();
 }
 
+void test_large_tiles() {
+    const Bytes source(8 << 20, static_cast<unsigned char>(3));
+    Bytes target(8 << 20);
+    CopyPool pool(2, 8);
+    for (std::uint64_t key = 0; key < 4; ++key) {
+        CopyJob job = long_job(key, source, target);
+        job.tile_bytes = 2 << 20;
+        job.source_offsets.resize(1);
+        job.target_offsets.resize(1);
+        pool.submit(std::move(job));
+    }
+    for (int i = 0; i < 4; ++i) CHECK(pool.next_done()->num_bytes == 2 << 20);
+    CHECK(target == source);
+}
+
 void test_empty_jobs() {
     CopyPool pool(2, 8);
     const auto made = random_case(0, 3);
@@ -251,6 +266,8 @@ int main(int argc, char** argv) {
     for (const int num_threads : {1, 2, 5})
         for (const std::size_t max_jobs : {1, 3, 1000}) test_random_jobs(num_threads, max_jobs);
     std::puts("random jobs");
+    test_large_tiles();
+    std::puts("large tiles");
     test_empty_jobs();
     std::puts("empty jobs");
     test_refusals();
