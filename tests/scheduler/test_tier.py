@@ -342,6 +342,7 @@ def test_who_outgrew_tier_or_prefill_pool_is_computed_again_in_the_decode_layout
         update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
         transferred(scheduler, *step.stores, *step.loads)
     assert again == ["decode"]
+    assert scheduler.stats.num_transitions == 1, "no prefill phase could take it"
     assert (old.output_token_ids, young.output_token_ids) == ([5] * 12, [5] * 12)
     assert scheduler.stats.num_preemptions == 1
     assert_all_free(scheduler)
