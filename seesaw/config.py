@@ -101,12 +101,12 @@ class EngineConfig:
     max_model_len: int | None = _opt(
         None, "longest prompt + answer in tokens (default: the model's, as far as memory allows)"
     )
-    max_num_seqs: int = _opt(256, "most requests running at once")
+    max_num_seqs: int = _opt(256, "most requests running at once, in each replica")
     max_num_batched_tokens: int = _opt(2048, "most tokens computed in one step")
     block_size: int = _opt(32, "tokens per KV block")
     enable_prefix_caching: bool = _opt(True, "share the KV of common prompt beginnings")
     device_memory: str | None = _opt(
-        None, "bytes this engine may use for weights, KV and work space, such as 2GiB"
+        None, "bytes of each device for weights, KV and work space, such as 2GiB"
     )
     gpu_memory_utilization: float | None = _opt(
         None, "the same as a fraction of the device's memory (cpu: of the machine's)"

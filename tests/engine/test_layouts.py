@@ -144,11 +144,21 @@ def test_more_cuda_devices_than_there_are(settings: dict[str, Any]) -> None:
         choose(CUDA, **settings)
 
 
-def test_more_ranks_than_cores_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_fits_with_what_its_policy_needs() -> None:
+    # A prompt of the longest length takes 360 MiB in each pool.
+    asked = {"num_devices": 2, "max_model_len": 8192, "device_memory": "1000MiB"}
+    assert pair(**asked) == pair(policy="continuous", **asked) == "dp2-tp1-pp1 dp2-tp1-pp1"
+    assert pair(policy="seesaw", **asked) == "dp1-tp1-pp2 dp1-tp2-pp1"
+
+
+def test_more_ranks_than_cores_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logging.getLogger("seesaw").addHandler(caplog.handler)
     try:
         choose(prefill_layout="pp4", decode_layout="tp4")
-        choose(CUDA, prefill_layout="pp4")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+        choose(CUDA, prefill_layout="pp8")
         assert not caplog.records
         choose(prefill_layout="pp5")
     finally:

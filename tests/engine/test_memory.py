@@ -154,6 +154,25 @@ def test_more_than_is_free_is_refused() -> None:
         plan(gpu_memory_utilization=0.9)
 
 
+def test_the_smallest_gpu_sets_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [24, 40, 16, 40]
+
+    def properties(index: int) -> object:
+        return type("Properties", (), {"total_memory": sizes[index] * GIB})
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+    def budget(num_ranks: int, **settings: Any) -> int:
+        config = EngineConfig(model="m", **settings)
+        return device_memory.device_budget(config, torch.device("cuda", 0), num_ranks)[0]
+
+    assert budget(2, device_memory="18GiB") == 18 * GIB
+    assert budget(4) == int(16 * GIB * 0.9)
+    with pytest.raises(ConfigError, match=r"18.00 GiB, but only 16.00 GiB"):
+        budget(3, device_memory="18GiB")
+
+
 # -- several ranks -----------------------------------------------------------------------------
 
 
