@@ -204,12 +204,15 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
         phase: ALONE if group is None else group.tp_comm(setup.layout(phase))
         for phase in plan.phases
     }
-    image = WeightImage.attach(files[0], plan.fmt)
+    # Read once where the layouts are equal: not worth page-locking.
+    lock_for = builder.device if plan.changes and builder.device.type == "cuda" else None
+    image = WeightImage.attach(files[0], plan.fmt, page_lock_for=lock_for)
     builder.release.append(image.close)
     arena = Arena(plan.arenas[setup.rank], builder.device)
     exchange = group.peer_exchange() if group is not None and setup.peers else None
     resharder = Resharder(setup.rank, plan.changes.values(), arena, image, exchange)
     resharder.run(plan.first_load())
+    image.check_page_lock(wait=True)
     if not plan.changes:
         image.close()
     params = {

@@ -112,7 +112,7 @@ def tight(make, path) -> str:
     """A budget that leaves KV for about three of the longest requests."""
     with make(path, max_model_len=96, max_num_seqs=24) as llm:
         plan = llm.engine.memory_plan
-    return str(plan.weight_bytes + plan.work_bytes + 18 * plan.block_bytes)
+    return str(plan.arena_bytes + plan.work_bytes + 18 * plan.block_bytes)
 
 
 def test_bf16_logprobs_are_close_to_float32(tiny_checkpoint, make):

@@ -10,16 +10,18 @@ import weakref
 import pytest
 
 from seesaw.engine.executor import InProcessExecutor
+from seesaw.engine.messages import StepReport
 from seesaw.errors import EngineDeadError
 
 
-class FakeWorker:
+class FakeRunner:
     """Waits for `go` in each step."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
         self.go = threading.Event()
         self.steps: list[object] = []
+        self.closed = False
 
     def execute(self, step):
         self.steps.append(step)
@@ -27,37 +29,43 @@ class FakeWorker:
         assert self.go.wait(30)
         if step == "fail":
             raise ZeroDivisionError("a test's doing")
-        return step
+        return StepReport(rank=0, step_id=step, token_ids=[step])
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def test_steps_come_back_in_order():
-    worker = FakeWorker()
-    worker.go.set()
-    executor = InProcessExecutor(worker)
+    runner = FakeRunner()
+    runner.go.set()
+    executor = InProcessExecutor(lambda report: runner)
     for step in range(5):
         executor.submit(step)
-    assert [executor.collect() for _ in range(5)] == list(range(5))
+    found = [executor.collect() for _ in range(5)]
+    assert [(replica, done.step_id) for replica, done in found] == [(0, i) for i in range(5)]
     executor.shutdown()
     executor.shutdown()
 
 
 def test_shutdown_begins_no_step_that_waits():
-    worker = FakeWorker()
-    executor = InProcessExecutor(worker)
+    runner = FakeRunner()
+    executor = InProcessExecutor(lambda report: runner)
     for step in range(3):
         executor.submit(step)
-    assert worker.begun.wait(30)
-    threading.Timer(0.1, worker.go.set).start()
+    assert runner.begun.wait(30)
+    threading.Timer(0.1, runner.go.set).start()
     executor.shutdown()
-    assert worker.steps == [0]
+    assert runner.steps == [0]
+    assert runner.closed
 
 
 def test_a_failure_is_told_each_time_and_holds_no_memory():
-    worker = FakeWorker()
-    worker.go.set()
-    alive = weakref.ref(worker)
-    executor = InProcessExecutor(worker)
-    del worker
+    runner = FakeRunner()
+    runner.go.set()
+    alive = weakref.ref(runner)
+    made = [runner]
+    executor = InProcessExecutor(lambda report: made.pop())
+    del runner
     executor.submit("fail")
     for _ in range(2):
         with pytest.raises(EngineDeadError, match="ZeroDivisionError: a test's doing") as caught:
@@ -73,12 +81,13 @@ def test_a_process_may_end_while_a_step_runs():
         "import threading, torch\n"
         "from seesaw.engine.executor import InProcessExecutor\n"
         "begun = threading.Event()\n"
-        "class Worker:\n"
+        "class Runner:\n"
         "    def execute(self, step):\n"
         "        begun.set()\n"
         "        for _ in range(20):\n"
         "            torch.linalg.svd(torch.randn(150, 150))\n"
-        "executor = InProcessExecutor(Worker())\n"
+        "    def close(self): pass\n"
+        "executor = InProcessExecutor(lambda report: Runner())\n"
         "executor.submit(1)\n"
         "executor.submit(2)\n"
         "begun.wait()\n"

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from seesaw import LLM, ConfigError, Engine, EngineConfig, EngineDeadError, RequestError
-from seesaw.engine.worker import Worker
+from seesaw.engine.model_runner import ModelRunner
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.policies.continuous import Continuous
 
@@ -188,8 +188,15 @@ def test_bad_prompts_raise_before_anything_runs_or_fail_alone(llm):
 def test_unknown_argument_is_refused_with_the_nearest(path):
     with pytest.raises(ConfigError, match=r"max_num_seq'.*Did you mean 'max_num_seqs'"):
         LLM(path, max_num_seq=3)
-    with pytest.raises(ConfigError, match="one device"):
-        LLM(path, tensor_parallel_size=2)
+
+
+def test_tensor_parallel_size_is_the_layout_of_both_phases(llm, path):
+    prompts = [[5, 6, 7 + i] for i in range(4)]
+    expected = [o.outputs[0].token_ids for o in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    with LLM(path, tensor_parallel_size=2, **SETTINGS) as two:
+        assert str(two.engine.layouts.decode) == "dp1-tp2-pp1"
+        found = [o.outputs[0].token_ids for o in two.generate(prompts, GREEDY, use_tqdm=False)]
+    assert found == expected
 
 
 def test_stream_takes_prompts_as_there_is_room(llm):
@@ -311,7 +318,7 @@ def test_a_step_that_fails_kills_the_engine_with_its_cause(path, monkeypatch):
         def fail(self, step):
             raise ZeroDivisionError("a test's doing")
 
-        monkeypatch.setattr(Worker, "execute", fail)
+        monkeypatch.setattr(ModelRunner, "execute", fail)
         with pytest.raises(EngineDeadError, match="ZeroDivisionError: a test's doing"):
             run_to_the_end(engine)
         with pytest.raises(EngineDeadError, match="dead"):
@@ -324,7 +331,7 @@ def test_the_next_step_is_issued_before_one_ends(path, monkeypatch):
     """The worker is held in its first decode step: the engine has handed over the next by then."""
     submitted, seen = [], []
     released = threading.Event()
-    execute = Worker.execute
+    execute = ModelRunner.execute
 
     def slow(self, step):
         if step.step_id == 1:
@@ -332,17 +339,18 @@ def test_the_next_step_is_issued_before_one_ends(path, monkeypatch):
         seen.append((step.step_id, len(submitted)))
         return execute(self, step)
 
-    monkeypatch.setattr(Worker, "execute", slow)
+    monkeypatch.setattr(ModelRunner, "execute", slow)
     with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
-        submit = engine._executor.submit
+        executor = engine._replicas._executor
+        submit = executor.submit
 
-        def record(step):
+        def record(step, replica=0):
             submitted.append(step.step_id)
             if step.step_id == 2:
                 released.set()
-            submit(step)
+            submit(step, replica)
 
-        monkeypatch.setattr(engine._executor, "submit", record)
+        monkeypatch.setattr(executor, "submit", record)
         engine.add_request("a", [5, 6, 7], GREEDY)
         while engine.has_unfinished_requests():
             engine.step()
@@ -361,7 +369,7 @@ def test_shutdown_frees_everything(tiny_checkpoint):
     def cycle():
         with LLM(path, **SETTINGS) as llm:
             llm.generate([[5] * 60] * 8, GREEDY, use_tqdm=False)
-            return llm.engine.memory_plan.weight_bytes
+            return llm.engine.memory_plan.arena_bytes
 
     weight_bytes = cycle()
     cycle()

@@ -134,7 +134,7 @@ def interrupt_once(monkeypatch, owner, name):
 def test_an_interruption_while_the_device_works_leaves_the_engine_usable(path, monkeypatch):
     with LLM(path, **SETTINGS) as llm:
         before = answer(llm)
-        interrupt_once(monkeypatch, llm.engine._executor, "collect")
+        interrupt_once(monkeypatch, llm.engine._replicas._executor, "collect")
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["a b c"] * 20, SamplingParams(max_tokens=50), use_tqdm=False)
         assert not llm.engine.has_unfinished_requests()
@@ -145,7 +145,7 @@ def test_what_ended_before_an_interruption_is_returned_by_the_next_step(path, mo
     with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
         engine.add_request("runs", [5, 6], SHORT)
         engine.add_request("empty", [5, 6], SamplingParams(max_tokens=0))
-        interrupt_once(monkeypatch, engine._executor, "collect")
+        interrupt_once(monkeypatch, engine._replicas._executor, "collect")
         with pytest.raises(KeyboardInterrupt):
             engine.step()
         outputs = []
@@ -156,7 +156,7 @@ def test_what_ended_before_an_interruption_is_returned_by_the_next_step(path, mo
 
 def test_an_interruption_halfway_through_a_plan_ends_the_engine_by_name(path, monkeypatch):
     with LLM(path, **SETTINGS) as llm:
-        interrupt_once(monkeypatch, llm.engine._scheduler, "update")
+        interrupt_once(monkeypatch, llm.engine._replicas.schedulers[0], "update")
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["a"], SHORT, use_tqdm=False)
         with pytest.raises(EngineDeadError, match="cut off by KeyboardInterrupt"):
