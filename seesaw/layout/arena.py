@@ -102,8 +102,8 @@ _Held = Sequence[Mapping[int, _Tensor]]
 
 def _kinds(fmt: WeightFormat, own: Sequence[RankRanges]) -> list[_Held]:
     """What moves, by kind (`mlp.down_proj.weight`): tensors of a kind are cut alike, so that what
-    one layout leaves free between them fits those of the other. Large ones first, since those
-    gain most from an equal address."""
+    one layout leaves free between them fits those of the other. Large ones first; any fixed order
+    would do."""
     kinds: dict[str, list[dict[int, _Tensor]]] = {}
     for param in fmt.params:
         if param.layer is None or not moves(param):

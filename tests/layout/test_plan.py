@@ -273,6 +273,24 @@ def test_28_heads_on_8_ranks() -> None:
             replica.assert_holds(new)
 
 
+def test_of_two_shared_parts_the_larger_keeps_its_address() -> None:
+    """Ranks 1, 3, .. of tp8 hold 3 of 7 query heads and the K and V head behind them."""
+    spec = make_model(layers=8, query_heads=28, kv_heads=4)
+    replica = Replica(spec, [ParallelLayout(pp=8), ParallelLayout(tp=8)], 2)
+    head_bytes = spec.head_dim * spec.hidden_size * 2
+    resident = [
+        sum(
+            piece.size
+            for round in replica.change(0, 1).rounds
+            for piece in round.pieces[rank]
+            if piece.source == "resident" and "qkv_proj" in piece.param
+        )
+        for rank in range(8)
+    ]
+    # 4 query heads stand apart from K and V; 3 stand before them, all one run of 5 heads.
+    assert resident == [heads * head_bytes for heads in [4, 5] * 4]
+
+
 def test_a_first_load_goes_layer_by_layer_from_the_host_alone() -> None:
     spec = make_model(layers=5, tie_word_embeddings=False)
     replica = Replica(spec, [ParallelLayout(pp=2), ParallelLayout(tp=2)], 2)
