@@ -119,12 +119,12 @@ class StepBuilder:
 
     @property
     def num_tier_blocks_to_load(self) -> int:
-        """Tier blocks of requests that are stored, or on their way in or out."""
-        return sum(
-            len(request.tier_blocks)
-            for requests in (self.storing, self.stored, self.loading)
-            for request in requests
-        )
+        """Tier blocks of requests that are stored, or on their way in or out: all but those kept
+        for prompts under way, and those of requests that have ended."""
+        if self._tier is None:
+            return 0
+        others = (*self.prefilling, *self._residency.draining)
+        return self._tier.num_used - sum(len(request.tier_blocks) for request in others)
 
     @property
     def num_stored_ever(self) -> int:

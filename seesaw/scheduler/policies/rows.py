@@ -43,27 +43,27 @@ def _share(step: StepBuilder) -> list[Request]:
     As many groups as stages go round: when one comes back it is issued again, taking in who joined
     meanwhile or leaving out who makes it larger than an equal share.
     """
-    decoding = [r for r in step.running if _is_decoding(r)]
-    num_ready = sum(len(r.tokens) == r.num_tokens for r in decoding)
+    num_decoding = num_ready = 0
+    candidates: list[tuple[Request, bool]] = []  # and whether it decodes
+    for request in step.running:
+        start, num_tokens = request.num_computed, request.num_tokens
+        if start < request.num_prompt or num_tokens - start > 1:
+            candidates.append((request, False))
+            continue
+        num_decoding += 1
+        if len(request.tokens) == num_tokens:
+            num_ready += 1
+            candidates.append((request, True))
     free_stages = step.stages - step.num_decoding_in_flight
     share = 0
     if free_stages > 0:
-        share = min(-(-len(decoding) // step.stages), -(-num_ready // free_stages))
+        share = min(-(-num_decoding // step.stages), -(-num_ready // free_stages))
     chosen = []
-    for request in step.running:
-        if not _is_decoding(request):
+    for request, decodes in candidates:
+        share -= decodes
+        if not decodes or share >= 0:
             chosen.append(request)
-        elif share and len(request.tokens) == request.num_tokens:
-            chosen.append(request)
-            share -= 1
     return chosen
-
-
-def _is_decoding(request: Request) -> bool:
-    return (
-        request.num_computed >= request.num_prompt
-        and request.num_tokens - request.num_computed <= 1
-    )
 
 
 def balance_prompts(step: StepBuilder, prompts: Iterable[Request], decode_rows: int = 0) -> None:
