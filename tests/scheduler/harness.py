@@ -97,3 +97,10 @@ def two_in_a_full_pool(**overrides: Any) -> tuple[Scheduler, Request, Request]:
     young = add(scheduler, "young", prompt_of(7, 200), max_tokens=8)
     update(scheduler, step_of(scheduler), 5, 6)
     return scheduler, old, young
+
+
+def assert_all_free(scheduler: Scheduler) -> None:
+    scheduler.check()
+    assert scheduler.kv_usage == scheduler.prefill_kv_usage == 0
+    assert (scheduler.num_tier_blocks_used, scheduler.num_transfers) == (0, 0)
+    assert (scheduler.num_unfinished, scheduler.num_running, scheduler.num_waiting) == (0, 0, 0)
