@@ -20,9 +20,6 @@ OnError = Literal["raise", "return"]
 Messages = Sequence[Mapping[str, Any]]
 Sampling = SamplingParams | Sequence[SamplingParams] | None
 
-ADMITTED_PER_SEQ = 2
-"""Requests queued per sequence that can run: enough that a step never waits for the next prompt."""
-
 
 class LLM:
     """A model that answers batches of prompts.
@@ -134,7 +131,7 @@ class LLM:
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error={on_error!r}: expected 'raise' or 'return'.")
         source = iter(pairs)
-        room = ADMITTED_PER_SEQ * self.engine.max_num_seqs
+        room = self.engine.max_num_queued
         live: dict[str, None] = {}  # in order of arrival
         done: dict[str, RequestOutput] = {}
         exhausted = False

@@ -55,8 +55,8 @@ class BatchEngine(Protocol):
     """What answers encoded rows; needs no tokenizer of its own."""
 
     @property
-    def max_num_seqs(self) -> int:
-        """Most requests that run at once; a job keeps a small multiple of it admitted."""
+    def max_num_queued(self) -> int:
+        """Requests that a job keeps unfinished in the engine, so that it never waits for a row."""
         ...
 
     def add_request(

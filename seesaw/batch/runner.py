@@ -28,7 +28,6 @@ from seesaw.errors import EngineDeadError, JobError, RequestError, SeesawError
 from seesaw.log import get_logger
 from seesaw.outputs import RequestOutput
 
-ADMIT_FACTOR = 2  # requests admitted per running one, so that the engine never waits for a row
 CRASHES_TO_SUSPECT = 2
 PROGRESS_S = 0.1
 _MANY = 2**62
@@ -256,7 +255,7 @@ class Runner:
                 f"the engine could not start: {type(error).__name__}: {error}."
             ) from error
         self.stats.engine_start_s += time.monotonic() - began_s
-        self._most_running = ADMIT_FACTOR * self._engine.max_num_seqs
+        self._most_running = self._engine.max_num_queued
         return self._most_running
 
     def _shut_down(self) -> None:

@@ -34,6 +34,9 @@ from seesaw.weights.checkpoint import Checkpoint, open_checkpoint
 logger = get_logger(__name__)
 
 
+QUEUED_PER_SEQ = 2
+
+
 @dataclass(slots=True)
 class _Arrival:
     request_id: str
@@ -112,8 +115,13 @@ class Engine:
         return self.memory_plan.max_model_len
 
     @property
-    def max_num_seqs(self) -> int:
-        return self.config.max_num_seqs
+    def max_num_queued(self) -> int:
+        """Unfinished requests that keep the engine busy: as many again wait as can run, and where
+        there is a host tier enough prompts to fill it, since a phase that begins with fewer ends
+        early and costs a transition."""
+        plan = self.memory_plan
+        replicas = len(self._replicas.schedulers)
+        return replicas * (QUEUED_PER_SEQ * self.config.max_num_seqs + plan.tier_blocks)
 
     @property
     def default_sampling(self) -> Mapping[str, Any]:

@@ -102,6 +102,7 @@ def _choose(
     replicas = ParallelLayout(dp=num_devices)
     if num_devices == 1:
         return LayoutChoice(replicas, replicas, "the default")
+    has_tier = policies.uses_tier(config.resolve_policy(False))
     setting = Setting(
         config=config,
         spec=spec,
@@ -109,7 +110,7 @@ def _choose(
         device=device,
         prefill=replicas,
         decode=replicas,
-        uses_tier=config.policy in policies.WITH_TIER,
+        uses_tier=has_tier,
     )
     if DeviceSplit.of(setting).fits:
         return LayoutChoice(replicas, replicas, "the model fits one device")
@@ -123,7 +124,7 @@ def _choose(
         )
     prefill = max(options, key=lambda layout: layout.pp)
     decode = max(options, key=lambda layout: layout.tp)
-    if config.policy != "auto" and config.policy not in policies.WITH_TIER:
+    if config.policy != "auto" and not has_tier:
         reason = f"the model does not fit one device; policy {config.policy} runs one layout"
         return LayoutChoice(decode, decode, reason)
     return LayoutChoice(prefill, decode, "the model does not fit one device")

@@ -60,7 +60,7 @@ def load_replicas(
     dtype = pick_dtype(config.dtype, checkpoint.spec.torch_dtype, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
-    uses_tier = policy in policies.WITH_TIER
+    uses_tier = policies.uses_tier(policy)
     plan = plan_memory(config, checkpoint.spec, dtype, device, layouts, uses_tier)
     schedulers = _schedulers(config, checkpoint, plan, layouts, policy)
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))

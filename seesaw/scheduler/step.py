@@ -18,8 +18,9 @@ from seesaw.scheduler.residency import Residency, register_full_blocks
 class Policy(Protocol):
     """A scheduling policy: one small class, made from its frozen `Options` dataclass.
 
-    It may also have `observe(step: SchedulerOutput, done: ModelOutput)`, which is told of each
-    finished step, for those that decide by measured times.
+    `uses_tier = True` on the class says that it keeps KV in the host tier between phases; without
+    it there is one layout and one phase. It may also have `observe(step: SchedulerOutput, done:
+    ModelOutput)`, which is told of each finished step, for those that decide by measured times.
     """
 
     Options: type[Any]

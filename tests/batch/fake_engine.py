@@ -67,6 +67,7 @@ class FakeEngine(FakeEncoder):
         hook("load")
         FakeEngine.generation += 1
         self.max_num_seqs = max_num_seqs
+        self.max_num_queued = 2 * max_num_seqs
         self.most_admitted = 0
         self._step_s = step_s
         self._hook = hook

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from seesaw.engine.layouts import LayoutChoice, choose_layouts
 from seesaw.errors import ConfigError
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
+from seesaw.scheduler.policies.continuous import Continuous
 
 MIB = 2**20
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -109,8 +112,19 @@ def test_a_larger_model_is_cut_into_stages_for_prompts_and_by_heads_for_answers(
 def test_a_policy_of_one_layout_gets_one() -> None:
     small = {"num_devices": 4, "device_memory": "300MiB"}
     assert pair(policy="continuous", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
-    assert pair(policy="mine:Policy", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
     assert pair(policy="seesaw-cost", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
+
+
+def test_a_policy_of_ones_own_says_whether_it_can_change_layouts(monkeypatch) -> None:
+    class Mine(Continuous):
+        uses_tier = True
+
+    module = ModuleType("mine")
+    vars(module).update(Phased=Mine, Plain=Continuous)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    small = {"num_devices": 4, "device_memory": "300MiB"}
+    assert pair(policy="mine:Phased", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
+    assert pair(policy="mine:Plain", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
 
 
 def test_a_number_that_no_dimension_allows_is_told_with_one_that_it_does() -> None:

@@ -17,9 +17,6 @@ BUILT_IN = {
     "seesaw-cost": "seesaw.scheduler.policies.seesaw_cost:SeesawCost",
 }
 
-WITH_TIER = frozenset({"seesaw", "seesaw-cost"})
-"""Policies that keep KV in the host tier between phases, and so can run two layouts."""
-
 
 def get(name: str) -> type[Policy]:
     """The policy class for a built-in name or `module.path:Class`. Raises ConfigError."""
@@ -43,6 +40,12 @@ def get(name: str) -> type[Policy]:
             f"policy {name!r}: expected a class with a dataclass `Options` and `plan(step)`."
         )
     return policy
+
+
+def uses_tier(name: str) -> bool:
+    """Whether the policy keeps KV in the host tier between phases, and so can run two layouts.
+    Raises as `get`."""
+    return bool(getattr(get(name), "uses_tier", False))
 
 
 def make(name: str, options: Mapping[str, Any]) -> Policy:

@@ -78,6 +78,7 @@ class SeesawOptions:
 
 class Seesaw:
     Options: type[Any] = SeesawOptions
+    uses_tier = True
 
     def __init__(self, options: SeesawOptions) -> None:
         self._switch = options.switch
