@@ -26,9 +26,10 @@ demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch fla
 test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)
 
-gpu-check: ## ops and engine on an NVIDIA GPU; needs torch, transformers and pytest, no install
+gpu-check: ## ops, engine, tier, re-sharding on an NVIDIA GPU; needs torch, transformers and pytest, no install
 	$(PYTHON) -m pytest --device cuda tests/ops/test_registry.py tests/engine/test_equivalence.py \
-		tests/engine/test_llm.py
+		tests/engine/test_llm.py tests/kvcache/test_round_trip.py tests/kvcache/test_tier.py \
+		tests/weights/test_reshard.py
 
 lint: setup ## ruff, formatting, types
 	$(BIN)/ruff check .

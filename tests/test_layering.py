@@ -178,6 +178,11 @@ def test_package_imports_without(package: str, blocked: tuple[str, ...]) -> None
     assert count == len(list((ROOT / package).rglob("*.py")))
 
 
+def test_one_device_needs_none_of_the_libraries_that_join_processes() -> None:
+    code = "import sys, seesaw.api.llm; print([n for n in ('zmq', 'msgspec') if n in sys.modules])"
+    assert run_python(code) == "[]\n"
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run-batch", "--help"]])
 def test_help_and_version_load_no_torch(arguments: list[str]) -> None:
     code = f"""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from seesaw.config import EngineConfig
 from seesaw.engine.layouts import LayoutChoice
@@ -20,7 +20,6 @@ from seesaw.engine.loader import load_replicas
 from seesaw.engine.memory import MemoryPlan
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
-from seesaw.engine.ranks import Ranks
 from seesaw.engine.replicas import Event, Replicas
 from seesaw.engine.stats import MovementStats
 from seesaw.errors import EngineDeadError, RequestError
@@ -30,6 +29,9 @@ from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import SchedulerStats
 from seesaw.weights.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from seesaw.engine.ranks import Ranks
 
 logger = get_logger(__name__)
 

@@ -5,12 +5,11 @@ pools, processes.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
 from seesaw import envs
@@ -22,17 +21,16 @@ from seesaw.engine.layouts import LayoutChoice, choose_layouts
 from seesaw.engine.memory import MemoryPlan, plan_memory
 from seesaw.engine.messages import RankSetup, TierSetup
 from seesaw.engine.predict import predict_bytes
-from seesaw.engine.rank_executor import RankExecutor
-from seesaw.engine.ranks import Ranks
 from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
 from seesaw.kvcache.tier import HostTier
-from seesaw.layout.plain import PlainFormat
 from seesaw.log import get_logger
 from seesaw.scheduler import policies
 from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, TierConfig
 from seesaw.weights.checkpoint import Checkpoint
-from seesaw.weights.image import WeightImage
+
+if TYPE_CHECKING:
+    from seesaw.engine.ranks import Ranks
 
 logger = get_logger(__name__)
 
@@ -70,7 +68,11 @@ def load_replicas(
     if layouts.num_ranks == 1 and ranks is None:
         replicas = _load_here(schedulers, setup, checkpoint, progress)
     else:
-        replicas = _load_ranks(schedulers, setup, checkpoint, progress, ranks)
+        # Here, since one device needs none of the libraries that join processes.
+        from seesaw.engine.rank_loader import load_ranks
+
+        with _timed(checkpoint):
+            replicas = load_ranks(schedulers, setup, checkpoint, progress, ranks)
     return Loaded(replicas, plan, layouts)
 
 
@@ -153,76 +155,13 @@ def _load_here(
     )
 
 
-def _load_ranks(
-    schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint,
-    progress: Progress | None, ranks: Ranks | None,
-) -> Replicas:  # fmt: skip
-    """A process per device. They start while the host image is read, which they share."""
-    dp, size = len(schedulers), setup.num_ranks
-    fmt = PlainFormat(setup.spec, getattr(torch, setup.dtype).itemsize)
-    keep = ranks is not None
-    with contextlib.ExitStack() as undo:
-        image = WeightImage.create(fmt)
-        undo.callback(image.close)
-        tiers: list[HostTier] = []
-        for _ in range(dp if setup.tier is not None else 0):
-            tiers.append(HostTier.create(tier_shape(setup)))
-            undo.callback(tiers[-1].close)
-        if ranks is None:
-            ranks = Ranks(dp * size)
-            undo.callback(ranks.close, kill=True)
-        assert ranks.num_ranks == dp * size, f"{ranks.num_ranks} ranks for {dp} x {size}"
-        with _timed(checkpoint):
-            checkpoint.load_image(image, getattr(torch, setup.dtype), progress)
-        release = undo.pop_all()
-    executor = RankExecutor(
-        ranks,
-        [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
-        [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
-        keep_ranks=keep,
-        released=release.close,
-    )
-    try:
-        executor.wait_ready()
-    except BaseException:
-        executor.shutdown()
-        raise
-    if setup.prefill == setup.decode:
-        image.close()  # nothing will be read from it again
-    return Replicas(
-        executor,
-        schedulers,
-        predict=predict_bytes(setup),
-        commit_tier=(lambda replica, blocks: tiers[replica].commit(blocks)) if tiers else None,
-    )
-
-
-def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
-    """`rank` counts over all replicas. Each setup of the same processes has a store of its own."""
-    replica, own = divmod(rank, setup.num_ranks)
-    device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
-    store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
-    cores = _cores(rank, ranks.num_ranks, setup.num_threads)
-    return msgspec.structs.replace(
-        setup, rank=own, replica=replica, device=device, store_path=store, cores=cores
-    )
-
-
-def _cores(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
-    """Cores of their own for ranks on the CPU, where there are enough."""
-    usable = sorted(os.sched_getaffinity(0))
-    if num_ranks * num_threads > min(len(usable), int(usable_cores())):
-        return None
-    return usable[rank * num_threads : (rank + 1) * num_threads]
-
-
 @contextlib.contextmanager
 def _timed(checkpoint: Checkpoint) -> Iterator[None]:
     start_s = time.perf_counter()
     yield
     num_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     seconds = time.perf_counter() - start_s
-    logger.info("weights read: %s in %.1f s", format_bytes(num_bytes), seconds)
+    logger.info("weights in place: %s of files in %.1f s", format_bytes(num_bytes), seconds)
 
 
 def pick_device(name: str) -> torch.device:

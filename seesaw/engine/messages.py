@@ -1,27 +1,29 @@
-"""What driver and worker processes say to each other, as MessagePack.
+"""What driver and ranks say to each other: plain data.
 
-Owns the form of the messages; who sends what when is `executor.py`'s and `worker.py`'s business.
+Who sends what when is the business of `rank_executor.py` and `worker.py`, its form between
+processes that of `wire.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import msgspec
+from dataclasses import dataclass, field
+from typing import Literal
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ParallelLayout
 from seesaw.scheduler.output import Phase, SchedulerOutput, TokenLogprobs
 
 
-class TierSetup(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TierSetup:
     """The replica's host tier: `num_blocks` blocks of `block_tokens` tokens."""
 
     num_blocks: int
     block_tokens: int
 
 
-class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSetup:
     """All that a rank must know before its first step. Layouts are those of a replica (dp 1).
 
     `prefill` and `decode` are equal where there is one layout. Without `tier` there is one pool.
@@ -50,35 +52,41 @@ class RankSetup(msgspec.Struct, frozen=True, kw_only=True):
         return self.prefill if phase == "prefill" else self.decode
 
 
-class Setup(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Setup:
     """Be this rank. Files of weights and tier come over the control socket beforehand, in this
     order; a tier only where `setup.tier` says so."""
 
     setup: RankSetup
 
 
-class Step(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Step:
     output: SchedulerOutput
 
 
-class Inspect(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Inspect:
     """Ask for `Inspected`."""
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Stop:
     """End when all before it is done."""
 
 
 ToWorker = Setup | Step | Inspect | Stop
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Ready:
     """Weights of the first phase are in place and steps may come."""
 
     rank: int
 
 
-class StepReport(msgspec.Struct, tag=True, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class StepReport:
     """One rank's part of a step. `token_ids` is None on ranks that do not draw, else one per row
     with `samples`. Seconds: `busy_s` computing, `reshard_s` held up by a change of layout.
     `weight_bytes` by source, of the change of layout in this step.
@@ -90,10 +98,11 @@ class StepReport(msgspec.Struct, tag=True, kw_only=True):
     logprobs: list[TokenLogprobs | None] | None = None
     busy_s: float = 0.0
     reshard_s: float = 0.0
-    weight_bytes: dict[str, int] = {}  # msgspec copies empty defaults
+    weight_bytes: dict[str, int] = field(default_factory=dict)
 
 
-class TransferReport(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class TransferReport:
     """One rank's part of a store or load is complete."""
 
     rank: int
@@ -102,7 +111,8 @@ class TransferReport(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
-class Inspected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
     """`param_hashes` of the present phase's parameters by name; memory in bytes."""
 
     rank: int
@@ -112,7 +122,8 @@ class Inspected(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     rss_bytes: int
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+@dataclass(frozen=True, slots=True)
+class Failed:
     """The worker cannot go on and ends. `where` says what it was doing."""
 
     rank: int
@@ -122,19 +133,3 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 FromWorker = Ready | StepReport | TransferReport | Inspected | Failed
-
-_encoder = msgspec.msgpack.Encoder()
-_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
-
-
-def encode(message: Any) -> bytes:
-    return _encoder.encode(message)
-
-
-def decode_to_worker(data: bytes) -> ToWorker:
-    return _to_worker.decode(data)
-
-
-def decode_from_worker(data: bytes) -> FromWorker:
-    return _from_worker.decode(data)

@@ -20,9 +20,9 @@ from seesaw.engine.messages import (
     Step,
     StepReport,
     TransferReport,
-    encode,
 )
 from seesaw.engine.ranks import RankDied, Ranks
+from seesaw.engine.wire import encode
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 

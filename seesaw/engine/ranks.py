@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import zmq
 
-from seesaw.engine.messages import FromWorker, Setup, Stop, decode_from_worker, encode
+from seesaw.engine.messages import FromWorker, Setup, Stop, ToWorker
+from seesaw.engine.wire import decode, encode
 from seesaw.errors import EngineDeadError
 
 STOP_S = 5.0
@@ -99,7 +99,7 @@ class Ranks:
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
-    def send(self, rank: int, message: Any) -> None:
+    def send(self, rank: int, message: ToWorker) -> None:
         self.send_encoded([rank], encode(message))
 
     def send_encoded(self, ranks: Sequence[int], data: bytes) -> None:
@@ -127,7 +127,8 @@ class Ranks:
         timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000))
         ready = dict(self._poller.poll(timeout_ms))
         if self._inbox in ready:
-            return decode_from_worker(self._inbox.recv())
+            message: FromWorker = decode(self._inbox.recv())
+            return message
         if ready:
             self._raise_if_died()
         return None

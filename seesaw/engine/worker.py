@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any
 
 import psutil
 import zmq
@@ -22,6 +21,7 @@ import zmq
 from seesaw.engine.build import build_runner
 from seesaw.engine.messages import (
     Failed,
+    FromWorker,
     Inspect,
     Inspected,
     RankSetup,
@@ -30,10 +30,9 @@ from seesaw.engine.messages import (
     Step,
     Stop,
     TransferReport,
-    decode_to_worker,
-    encode,
 )
 from seesaw.engine.model_runner import ModelRunner
+from seesaw.engine.wire import decode, encode
 
 MOST_FILES = 8
 
@@ -60,7 +59,7 @@ class WorkerProcess:
     def run(self) -> int:
         """Until told to stop; the exit code."""
         try:
-            while self._take(decode_to_worker(self._inbox.recv())):
+            while self._take(decode(self._inbox.recv())):
                 pass
         except BaseException as error:
             self._fail(error)
@@ -119,7 +118,7 @@ class WorkerProcess:
         text = "".join(traceback.format_exception(error))
         self._send(Failed(self._rank, self._where, f"{type(error).__name__}: {error}", text))
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: FromWorker) -> None:
         with self._sending:
             self._outbox.send(encode(message))
 

@@ -12,10 +12,8 @@ from seesaw.engine.messages import (
     Step,
     StepReport,
     TransferReport,
-    decode_from_worker,
-    decode_to_worker,
-    encode,
 )
+from seesaw.engine.wire import decode, encode
 from seesaw.errors import EngineDeadError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import (
@@ -109,11 +107,11 @@ def test_messages_are_the_same_behind_the_wire() -> None:
         lanes=[Batch([Row("a", 0, 2, 0, 3, True)])],
         stores=[Store(2, "a", "prefill", [1], [2], 3)],
     )
-    message = decode_to_worker(encode(Step(step)))
+    message = decode(encode(Step(step)))
     assert isinstance(message, Step)
     assert not isinstance(message, Setup)
     assert message.output == step
     report = StepReport(
         rank=1, step_id=2, token_ids=[1], logprobs=[None, TokenLogprobs(-1.0, 1, [2], [3.0])]
     )
-    assert decode_from_worker(encode(report)) == report
+    assert decode(encode(report)) == report

@@ -19,8 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from seesaw.engine.messages import Step, decode_to_worker
+from seesaw.engine.messages import Step
 from seesaw.engine.ranks import Ranks
+from seesaw.engine.wire import decode
 from seesaw.errors import EngineDeadError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import SchedulerOutput
@@ -58,7 +59,7 @@ def kill_at(
 
     def sending(self: Ranks, ranks: Any, data: bytes) -> None:
         send(self, ranks, data)
-        message = decode_to_worker(data)
+        message = decode(data)
         if isinstance(message, Step) and wanted(message.output) and not killed:
             killed.append(time.monotonic())
             os.kill(self.pids[1], signal.SIGKILL)

@@ -1,0 +1,83 @@
+"""Loads the replicas of several ranks: host image and tiers, worker processes, a setup for each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+
+from seesaw.engine.build import tier_shape, torch_dtype
+from seesaw.engine.host import usable_cores
+from seesaw.engine.messages import RankSetup
+from seesaw.engine.predict import predict_bytes
+from seesaw.engine.rank_executor import RankExecutor
+from seesaw.engine.ranks import Ranks
+from seesaw.engine.replicas import Replicas
+from seesaw.kvcache.tier import HostTier
+from seesaw.layout.plain import PlainFormat
+from seesaw.scheduler.scheduler import Scheduler
+from seesaw.weights.checkpoint import Checkpoint
+from seesaw.weights.image import WeightImage
+
+
+def load_ranks(
+    schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint,
+    progress: Callable[[int, int], None] | None, ranks: Ranks | None,
+) -> Replicas:  # fmt: skip
+    """A process per device. They start while the host image is read, which they share."""
+    dp, size = len(schedulers), setup.num_ranks
+    fmt = PlainFormat(setup.spec, torch_dtype(setup.dtype).itemsize)
+    keep = ranks is not None
+    with contextlib.ExitStack() as undo:
+        image = WeightImage.create(fmt)
+        undo.callback(image.close)
+        tiers: list[HostTier] = []
+        for _ in range(dp if setup.tier is not None else 0):
+            tiers.append(HostTier.create(tier_shape(setup)))
+            undo.callback(tiers[-1].close)
+        if ranks is None:
+            ranks = Ranks(dp * size)
+            undo.callback(ranks.close, kill=True)
+        assert ranks.num_ranks == dp * size, f"{ranks.num_ranks} ranks for {dp} x {size}"
+        checkpoint.load_image(image, torch_dtype(setup.dtype), progress)
+        release = undo.pop_all()
+    executor = RankExecutor(
+        ranks,
+        [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
+        [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
+        keep_ranks=keep,
+        released=release.close,
+    )
+    try:
+        executor.wait_ready()
+    except BaseException:
+        executor.shutdown()
+        raise
+    if setup.prefill == setup.decode:
+        image.close()  # nothing will be read from it again
+    return Replicas(
+        executor,
+        schedulers,
+        predict=predict_bytes(setup),
+        commit_tier=(lambda replica, blocks: tiers[replica].commit(blocks)) if tiers else None,
+    )
+
+
+def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
+    """`rank` counts over all replicas. Each setup of the same processes has a store of its own."""
+    replica, own = divmod(rank, setup.num_ranks)
+    device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
+    store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
+    cores = _cores(rank, ranks.num_ranks, setup.num_threads)
+    return dataclasses.replace(
+        setup, rank=own, replica=replica, device=device, store_path=store, cores=cores
+    )
+
+
+def _cores(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
+    """Cores of their own for ranks on the CPU, where there are enough."""
+    usable = sorted(os.sched_getaffinity(0))
+    if num_ranks * num_threads > min(len(usable), int(usable_cores())):
+        return None
+    return usable[rank * num_threads : (rank + 1) * num_threads]
