@@ -95,6 +95,10 @@ class SamplingParams:
             raise _refuse("stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings")
         if not all(_is_int(t) and t >= 0 for t in self.stop_token_ids):
             raise _refuse("stop_token_ids", self.stop_token_ids, "token ids from 0")
+        # From here on plain values, whatever kinds of str, int and float were given: what goes to
+        # another process must be that.
+        object.__setattr__(self, "stop", tuple(map(str.__str__, self.stop)))
+        object.__setattr__(self, "stop_token_ids", tuple(map(int, self.stop_token_ids)))
         if self.stop and not self.detokenize:
             raise RequestError(
                 "stop strings need detokenize=True. Use stop_token_ids instead.", param="stop"
@@ -111,7 +115,8 @@ class SamplingParams:
                     raise _refuse("logit_bias", {token: value}, "token ids from 0 and numbers")
                 if not -100 <= value <= 100:
                     raise _refuse("logit_bias", {token: value}, "values from -100 to 100")
-            object.__setattr__(self, "logit_bias", dict(bias))
+            plain = {int(token): float(value) for token, value in bias.items()}
+            object.__setattr__(self, "logit_bias", plain)
 
     def _check_ints(self) -> None:
         bounds: dict[str, tuple[int, float]] = {
@@ -126,6 +131,9 @@ class SamplingParams:
             if not _is_int(value) or not low <= value <= high:
                 upto = f" to {high}" if high < math.inf else ""
                 raise _refuse(name, value, f"an integer from {low}{upto}")
+            # Nothing unbounded means more than 64 bits can say, which is what messages hold.
+            plain = int(value) if high < math.inf else min(int(value), _INT64 - 1)
+            object.__setattr__(self, name, plain)
 
     def _check_floats(self) -> None:
         bounds = {
@@ -138,6 +146,7 @@ class SamplingParams:
             good = isinstance(value, int | float) and not isinstance(value, bool)
             if not good or not low <= value <= high:  # a NaN fails the comparison
                 raise _refuse(name, value, f"a number from {low:g} to {high:g}")
+            object.__setattr__(self, name, float(value))
         if self.top_p == 0:
             raise _refuse("top_p", self.top_p, "a number above 0")
         if self.repetition_penalty == 0:

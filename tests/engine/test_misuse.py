@@ -6,6 +6,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from seesaw import LLM, ConfigError, Engine, EngineConfig, EngineDeadError, RequestError
@@ -48,6 +49,21 @@ def test_numbers_beyond_any_tensor_do_not_harm_the_engine(llm):
     ):
         assert len(answer(llm, **extreme)) == 4
     assert answer(llm) == plain
+
+
+class Word(str):
+    """As a library may return it."""
+
+
+def test_numbers_of_any_kind_and_size_reach_worker_processes(llm, path):
+    with LLM(path, tensor_parallel_size=2, **SETTINGS) as ranks:
+        for sampling in (
+            {"top_k": 10**30},
+            {"max_tokens": None, "min_tokens": 10**30},
+            {"temperature": np.float64(0.5), "top_p": np.float64(0.9), "seed": 2**64 - 1},
+            {"logit_bias": {5: np.float64(2)}, "stop": [Word("\n")], "seed": -(2**63)},
+        ):
+            assert answer(ranks, **sampling) == answer(llm, **sampling), sampling
 
 
 @pytest.mark.parametrize("given", [{"temperature": 0}, "greedy", 5, [{"temperature": 0}]])
