@@ -39,10 +39,11 @@ LAYERS = {
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
     "ops":         Allowed("",                             "torch"),
     "layers":      Allowed("families layout ops",          "torch"),
-    "kvcache":     Allowed("layout _cpu",                  "torch"),
+    "hostmem":     Allowed("",                             "torch"),
+    "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout",                "torch"),
     "models":      Allowed("families layout kvcache ops layers", "torch"),
-    "weights":     Allowed("families layout kvcache tokenizer",
+    "weights":     Allowed("families layout hostmem tokenizer",
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout scheduler tokenizer ops layers kvcache models weights "
                            "distributed",

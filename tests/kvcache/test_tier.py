@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from seesaw.errors import HostMemoryError, SeesawError
-from seesaw.kvcache.page_lock import PageLock
-from seesaw.kvcache.tier import COMMIT_BYTES, HostTier
+from seesaw.hostmem.page_lock import PageLock
+from seesaw.hostmem.shared import COMMIT_BYTES
+from seesaw.kvcache.tier import HostTier
 from seesaw.layout.kv import TierShape
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,8 +14,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from seesaw.config import EngineConfig, format_bytes
-from seesaw.errors import ModelError
-from seesaw.kvcache import page_lock
+from seesaw.errors import HostMemoryError, ModelError
+from seesaw.hostmem import shared
 from seesaw.layout import PlainFormat
 from seesaw.weights import image as image_module
 from seesaw.weights.checkpoint import open_checkpoint
@@ -72,7 +72,7 @@ def test_image_has_all_parameters_as_they_are_stored(tiny_checkpoint, family, dt
         assert torch.equal(rank.view(param, dtype), params[param.name])
         start = image.fmt.image_offsets[param.name]
         raw = params[param.name].view(torch.uint8).flatten()
-        assert torch.equal(rank.bytes[start : start + raw.numel()], raw)
+        assert torch.equal(rank.tensor[start : start + raw.numel()], raw)
     image.close()
     rank.close()
 
@@ -112,14 +112,14 @@ def test_a_file_that_ends_early_is_told(tiny_checkpoint, tmp_path):
 def test_another_process_reads_what_one_wrote_and_cannot_write():
     image = WeightImage.create(PlainFormat(make_model(), 2))
     content = random.randbytes(image.fmt.image_bytes)
-    image.bytes.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    image.tensor.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     attach = "image = WeightImage.attach(int(sys.argv[1]), PlainFormat(make_model(), 2))\n"
-    done = run_python(attach + "sys.stdout.write(bytes(image.bytes).hex())", image.fd)
+    done = run_python(attach + "sys.stdout.write(bytes(image.tensor).hex())", image.fd)
     assert done.stderr == ""
     assert bytes.fromhex(done.stdout) == content
-    done = run_python(attach + "image.bytes[0] = 1", image.fd)
+    done = run_python(attach + "image.tensor[0] = 1", image.fd)
     assert done.returncode == -signal.SIGSEGV
-    assert bytes(image.bytes) == content
+    assert bytes(image.tensor) == content
     image.close()
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_left_when_closed_but_what_is_still_viewed():
     files, maps = open_files(), mapped_images()
     spec = make_model()
     image = WeightImage.create(PlainFormat(spec, 4))
-    image.bytes.fill_(7)
+    image.tensor.fill_(7)
     other = attached(image)
     assert mapped_images() == maps + 2
     view = other.view(other.fmt.params[0], torch.int32)
@@ -139,7 +139,7 @@ def test_nothing_is_left_when_closed_but_what_is_still_viewed():
     assert mapped_images() == maps
     assert open_files() == files
     with pytest.raises(ValueError, match="closed"):
-        _ = other.bytes
+        _ = other.tensor
 
 
 def test_a_file_of_another_model_is_refused():
@@ -163,7 +163,7 @@ def test_its_size_is_sealed():
 
 @pytest.mark.parametrize(
     ("limit", "message"),
-    [("RLIMIT_FSIZE", "the system gave 0 B"), ("RLIMIT_AS", "the system did not map it")],
+    [("RLIMIT_FSIZE", "the system gave 0 of"), ("RLIMIT_AS", "the system did not map it")],
 )
 def test_memory_that_the_system_refuses_is_named(limit, message):
     code = f"""
@@ -204,12 +204,12 @@ class Copies(TorchFunctionMode):
 def test_copies_do_not_cross_registered_pieces(monkeypatch):
     monkeypatch.setattr(image_module, "PAGE_LOCK_BYTES", 100)
     image = WeightImage.create(PlainFormat(make_model(layers=1), 2))
-    image.bytes.random_(0, 256)
+    image.tensor.random_(0, 256)
     for offset, size in ((0, 100), (0, 99), (99, 2), (100, 100), (250, 731), (7, 0), (300, 1)):
         target = torch.zeros(size + 2, dtype=torch.uint8)
         with Copies() as copies:
             image.copy_to(target[1:-1], offset)
-        assert torch.equal(target[1:-1], image.bytes[offset : offset + size])
+        assert torch.equal(target[1:-1], image.tensor[offset : offset + size])
         assert not target[[0, -1]].any()
         assert all(start // 100 == (stop - 1) // 100 for start, stop in copies.seen)
         assert sum(stop - start for start, stop in copies.seen) == size
@@ -248,16 +248,16 @@ def test_page_locking_is_undone_before_the_end_and_refusal_is_told(monkeypatch, 
     image = WeightImage.create(PlainFormat(make_model(vocab=3000), 4))
     monkeypatch.setattr(image_module, "PAGE_LOCK_BYTES", 1 << 19)
     cuda = FakeCuda(refused)
-    monkeypatch.setattr(image_module, "CudaHostMemory", lambda device: cuda)
+    monkeypatch.setattr(shared, "CudaHostMemory", lambda device: cuda)
     rank = WeightImage.attach(os.dup(image.fd), image.fmt, torch.device("cuda", 0))
     if refused == -1:
         rank.check_page_lock(wait=True)
-        start, size = rank.bytes.data_ptr(), image.fmt.image_bytes
+        start, size = rank.tensor.data_ptr(), image.fmt.image_bytes
         assert size > 2 << 19
         pieces = {at: min(1 << 19, size - at) for at in range(0, size, 1 << 19)}
         assert cuda.held == {start + at: nbytes for at, nbytes in pieces.items()}
     else:
-        with pytest.raises(page_lock.HostMemoryError, match="refused to page-lock"):
+        with pytest.raises(HostMemoryError, match="refused to page-lock"):
             rank.check_page_lock(wait=True)
         assert len(cuda.held) == refused
     rank.close()

@@ -100,7 +100,7 @@ def test_any_model_any_pair(
     spec, *pair = case
     image = WeightImage.create(PlainFormat(spec, dtype.itemsize))
     content = random.Random(seed).randbytes(image.fmt.image_bytes)
-    image.bytes.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    image.tensor.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     replica = Replica(spec, pair, image, dtype, torch.device("cpu"), peers=peers)
     params = {param.name: param for param in image.fmt.params}
 
@@ -153,7 +153,7 @@ def test_one_rank_loads_all_and_never_moves() -> None:
     spec = make_model(layers=1, vocab=1, query_heads=1, kv_heads=1, mlp=1)
     fmt = PlainFormat(spec, 2)
     image = WeightImage.create(fmt)
-    image.bytes.random_(0, 256)
+    image.tensor.random_(0, 256)
     layout = ParallelLayout()
     replica = Replica(spec, [layout, layout], image, torch.float16, torch.device("cpu"))
     (moved,) = replica.run(replica.first)
