@@ -30,6 +30,9 @@ from seesaw.errors import EngineDeadError
 STOP_S = 5.0
 """How long workers may take to end by themselves."""
 
+LAST_WORDS_MS = 50
+"""How long what a worker sent may take to arrive after its end."""
+
 MOST_PATH = 90  # bytes; the system allows 107 in the path of a socket
 
 
@@ -126,7 +129,8 @@ class Ranks:
         though messages that it sent before are returned first."""
         timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000))
         ready = dict(self._poller.poll(timeout_ms))
-        if self._inbox in ready:
+        # What a worker sent last may be seen after its end.
+        if self._inbox in ready or (ready and self._inbox.poll(LAST_WORDS_MS)):
             message: FromWorker = decode(self._inbox.recv())
             return message
         if ready:

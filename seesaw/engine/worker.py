@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import traceback
+from typing import NoReturn
 
 import psutil
 import zmq
@@ -36,6 +37,9 @@ from seesaw.engine.wire import decode, encode
 
 MOST_FILES = 8
 
+LAST_WORDS_MS = 2000
+"""How long a worker that failed waits until the driver has heard why."""
+
 
 class WorkerProcess:
     def __init__(self, rank: int, folder: str, control: socket.socket) -> None:
@@ -45,7 +49,9 @@ class WorkerProcess:
         self._inbox = context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
         self._inbox.bind(f"ipc://{folder}/rank{rank}")
-        self._outbox = context.socket(zmq.PUSH)
+        # A context of its own, whose end waits for what was sent.
+        self._outgoing = zmq.Context()
+        self._outbox = self._outgoing.socket(zmq.PUSH)
         self._outbox.setsockopt(zmq.SNDHWM, 0)
         self._outbox.connect(f"ipc://{folder}/driver")
         # Finished copies are reported by the threads that made them.
@@ -115,8 +121,15 @@ class WorkerProcess:
         )
 
     def _fail(self, error: BaseException) -> None:
+        """The last message of this process, which may end as soon as this returns."""
         text = "".join(traceback.format_exception(error))
-        self._send(Failed(self._rank, self._where, f"{type(error).__name__}: {error}", text))
+        failed = Failed(self._rank, self._where, f"{type(error).__name__}: {error}", text)
+        with self._sending:
+            if self._outbox.closed:
+                return  # another thread failed before
+            self._outbox.send(encode(failed))
+            self._outbox.close(linger=LAST_WORDS_MS)
+            self._outgoing.term()
 
     def _send(self, message: FromWorker) -> None:
         with self._sending:
@@ -133,14 +146,15 @@ class WorkerProcess:
             self._files.put(list(files))
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     rank, folder, control = int(arguments[0]), arguments[1], int(arguments[2])
     code = WorkerProcess(rank, folder, socket.socket(fileno=control)).run()
     with contextlib.suppress(OSError):
         sys.stderr.flush()
-    # Nothing is left to do, and libraries' threads must not hold the process.
-    return code
+    # Nothing is left to do. Libraries' threads must not hold the process, nor crash it as it ends:
+    # a signal would be taken for the cause.
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

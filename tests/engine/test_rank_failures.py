@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 
 from seesaw.engine.messages import Step
 from seesaw.engine.ranks import Ranks
@@ -197,3 +200,26 @@ def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
     found = [json.loads(line) for line in answers.read_text().splitlines()]
     assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(NUM_ROWS))
     assert not journal.exists() or journal.stat().st_size
+
+
+def test_a_worker_ends_only_when_it_was_heard_why():
+    """A copy thread fails: it ends the process at once, whatever the main thread waits for."""
+    ours, theirs = socket.socketpair()
+    with tempfile.TemporaryDirectory() as folder, zmq.Context() as context, ours, theirs:
+        inbox = context.socket(zmq.PULL)
+        inbox.bind(f"ipc://{folder}/driver")
+        code = f"""
+import socket, threading
+from seesaw.engine.worker import WorkerProcess
+worker = WorkerProcess(3, {folder!r}, socket.socket(fileno={theirs.fileno()}))
+error = RuntimeError("a page was " + 100_000 * "very " + "bad")
+threading.Timer(0.1, worker._report, [error]).start()
+worker.run()
+"""
+        worker = subprocess.Popen([sys.executable, "-c", code], pass_fds=(theirs.fileno(),))
+        assert worker.wait(60) == 1
+        assert inbox.poll(1000), "it ended without a word"
+        failed = decode(inbox.recv())
+        inbox.close()
+    assert (failed.rank, failed.where) == (3, "a KV store or load")
+    assert failed.error.startswith("RuntimeError: a page was very")
