@@ -77,7 +77,11 @@ class RankGroup:
 
     def peer_exchange(self) -> PeerExchange:
         """An exchange of pieces over a group of its own. Together."""
-        return PeerExchange(self._new_group(range(self.num_ranks)))
+        group = self._new_group(range(self.num_ranks))
+        # NCCL joins ranks at the first use of a group, which an exchange may be for some of them
+        # only: the others would be waited for without end.
+        dist.all_reduce(torch.zeros(1, device=self._device), group=group)
+        return PeerExchange(group)
 
     def send(self, x: torch.Tensor, to_rank: int) -> None:
         """Hand `x` over to another rank, which calls `recv`; returns before it has arrived, unless
