@@ -141,12 +141,17 @@ def _load_here(
     schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint, progress: Progress | None
 ) -> Replicas:
     """One device: in this process, its weights read straight to their place."""
-    tier = None if setup.tier is None else HostTier.create(tier_shape(setup))
-    with _timed(checkpoint):
-        params = checkpoint.load_params(
-            getattr(torch, setup.dtype), torch.device(setup.device), progress
-        )
-    executor = InProcessExecutor(lambda report: build_local_runner(setup, params, tier, report))
+    with contextlib.ExitStack() as undo:
+        tier = None
+        if setup.tier is not None:
+            tier = HostTier.create(tier_shape(setup))
+            undo.callback(tier.close)
+        with _timed(checkpoint):
+            params = checkpoint.load_params(
+                getattr(torch, setup.dtype), torch.device(setup.device), progress
+            )
+        executor = InProcessExecutor(lambda report: build_local_runner(setup, params, tier, report))
+        undo.pop_all()
     return Replicas(
         executor,
         schedulers,

@@ -58,8 +58,11 @@ class RankExecutor:
         self._starting = set(range(len(setups)))
         self._dead: EngineDeadError | None = None
         self._shut_down = False
-        for rank, setup in enumerate(setups):
-            ranks.set_up(rank, Setup(setup), files[rank])
+        try:
+            for rank, setup in enumerate(setups):
+                ranks.set_up(rank, Setup(setup), files[rank])
+        except RankDied as died:
+            self._fail(died.rank, str(died), died)
 
     def wait_ready(self) -> None:
         """Until all ranks hold their weights. Raises EngineDeadError."""

@@ -29,31 +29,30 @@ def load_ranks(
     dp, size = len(schedulers), setup.num_ranks
     fmt = PlainFormat(setup.spec, torch_dtype(setup.dtype).itemsize)
     keep = ranks is not None
+    release = contextlib.ExitStack()  # what the executor lets go at its end
     with contextlib.ExitStack() as undo:
+        undo.callback(release.close)
         image = WeightImage.create(fmt)
-        undo.callback(image.close)
+        release.callback(image.close)
         tiers: list[HostTier] = []
         for _ in range(dp if setup.tier is not None else 0):
             tiers.append(HostTier.create(tier_shape(setup)))
-            undo.callback(tiers[-1].close)
+            release.callback(tiers[-1].close)
         if ranks is None:
             ranks = Ranks(dp * size)
-            undo.callback(ranks.close, kill=True)
+            release.callback(ranks.close, kill=True)
         assert ranks.num_ranks == dp * size, f"{ranks.num_ranks} ranks for {dp} x {size}"
         checkpoint.load_image(image, torch_dtype(setup.dtype), progress)
-        release = undo.pop_all()
-    executor = RankExecutor(
-        ranks,
-        [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
-        [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
-        keep_ranks=keep,
-        released=release.close,
-    )
-    try:
+        executor = RankExecutor(
+            ranks,
+            [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
+            [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
+            keep_ranks=keep,
+            released=release.close,
+        )
+        undo.callback(executor.shutdown)
         executor.wait_ready()
-    except BaseException:
-        executor.shutdown()
-        raise
+        undo.pop_all()
     if setup.prefill == setup.decode:
         image.close()  # nothing will be read from it again
     return Replicas(

@@ -118,13 +118,16 @@ def test_a_rank_that_dies_in_a_transition_is_named(tiny_checkpoint, reshard_from
     assert not own_files()
 
 
-def test_a_rank_that_dies_at_the_start_is_named(tiny_checkpoint, monkeypatch):
+@pytest.mark.parametrize("pause_s", [0.0, 0.5])
+def test_a_rank_that_dies_at_the_start_is_named(tiny_checkpoint, monkeypatch, pause_s):
+    """It is seen when the rank is handed its files, or later."""
     before = children()
     set_up = Ranks.set_up
 
     def killing(self, rank, setup, files):
         if rank == 1:
             os.kill(self.pids[1], signal.SIGKILL)
+            time.sleep(pause_s)
         set_up(self, rank, setup, files)
 
     monkeypatch.setattr(Ranks, "set_up", killing)
