@@ -195,6 +195,8 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
     one; they are the runner's from here on. Together with the other ranks of the replica."""
     torch.set_num_threads(setup.num_threads)
     builder = _Builder(setup, report)
+    if builder.device.type == "cuda":
+        torch.cuda.set_device(builder.device)  # else some calls would open the first one too
     plan = plan_weights(setup)
     group = None
     if setup.num_ranks > 1:

@@ -142,6 +142,7 @@ class ModelRunner:
             release()
         self._release = ()
         self._phases = {}
+        self._links = self._transfers = self._weights = None
 
     # -- state ------------------------------------------------------------------------------------
 
