@@ -5,6 +5,7 @@ refused).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -27,6 +28,11 @@ def _refuse(param: str, value: object, expected: str) -> RequestError:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    """Not empty and without halves of surrogate pairs, which no answer holds."""
+    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +95,10 @@ class SamplingParams:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise _refuse(name, getattr(self, name), "true or false")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(
-            isinstance(s, str) and s for s in self.stop
-        ):
-            raise _refuse("stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(map(_is_text, self.stop)):
+            raise _refuse(
+                "stop", self.stop, f"at most {MAX_STOP_STRINGS} non-empty strings of valid Unicode"
+            )
         if not all(_is_int(t) and t >= 0 for t in self.stop_token_ids):
             raise _refuse("stop_token_ids", self.stop_token_ids, "token ids from 0")
         # From here on plain values, whatever kinds of str, int and float were given: what goes to

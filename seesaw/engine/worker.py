@@ -45,6 +45,10 @@ class WorkerProcess:
     def __init__(self, rank: int, folder: str, control: socket.socket) -> None:
         self._rank = rank
         self._files: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        # First of all: where the driver is gone already, so may the folder be.
+        threading.Thread(
+            target=self._watch, args=(control, folder), name="seesaw-control", daemon=True
+        ).start()
         context = zmq.Context()
         self._inbox = context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
@@ -58,9 +62,6 @@ class WorkerProcess:
         self._sending = threading.Lock()
         self._where = "starting"
         self._runner: ModelRunner | None = None
-        threading.Thread(
-            target=self._watch, args=(control, folder), name="seesaw-control", daemon=True
-        ).start()
 
     def run(self) -> int:
         """Until told to stop; the exit code."""
@@ -123,7 +124,9 @@ class WorkerProcess:
     def _fail(self, error: BaseException) -> None:
         """The last message of this process, which may end as soon as this returns."""
         text = "".join(traceback.format_exception(error))
-        failed = Failed(self._rank, self._where, f"{type(error).__name__}: {error}", text)
+        failed = Failed(
+            self._rank, self._where, _sendable(f"{type(error).__name__}: {error}"), _sendable(text)
+        )
         with self._sending:
             if self._outbox.closed:
                 return  # another thread failed before
@@ -144,6 +147,11 @@ class WorkerProcess:
                 shutil.rmtree(folder, ignore_errors=True)
                 os._exit(1)
             self._files.put(list(files))
+
+
+def _sendable(text: str) -> str:
+    """Messages are UTF-8; an exception may name a file whose name is not."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def main(arguments: list[str]) -> NoReturn:

@@ -89,7 +89,7 @@ def check_tier_blocks(tier_block_tokens: int, block_size: int) -> None:
     if tier_block_tokens < 1 or tier_block_tokens % block_size:
         nearest = max(1, round(tier_block_tokens / block_size)) * block_size
         raise ConfigError(
-            f"tier_block_tokens={tier_block_tokens}: expected a multiple of block_size="
+            f"tier_block_size={tier_block_tokens}: expected a multiple of block_size="
             f"{block_size}, since the host tier holds whole blocks. Use {nearest}."
         )
 

@@ -66,6 +66,11 @@ def test_numbers_of_any_kind_and_size_reach_worker_processes(llm, path):
             assert answer(ranks, **sampling) == answer(llm, **sampling), sampling
 
 
+def test_a_stop_string_that_is_half_a_character_is_refused():
+    with pytest.raises(RequestError, match="valid Unicode"):
+        SamplingParams(stop=["fine", "\ud83d"])
+
+
 @pytest.mark.parametrize("given", [{"temperature": 0}, "greedy", 5, [{"temperature": 0}]])
 def test_what_is_no_sampling_params_is_refused(llm, given):
     with pytest.raises(ConfigError, match="expected SamplingParams"):
