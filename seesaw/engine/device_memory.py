@@ -14,10 +14,12 @@ from typing import NamedTuple, Self
 import torch
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
+from seesaw.engine.build import COPY_THREADS
 from seesaw.engine.host import host_memory
 from seesaw.engine.prompts import longest_wanted
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
+from seesaw.kvcache.copies import staging_bytes
 from seesaw.layout.arena import layer_bytes, plan_arena
 from seesaw.layout.kv import PoolShape
 from seesaw.layout.pairs import layouts_for
@@ -181,8 +183,11 @@ def _needs(setting: Setting) -> list[RankNeeds]:
         arena = spec.num_parameters * setting.dtype.itemsize
         if setting.num_ranks > 1:
             arena = plan_arena(fmt, ranges, rank).nbytes
-        work = max(_work_bytes(setting, one) for one in held) + staging
         blocks = [_block_bytes(setting, one) for one in held]
+        work = max(_work_bytes(setting, one) for one in held) + staging
+        if setting.uses_tier:
+            parts = setting.config.tier_block_size // setting.config.block_size
+            work += COPY_THREADS * staging_bytes(parts * max(blocks))
         found.append(RankNeeds(rank, arena, work, blocks[0], blocks[-1]))
     return found
 

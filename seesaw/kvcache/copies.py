@@ -184,6 +184,12 @@ def copy_staged(job: Job) -> int:
     return num_bytes
 
 
+def staging_bytes(part_bytes: int) -> int:
+    """Upper bound of what `copy_staged` has in device memory beside pool and tier, where a rank's
+    part of a tier block is `part_bytes`: once in the order of the pool, once in the tier's."""
+    return 2 * part_bytes
+
+
 def _tier_view(job: Job) -> torch.Tensor:
     """The part of the tier that is copied: `[block][head][layer][k|v][device block in it]
     [block_size][head_dim]`."""

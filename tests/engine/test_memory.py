@@ -209,7 +209,8 @@ def test_two_layouts_need_the_arena_of_both_and_room_to_stage_a_layer() -> None:
     ]
     assert made.arena_bytes == max(plan_arena(fmt, both, rank).nbytes for rank in range(2))
     assert made.arena_bytes > plan("pp2", device_memory="64MiB").arena_bytes
-    assert made.work_bytes == 3 * MIB + layer_bytes(fmt)
+    # ... and a rank's part of a tier block of 64 tokens, twice: on its way to or from the tier
+    assert made.work_bytes == 3 * MIB + layer_bytes(fmt) + 2 * 2 * made.block_bytes
 
 
 def test_replicas_are_alike() -> None:
