@@ -148,7 +148,10 @@ class Ranks:
     def first_killed(self, within_s: float) -> RankDied | None:
         """A worker that dies of a signal within that time: the cause where another one reports
         that its peer is gone."""
-        select.select(self._pidfds, [], [], within_s)
+        poll = select.poll()
+        for pidfd in self._pidfds:
+            poll.register(pidfd, select.POLLIN)
+        poll.poll(within_s * 1000)
         for rank, process in enumerate(self._processes):
             code = process.poll()
             if code is not None and code < 0:
