@@ -119,7 +119,6 @@ def _setup(
     return RankSetup(
         rank=0,
         num_ranks=layouts.num_ranks // layouts.dp,
-        replica=0,
         prefill=layouts.prefill.replica,
         decode=layouts.decode.replica,
         spec=checkpoint.spec,

@@ -31,7 +31,6 @@ class RankSetup:
 
     rank: int
     num_ranks: int
-    replica: int
     prefill: ParallelLayout
     decode: ParallelLayout
     spec: ModelSpec

@@ -69,9 +69,7 @@ def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
     device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
     store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
     cores = _cores(rank, ranks.num_ranks, setup.num_threads)
-    return dataclasses.replace(
-        setup, rank=own, replica=replica, device=device, store_path=store, cores=cores
-    )
+    return dataclasses.replace(setup, rank=own, device=device, store_path=store, cores=cores)
 
 
 def _cores(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
