@@ -90,12 +90,12 @@ class Engine:
         if defaults := self._encoder.default_sampling:
             told = ", ".join(f"{name}={value}" for name, value in defaults.items())
             logger.info("sampling defaults of the model: %s", told)
+        self._stepping = threading.RLock()
         loaded = load_replicas(config, checkpoint, progress, ranks)
         self._replicas: Replicas = loaded.replicas
         self.memory_plan: MemoryPlan = loaded.memory_plan
         self.layouts: LayoutChoice = loaded.layouts
         self._processor = OutputProcessor(self._encoder.tokenizer)
-        self._stepping = threading.Lock()
         # Guards what other threads touch: the inbox, the ids in use and the aborts.
         self._lock = threading.Lock()
         self._arrivals: list[_Arrival] = []
@@ -294,10 +294,13 @@ class Engine:
     # -- life -------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Stop the workers and free weights and KV. Safe to call twice and after a failure."""
+        """Stop the workers and free weights and KV; a step that another thread takes is waited
+        for. Safe to call twice and after a failure."""
         self._closed = True
         replicas = self.__dict__.get("_replicas")
-        if replicas is not None:
+        if replicas is None:
+            return
+        with self._stepping:
             replicas.shutdown()
 
     def __enter__(self) -> Self:

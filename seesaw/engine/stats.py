@@ -40,7 +40,8 @@ class MovementStats(MovedBytes):
 
     `prefill_s`, `decode_s`: seconds in which steps of the phase were worked on, over all replicas;
     `reshard_s`: seconds in which the slowest rank could do nothing but change its layout.
-    `tier_peak_bytes`: most bytes of the host tier that were held at once.
+    `tier_peak_bytes`: most bytes of the host tier that were held at once, each replica at its own
+    peak.
     """
 
     prefill_s: float = 0.0

@@ -223,3 +223,27 @@ def test_a_limit_beyond_the_model_is_told_without_an_engine(path):
     config = EngineConfig(model=str(path), max_model_len=513)
     with pytest.raises(ConfigError, match="positions end at 512"):
         PromptEncoder(config, open_checkpoint(config))
+
+
+def test_shutdown_waits_for_a_step_of_another_thread(path):
+    engine = Engine(EngineConfig(model=path, **SETTINGS))
+    for index in range(4):
+        engine.add_request(str(index), [5, 6, 7], SamplingParams(max_tokens=200, ignore_eos=True))
+    stepping = threading.Event()
+    ended: list[BaseException] = []
+
+    def work():
+        try:
+            while True:
+                engine.step()
+                stepping.set()
+        except EngineDeadError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert stepping.wait(30)
+    engine.shutdown()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert "shut down" in str(ended[0])
