@@ -4,6 +4,7 @@ merges what they report, and names rank and phase where one fails.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -125,9 +126,18 @@ class RankExecutor:
         if self._shut_down:
             return
         self._shut_down = True
+        if self._keep_ranks:
+            self._drain()
         if self._dead is not None or not self._keep_ranks:
             self._ranks.close(kill=self._dead is not None)
         self._released()
+
+    def _drain(self) -> None:
+        """Hear of all that is in flight, so that the next to use the ranks does not."""
+        with contextlib.suppress(EngineDeadError):
+            self.wait_ready()
+            while any(self._doing) or any(self._copying):
+                self.collect()
 
     # -- inside -----------------------------------------------------------------------------------
 

@@ -177,6 +177,17 @@ def test_any_size_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
         assert ties <= 2
 
 
+def test_ranks_serve_the_next_engine_whatever_was_in_flight(tiny_checkpoint, pool):
+    model = tiny_checkpoint("llama")
+    answers = []
+    for _ in range(3):
+        with engine_on(pool.of(2), model, "pp2", "tp2", **TIER) as engine:
+            answers.append(generate(engine, [[5] * 40], GREEDY)[0].token_ids)
+            engine.add_request("unfinished", [7] * 50, GREEDY)
+            engine.step()
+    assert answers[1:] == answers[:-1]
+
+
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("prefill", "decode"), [("pp2", "tp2"), ("tp2", "pp2"), ("pp3", "tp3"), ("pp2-tp2", "tp4")]
