@@ -28,8 +28,17 @@ class EngineCommand(Command):
     """A command that loads a model: it also has the options of the policy chosen by `--policy`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["seesaw.policy"] = _policy_in(args)
-        return super().parse_args(ctx, args)
+        ctx.meta["seesaw.policy"] = policy = _policy_in(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if owners := _policies_with(error.option_name):
+                told = (
+                    f"{error.option_name} is an option of policy {' and '.join(owners)}, but the "
+                    f"policy is {policy}. Leave it out, or add --policy {owners[0]}."
+                )
+                raise click.NoSuchOption(error.option_name, told, ctx=ctx) from error
+            raise
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
@@ -76,6 +85,15 @@ def _policy_flags(policy: str, taken: Iterable[click.Parameter]) -> list[click.O
                 "Rename the field."
             )
     return make_flags(owner, options, f"Policy {policy}")
+
+
+def _policies_with(flag: str) -> list[str]:
+    """Built-in policies that have this flag."""
+    return [
+        name
+        for name in policies.BUILT_IN
+        if any(flag in (*own.opts, *own.secondary_opts) for own in _policy_flags(name, ()))
+    ]
 
 
 def engine_flags(**defaults: Any) -> list[click.Option]:

@@ -177,8 +177,11 @@ def test_a_policy_of_ones_own_brings_its_flags(own_policy: str, form: str) -> No
 
 
 def test_flags_of_another_policy_are_unknown(own_policy: str) -> None:
+    for flag in ("--block-watermark=0.1", "--no-tail"):
+        with pytest.raises(click.NoSuchOption, match=f"{flag.split('=')[0]} is an option of pol"):
+            parse(engine_command(), "--model", "m", "--policy", own_policy, flag)
     with pytest.raises(click.NoSuchOption):
-        parse(engine_command(), "--model", "m", "--policy", own_policy, "--block-watermark", "0.1")
+        parse(engine_command(), "--model", "m", "--policy", own_policy, "--no-such-flag")
 
 
 def test_a_policy_option_named_like_a_setting_is_refused(
