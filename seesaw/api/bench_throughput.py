@@ -155,6 +155,7 @@ def _run(llm: LLM, workload: Workload, rng: random.Random) -> float:
     start = time.perf_counter()
     outputs = llm.generate(prompts, workload.sampling, use_tqdm=False)
     elapsed_s = time.perf_counter() - start
+    llm.engine.settle()  # bytes are compared with what was predicted
     lengths = {len(output.outputs[0].token_ids) for output in outputs}
     if len(outputs) != workload.num_prompts or lengths != {workload.output_len}:
         raise SeesawError(

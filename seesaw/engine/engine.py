@@ -246,6 +246,15 @@ class Engine:
                 self._aborts = [aborted for aborted in self._aborts if aborted not in finished]
         return outputs
 
+    def settle(self) -> None:
+        """Take in what steps and copies of ended requests are still in flight, so that `stats`
+        counts all that was begun. For when no request is left. Raises EngineDeadError."""
+        with self._stepping:
+            while self._replicas.num_in_flight:
+                done = self._collect([])
+                with self._no_way_back():
+                    self._replicas.update(done)
+
     @contextlib.contextmanager
     def _no_way_back(self) -> Iterator[None]:
         """For what scheduler and worker must agree on: left halfway (a policy or seesaw failed, or

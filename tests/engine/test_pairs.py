@@ -169,6 +169,7 @@ def test_any_size_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
             **(TIER | settings),
         ) as engine:  # fmt: skip
             got = generate(engine, prompts, GREEDY)
+            engine.settle()
             moved = engine.stats.transfers
         assert moved.kv_store_bytes == moved.predicted.kv_store_bytes > 0
         assert moved.kv_load_bytes == moved.predicted.kv_load_bytes > 0
