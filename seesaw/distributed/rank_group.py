@@ -7,6 +7,7 @@ asked for; gloo listens on the loopback interface alone, as all ranks are on one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import deque
@@ -111,6 +112,11 @@ class RankGroup:
         while self._under_way:
             self._finish_oldest_send()
         self._comms.clear()
+        if self._device.type == "cpu":
+            # A rank that leaves while another is still joining would fail it, on gloo. One that
+            # has died is not waited for.
+            with contextlib.suppress(RuntimeError):
+                dist.barrier()
         dist.destroy_process_group()
 
     def _finish_oldest_send(self) -> None:
