@@ -222,6 +222,12 @@ class EngineConfig:
                     f"{layout.num_ranks}. Leave num_devices out, or give layouts of that size."
                 )
         self.resolve_policy(layouts[0] != layouts[1])
+        for name, default in (("reload", "missing"), ("reshard_from", "auto")):
+            if layouts[0] == layouts[1] and getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: with one layout ({layouts[0]}) no weights "
+                    "move. Leave it out, or give prefill_layout and decode_layout."
+                )
 
     @property
     def given_layouts(self) -> tuple[ParallelLayout, ParallelLayout] | None:

@@ -129,3 +129,10 @@ def test_the_policy_follows_the_layouts() -> None:
 )
 def test_sizes(text: Any, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("given", [{"reload": "all"}, {"reshard_from": "peers"}])
+def test_with_one_layout_nothing_is_said_about_moving_weights(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}=.*no weights move"):
+        EngineConfig(model="m", tensor_parallel_size=2, **given)
+    EngineConfig(model="m", prefill_layout="pp2", decode_layout="tp2", **given)

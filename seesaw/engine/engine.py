@@ -164,6 +164,7 @@ class Engine:
         EngineDeadError if the engine cannot go on.
         """
         self._check_usable()
+        _check_id(request_id)
         sampling = sampling or SamplingParams.from_dict(self.default_sampling)
         encoded = self.check_request(prompt, sampling)
         requests = [
@@ -334,6 +335,16 @@ class Engine:
         own = sampling.seed if sampling.seed is not None else f"{self.config.seed}/{request_id}"
         digest = hashlib.blake2b(f"{own}/{index}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
+
+
+def _check_id(request_id: str) -> None:
+    try:
+        request_id.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"request id {request_id!r} is no valid Unicode ({error.reason}). Give another one.",
+            param="request_id",
+        ) from error
 
 
 def _empty_answers(request_id: str, prompt: EncodedPrompt, n: int) -> RequestOutput:

@@ -248,3 +248,10 @@ def test_shutdown_waits_for_a_step_of_another_thread(path):
     thread.join(30)
     assert not thread.is_alive()
     assert "shut down" in str(ended[0])
+
+
+def test_a_request_id_that_is_no_unicode_is_refused(path):
+    with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
+        with pytest.raises(RequestError, match="no valid Unicode"):
+            engine.add_request("a\ud800", [5, 6], SHORT)
+        assert not engine.has_unfinished_requests()
