@@ -45,26 +45,48 @@ class Executor(Protocol):
         ...
 
 
-MakeRunner = Callable[[Callable[[TransferReport | BaseException], None]], ModelRunner]
-"""Makes the runner, which reports finished stores and loads, and failed ones, from any thread."""
+MakeRunner = Callable[
+    [Callable[[TransferReport | BaseException], None], Callable[[], None]], ModelRunner
+]
+"""Makes the runner (report, go_on): `report` takes finished stores and loads, and failed ones, from
+any thread; `go_on` raises where loading is not wanted any more."""
+
+
+class _Stopped(Exception):
+    """Shut down before the runner was made."""
 
 
 class InProcessExecutor:
-    """Runs one rank on one thread of this process."""
+    """Makes and runs one rank on one thread of this process.
+
+    It is made there too: OpenMP keeps threads for each thread that has ever computed, and once
+    these are more than cores all of them sleep between operations instead of spinning. Loading on
+    another thread made decode steps a third slower.
+    """
 
     def __init__(self, make_runner: MakeRunner) -> None:
+        """Returns when the runner is made; raises what `make_runner` raised."""
         self._stopping = False
         self._merger = Merger(1)
         self._steps: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[StepReport | TransferReport | BaseException] = (
             queue.SimpleQueue()
         )
+        self._made: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
-            target=self._run, args=(make_runner(self._done.put),), name="seesaw-worker", daemon=True
+            target=self._run, args=(make_runner,), name="seesaw-worker", daemon=True
         )
         self._thread.start()
         # Python ends daemon threads where they stand, and one inside torch takes the process down.
         atexit.register(self.shutdown)
+        try:
+            failed = self._made.get()
+        except BaseException:
+            self._stopping = True  # Ctrl-C while weights are read
+            raise
+        if failed is not None:
+            self.shutdown()
+            raise failed
 
     def submit(self, step: SchedulerOutput, replica: int = 0) -> None:
         assert replica == 0, "one device is one replica"
@@ -95,7 +117,18 @@ class InProcessExecutor:
         self._thread.join()
         atexit.unregister(self.shutdown)
 
-    def _run(self, runner: ModelRunner) -> None:
+    def _go_on(self) -> None:
+        if self._stopping:
+            raise _Stopped
+
+    def _run(self, make_runner: MakeRunner) -> None:
+        try:
+            runner = make_runner(self._done.put, self._go_on)
+        except BaseException as error:
+            self._made.put(error)
+            return
+        del make_runner
+        self._made.put(None)
         while (step := self._steps.get()) is not None and not self._stopping:
             try:
                 self._done.put(runner.execute(step))

@@ -14,12 +14,13 @@ import torch
 
 from seesaw import envs
 from seesaw.config import EngineConfig, format_bytes
-from seesaw.engine.build import build_local_runner, tier_shape
+from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.host import usable_cores
 from seesaw.engine.layouts import LayoutChoice, choose_layouts
 from seesaw.engine.memory import MemoryPlan, plan_memory
 from seesaw.engine.messages import RankSetup, TierSetup
+from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
@@ -145,11 +146,20 @@ def _load_here(
         if setup.tier is not None:
             tier = HostTier.create(tier_shape(setup))
             undo.callback(tier.close)
-        with _timed(checkpoint):
+
+        def make_runner(report: Report, go_on: Callable[[], None]) -> ModelRunner:
+            def tell(done: int, total: int) -> None:
+                go_on()
+                if progress is not None:
+                    progress(done, total)
+
             params = checkpoint.load_params(
-                getattr(torch, setup.dtype), torch.device(setup.device), progress
+                torch_dtype(setup.dtype), torch.device(setup.device), tell
             )
-        executor = InProcessExecutor(lambda report: build_local_runner(setup, params, tier, report))
+            return build_local_runner(setup, params, tier, report)
+
+        with _timed(checkpoint):
+            executor = InProcessExecutor(make_runner)
         undo.pop_all()
     return Replicas(
         executor,

@@ -38,7 +38,7 @@ class FakeRunner:
 def test_steps_come_back_in_order():
     runner = FakeRunner()
     runner.go.set()
-    executor = InProcessExecutor(lambda report: runner)
+    executor = InProcessExecutor(lambda report, go_on: runner)
     for step in range(5):
         executor.submit(step)
     found = [executor.collect() for _ in range(5)]
@@ -49,7 +49,7 @@ def test_steps_come_back_in_order():
 
 def test_shutdown_begins_no_step_that_waits():
     runner = FakeRunner()
-    executor = InProcessExecutor(lambda report: runner)
+    executor = InProcessExecutor(lambda report, go_on: runner)
     for step in range(3):
         executor.submit(step)
     assert runner.begun.wait(30)
@@ -64,7 +64,7 @@ def test_a_failure_is_told_each_time_and_holds_no_memory():
     runner.go.set()
     alive = weakref.ref(runner)
     made = [runner]
-    executor = InProcessExecutor(lambda report: made.pop())
+    executor = InProcessExecutor(lambda report, go_on: made.pop())
     del runner
     executor.submit("fail")
     for _ in range(2):
@@ -87,10 +87,39 @@ def test_a_process_may_end_while_a_step_runs():
         "        for _ in range(20):\n"
         "            torch.linalg.svd(torch.randn(150, 150))\n"
         "    def close(self): pass\n"
-        "executor = InProcessExecutor(lambda report: Runner())\n"
+        "executor = InProcessExecutor(lambda report, go_on: Runner())\n"
         "executor.submit(1)\n"
         "executor.submit(2)\n"
         "begun.wait()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_making_the_runner_raises_is_raised_here():
+    def failing(report, go_on):
+        raise ZeroDivisionError("a test's doing")
+
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError, match="a test's doing"):
+        InProcessExecutor(failing)
+    assert threading.active_count() == before
+
+
+def test_loading_ends_soon_after_an_interruption():
+    """The thread hears of it at its next piece of weights, so the process can end."""
+    code = (
+        "import signal, threading, time, os\n"
+        "from seesaw.engine.executor import InProcessExecutor\n"
+        "def make(report, go_on):\n"
+        "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        go_on()\n"
+        "try:\n"
+        "    InProcessExecutor(make)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
