@@ -101,15 +101,8 @@ def pool_shape(setup: RankSetup, phase: Phase, rank: int) -> PoolShape:
 
 def tier_shape(setup: RankSetup) -> TierShape:
     assert setup.tier is not None, "there is no tier"
-    spec = setup.spec
-    return TierShape(
-        setup.tier.num_blocks,
-        spec.num_key_value_heads,
-        spec.num_hidden_layers,
-        setup.tier.block_tokens,
-        spec.head_dim,
-        torch_dtype(setup.dtype).itemsize,
-    )
+    element_bytes = torch_dtype(setup.dtype).itemsize
+    return TierShape.of(setup.spec, setup.tier.num_blocks, setup.tier.block_tokens, element_bytes)
 
 
 class ChangingWeights:

@@ -198,6 +198,4 @@ def pick_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.
             f"dtype=bfloat16: {torch.cuda.get_device_name(device)} does not support it. "
             "Use dtype='float16'."
         )
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype), name
-    return dtype
+    return torch_dtype(name)

@@ -170,9 +170,8 @@ def _free_beside(image_bytes: int, on_host: int) -> int:
 
 
 def _tier_block_bytes(setting: Setting) -> int:
-    spec, tokens = setting.spec, setting.config.tier_block_size
-    heads, layers = spec.num_key_value_heads, spec.num_hidden_layers
-    return TierShape(1, heads, layers, tokens, spec.head_dim, setting.dtype.itemsize).nbytes
+    tokens = setting.config.tier_block_size
+    return TierShape.of(setting.spec, 1, tokens, setting.dtype.itemsize).block_bytes
 
 
 def _tier_blocks(setting: Setting, free: int, block_bytes: int) -> int:

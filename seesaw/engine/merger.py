@@ -7,6 +7,8 @@ stop are dropped by the scheduler, which alone knows where a request ends.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from seesaw.engine.messages import StepReport, TransferReport
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, TransferDone
@@ -19,7 +21,7 @@ class Merger:
         self._num_ranks = num_ranks
         self._steps: dict[int, dict[int, StepReport]] = {}
         self._transfers: dict[int, dict[int, TransferReport]] = {}
-        self.weight_bytes: dict[str, int] = {}
+        self.weight_bytes: Counter[str] = Counter()
         """Moved by changes of layout so far, by source, over all ranks."""
 
     def add_step(self, report: StepReport) -> ModelOutput | None:
@@ -32,8 +34,7 @@ class Merger:
             return None
         del self._steps[report.step_id]
         for one in reports.values():
-            for source, count in one.weight_bytes.items():
-                self.weight_bytes[source] = self.weight_bytes.get(source, 0) + count
+            self.weight_bytes.update(one.weight_bytes)
         drawing = [one for one in reports.values() if one.token_ids is not None]
         first = drawing[0] if drawing else None
         for other in drawing[1:]:

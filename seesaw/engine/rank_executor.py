@@ -5,7 +5,7 @@ merges what they report, and names rank and phase where one fails.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -116,10 +116,9 @@ class RankExecutor:
 
     @property
     def weight_bytes(self) -> Mapping[str, int]:
-        total: dict[str, int] = {}
+        total: Counter[str] = Counter()
         for merger in self._mergers:
-            for source, count in merger.weight_bytes.items():
-                total[source] = total.get(source, 0) + count
+            total.update(merger.weight_bytes)
         return total
 
     def shutdown(self) -> None:

@@ -32,7 +32,7 @@ class Replicas:
         executor: Executor,
         schedulers: Sequence[Scheduler],
         *,
-        predict: TransferBytes | None = None,
+        predict: TransferBytes,
         commit_tier: Callable[[int, int], None] | None = None,
     ) -> None:
         self._executor = executor
@@ -44,7 +44,7 @@ class Replicas:
         self._moving: dict[tuple[int, int], str] = {}  # (replica, transfer id) -> store or load
         self._phases: dict[tuple[int, int], Phase] = {}  # of steps in flight
         self._changed_s = time.perf_counter()
-        self.movement = MovementStats()
+        self._movement = MovementStats()
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -79,6 +79,15 @@ class Replicas:
         return self._schedulers
 
     @property
+    def movement(self) -> MovementStats:
+        """What was moved and how long phases took, so far."""
+        movement = self._movement
+        movement.weight_bytes_moved = {**movement.weight_bytes_moved, **self._executor.weight_bytes}
+        peaks = sum(scheduler.stats.tier_peak_blocks for scheduler in self._schedulers)
+        movement.tier_peak_bytes = peaks * self._predict.tier_block_bytes
+        return movement
+
+    @property
     def num_in_flight(self) -> int:
         """Steps and transfers that have been submitted and not been taken in."""
         return sum(s.num_in_flight + s.num_transfers for s in self._schedulers)
@@ -95,13 +104,12 @@ class Replicas:
         self._phases[replica, step.step_id] = step.phase
         if step.stores or step.loads:
             self._note_moves(step, replica)
-        if step.reshard and self._predict is not None:
-            self.movement.predicted.add_weights(self._predict.weights(step.phase))
+        if step.reshard:
+            self._movement.predicted.add_weights(self._predict.weights(step.phase))
         self._executor.submit(step, replica)
 
     def _note_moves(self, step: SchedulerOutput, replica: int) -> None:
-        assert self._predict is not None, "stores and loads need a tier"
-        predicted = self.movement.predicted
+        predicted = self._movement.predicted
         for store in step.stores:
             self._moving[replica, store.transfer_id] = "store"
             predicted.kv_store_bytes += self._predict.store(store.phase, store.num_tokens)
@@ -122,9 +130,9 @@ class Replicas:
         if isinstance(done, TransferDone):
             kind = self._moving.pop((replica, done.transfer_id))
             if kind == "store":
-                self.movement.kv_store_bytes += done.num_bytes
+                self._movement.kv_store_bytes += done.num_bytes
             else:
-                self.movement.kv_load_bytes += done.num_bytes
+                self._movement.kv_load_bytes += done.num_bytes
             scheduler.transferred(done)
             return []
         self._note_time(self._phases.pop((replica, done.step_id)), done)
@@ -138,12 +146,7 @@ class Replicas:
         now_s = time.perf_counter()
         elapsed_s = max(0.0, now_s - self._changed_s - done.reshard_s)
         self._changed_s = now_s
-        self.movement.add_time(phase, elapsed_s, done.reshard_s)
-        movement = self.movement
-        movement.weight_bytes_moved = {**movement.weight_bytes_moved, **self._executor.weight_bytes}
-        if self._predict is not None:
-            peaks = sum(scheduler.stats.tier_peak_blocks for scheduler in self._schedulers)
-            movement.tier_peak_bytes = peaks * self._predict.tier_block_bytes
+        self._movement.add_time(phase, elapsed_s, done.reshard_s)
 
     def resume_clock(self) -> None:
         """Time before now belongs to no phase: there was nothing to do."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
@@ -27,6 +28,12 @@ class TierShape:
     block_tokens: int
     head_dim: int
     element_bytes: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, num_blocks: int, block_tokens: int, element_bytes: int) -> Self:
+        """The tier of a model."""
+        heads, layers = spec.num_key_value_heads, spec.num_hidden_layers
+        return cls(num_blocks, heads, layers, block_tokens, spec.head_dim, element_bytes)
 
     @property
     def kv_stride(self) -> int:
