@@ -34,22 +34,25 @@ LAYERS = {
     # package        may import of seesaw                  and these libraries
     "families":    Allowed("",                             STDLIB_ONLY),
     "layout":      Allowed("families",                     STDLIB_ONLY),
-    "scheduler":   Allowed("layout",                       STDLIB_ONLY),
+    "plan":        Allowed("families layout",              STDLIB_ONLY),
+    "scheduler":   Allowed("layout plan",                  STDLIB_ONLY),
+    "simulate":    Allowed("families layout plan scheduler", "numpy"),
     "batch":       Allowed("",                             STDLIB_ONLY),
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
-    "ops":         Allowed("",                             "torch"),
+    "ops":         Allowed("plan",                         "torch"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout",                "torch"),
-    "models":      Allowed("families layout kvcache ops layers", "torch"),
+    "models":      Allowed("families layout plan kvcache ops layers", "torch"),
     "weights":     Allowed("families layout hostmem tokenizer",
                            "torch numpy safetensors gguf huggingface_hub"),
-    "engine":      Allowed("families layout scheduler tokenizer ops layers kvcache models weights "
-                           "distributed",
+    "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
+                           "weights distributed",
                            "torch psutil zmq msgspec"),
-    "api":         Allowed("scheduler batch weights engine _cpu",
-                           "torch click rich tqdm"),
+    "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
+                           "_cpu",
+                           "torch click rich tqdm matplotlib"),
     # Finds its verbs by name, when one is asked for.
     "cli":         Allowed("",                             "click"),
     "__main__":    Allowed("cli",                          STDLIB_ONLY),
@@ -169,7 +172,9 @@ except AttributeError as error:
     [
         ("families", ("torch", "numpy")),
         ("layout", ("torch", "numpy")),
+        ("plan", ("torch", "numpy")),
         ("scheduler", ("torch", "numpy")),
+        ("simulate", ("torch",)),
         ("batch", ("torch", "numpy")),
         ("tokenizer", ("torch",)),
     ],

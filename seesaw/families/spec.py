@@ -88,6 +88,11 @@ class ModelSpec:
     """Softmax scale; None = head_dim ** -0.5."""
     logits_soft_cap: float | None = None
     attn_soft_cap: float | None = None
+    num_experts: int = 0
+    """0 = one MLP for all tokens. Else a router chooses `num_experts_per_tok` of them for each
+    token, every one `moe_intermediate_size` wide."""
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
     eos_token_ids: tuple[int, ...] = ()
     params: tuple[ParamSpec, ...] = ()
 

@@ -1,0 +1,256 @@
+"""What a step costs on the ranks of a replica: seconds by what takes them.
+
+A roofline per group of operations, summed over the groups (Seesaw, MLSys 2025, table 3 and
+equations 1 and 2), with what the paper's closed form leaves out: latency of small all-reduces,
+sends between stages, launches, stages with embedding or head, uneven cuts, unequal devices.
+Attention is counted as 4 * head_dim operations per (query head, query, key): the square of head_dim
+in the paper's table 3 cannot be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+
+from seesaw.families.spec import ModelSpec
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.layout.ranges import RankRanges, rank_ranges
+from seesaw.layout.reshard import Source
+from seesaw.plan.machine import Device, Links, Machine
+from seesaw.plan.work import Work
+
+ELEMENT_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Elements that norms, residuals, rotation and activation read and write for each token of a layer,
+# in units of what they pass over: the residual stream, q with k and v, and the MLP's inner columns.
+STREAM_PASSES = 12
+HEAD_PASSES = 6
+MLP_PASSES = 3
+SAMPLE_PASSES = 4
+"""Over the logits of a row that draws."""
+
+
+@dataclass(slots=True)
+class StageTime:
+    """Seconds of one step on one stage, by what takes them; they add up."""
+
+    weights_s: float = 0.0
+    """Matrix products that wait for weights."""
+    matmul_s: float = 0.0
+    """Matrix products that do not."""
+    attention_s: float = 0.0
+    """Rows with several queries."""
+    kv_s: float = 0.0
+    """Rows with one query, which read their keys and values."""
+    all_reduce_s: float = 0.0
+    elementwise_s: float = 0.0
+    overhead_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return (
+            self.weights_s + self.matmul_s + self.attention_s + self.kv_s
+            + self.all_reduce_s + self.elementwise_s + self.overhead_s
+        )  # fmt: skip
+
+    def add(self, other: StageTime, times: float = 1.0) -> None:
+        for field in fields(self):
+            name = field.name
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """Sizes of one rank's part, in elements and operations per layer or token."""
+
+    device: Device
+    num_layers: int
+    is_first: bool
+    is_last: bool
+    column_elements: int
+    """Of qkv and gate_up; per token 2 operations each."""
+    row_elements: int
+    """Of o_proj and down_proj."""
+    expert_elements: int
+    """Of one expert; `num_experts` of which this rank holds."""
+    num_experts: int
+    query_columns: int
+    kv_columns: int
+    """Of K and V together."""
+    stream_elements: int
+    """Passed over by elementwise operations, per token and layer."""
+    vocab_elements: int
+    num_logits: int
+
+
+class CostModel:
+    """Costs of one replica in one layout. `layout` is the replica's (dp = 1); `machine` has its
+    devices, rank by rank. `dtype` of what is computed; weights and KV may take fewer bytes.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        machine: Machine,
+        layout: ParallelLayout,
+        dtype: str,
+        *,
+        weight_bytes: int | None = None,
+        kv_bytes: int | None = None,
+    ) -> None:
+        assert layout.dp == 1, f"costs are those of one replica, got {layout}"
+        assert len(machine.devices) == layout.num_ranks, f"{layout} on {len(machine.devices)}"
+        self.spec = spec
+        self.layout = layout
+        self.dtype = dtype
+        self._links: Links = machine.links
+        self._machine = machine
+        self._element = ELEMENT_BYTES[dtype]
+        self._weight = weight_bytes or self._element
+        self._kv = kv_bytes or self._element
+        self._stages = [
+            _distinct(
+                _rank(spec, machine.devices[rank], rank_ranges(layout, spec, rank))
+                for rank in range(stage * layout.tp, (stage + 1) * layout.tp)
+            )
+            for stage in range(layout.pp)
+        ]
+
+    # -- compute ---------------------------------------------------------------------------------
+
+    def stage(self, stage: int, work: Work) -> StageTime:
+        """Of the slowest rank of the stage, all-reduces with the others of it included."""
+        ranks = self._stages[stage]
+        if len(ranks) == 1:
+            return self._rank_time(ranks[0], work)
+        return max((self._rank_time(rank, work) for rank in ranks), key=lambda time: time.total_s)
+
+    def stages_s(self, work: Work) -> list[float]:
+        """Seconds of each stage; stages with the same part of a layer are computed once."""
+        known: dict[tuple[_Rank, ...], float] = {}
+        seconds = []
+        for stage, ranks in enumerate(self._stages):
+            if ranks not in known:
+                known[ranks] = self.stage(stage, work).total_s
+            seconds.append(known[ranks])
+        return seconds
+
+    def send_s(self, num_tokens: int) -> float:
+        """Hidden states from one stage to the next."""
+        return self._links.send_s(num_tokens * self.spec.hidden_size * self._element)
+
+    def _rank_time(self, rank: _Rank, work: Work) -> StageTime:
+        time = StageTime()
+        rates = rank.device.rates
+        if work.num_tokens == 0:
+            return StageTime(overhead_s=rates.step_overhead_s)
+        layers, tokens = rank.num_layers, work.num_tokens
+        columns = rates.matmul_flops[self.dtype]
+        rows = rates.row_matmul_flops.get(self.dtype, columns)
+        self._product(time, rank, rank.column_elements, tokens, layers, columns(tokens))
+        self._product(time, rank, rank.row_elements, tokens, layers, rows(tokens))
+        if rank.num_experts:
+            self._experts(time, rank, tokens)
+        self._attend(time, rank, work)
+        stream = rank.stream_elements * self._element * tokens
+        time.elementwise_s += layers * stream / rates.elementwise_bytes_per_s
+        tensor_bytes = tokens * self.spec.hidden_size * self._element
+        tp = self.layout.tp
+        time.all_reduce_s += 2 * layers * self._links.all_reduce_s(tp, tensor_bytes)
+        time.overhead_s += layers * (rates.layer_overhead_s + work.num_rows * rates.row_overhead_s)
+        time.overhead_s += rates.step_overhead_s
+        if rank.is_first:
+            time.elementwise_s += 2 * tensor_bytes / rates.elementwise_bytes_per_s
+            time.all_reduce_s += self._links.all_reduce_s(tp, tensor_bytes)
+        if rank.is_last and work.num_sampled:
+            sampled = work.num_sampled
+            self._product(time, rank, rank.vocab_elements, sampled, 1, columns(sampled))
+            logits = SAMPLE_PASSES * sampled * rank.num_logits * self._element
+            time.elementwise_s += logits / rates.elementwise_bytes_per_s
+            time.all_reduce_s += self._links.all_reduce_s(tp, 16 * sampled)
+        return time
+
+    def _product(
+        self, time: StageTime, rank: _Rank, elements: float, tokens: float, times: float,
+        flops: float,
+    ) -> None:  # fmt: skip
+        """Rows of activations times weights of `elements`: bound by reading these, or by
+        computing."""
+        read_s = elements * self._weight / rank.device.rates.memory_bytes_per_s
+        compute_s = 2.0 * elements * tokens / flops
+        if read_s >= compute_s:
+            time.weights_s += times * read_s
+        else:
+            time.matmul_s += times * compute_s
+
+    def _experts(self, time: StageTime, rank: _Rank, tokens: int) -> None:
+        """Each token goes through some experts; those that no token chose are not read.
+
+        Choices are taken as independent and equally likely, which reads more experts than real
+        routers do (they prefer some).
+        """
+        spec = self.spec
+        share = spec.num_experts_per_tok / spec.num_experts
+        touched = rank.num_experts * (1.0 - (1.0 - share) ** tokens)
+        per_expert = tokens * share * rank.num_experts / touched
+        flops = rank.device.rates.matmul_flops[self.dtype](per_expert)
+        elements = rank.expert_elements
+        self._product(time, rank, elements, per_expert, touched * rank.num_layers, flops)
+
+    def _attend(self, time: StageTime, rank: _Rank, work: Work) -> None:
+        rates, layers = rank.device.rates, rank.num_layers
+        kv_token_bytes = rank.kv_columns * self._kv
+        if work.pairs:
+            compute_s = 4.0 * work.pairs * rank.query_columns / rates.attention_flops
+            read_s = work.chunk_keys * kv_token_bytes / rates.kv_bytes_per_s
+            time.attention_s += layers * max(compute_s, read_s)
+        time.kv_s += layers * work.decode_keys * kv_token_bytes / rates.kv_bytes_per_s
+
+    # -- what moves ------------------------------------------------------------------------------
+
+    def _host_rate(self, rank: int, own: float) -> float:
+        """What one device gets while all of the machine's share the host."""
+        shared = self._machine.host_bytes_per_s
+        return own if shared is None else min(own, shared / len(self._machine.devices))
+
+    def store_bytes_per_s(self, rank: int) -> float:
+        return self._host_rate(rank, self._machine.devices[rank].rates.store_bytes_per_s)
+
+    def load_bytes_per_s(self, rank: int) -> float:
+        return self._host_rate(rank, self._machine.devices[rank].rates.load_bytes_per_s)
+
+    def transition_s(self, rank: int, bytes_by_source: Mapping[Source, int]) -> float:
+        """Until `rank` has its weights of the new layout; one source after the other."""
+        rates = self._machine.devices[rank].rates
+        return (
+            bytes_by_source.get("host", 0) / self.load_bytes_per_s(rank)
+            + bytes_by_source.get("peer", 0) / self._machine.links.peer_bytes_per_s
+            + bytes_by_source.get("copy", 0) / rates.copy_bytes_per_s
+        )
+
+
+def _rank(spec: ModelSpec, device: Device, ranges: RankRanges) -> _Rank:
+    hidden, head_dim = spec.hidden_size, spec.head_dim
+    query = ranges.query_heads.size * head_dim
+    kv = 2 * ranges.kv_heads.size * head_dim
+    mlp = ranges.mlp.size
+    return _Rank(
+        device=device,
+        num_layers=ranges.layers.size,
+        is_first=ranges.layers.start == 0,
+        is_last=ranges.layers.stop == spec.num_hidden_layers,
+        column_elements=hidden * (query + kv + 2 * mlp),
+        row_elements=hidden * (query + mlp),
+        expert_elements=0,
+        num_experts=0,
+        query_columns=query,
+        kv_columns=kv,
+        stream_elements=STREAM_PASSES * hidden + HEAD_PASSES * (query + kv) + MLP_PASSES * mlp,
+        vocab_elements=ranges.vocab.size * hidden,
+        num_logits=ranges.vocab.size,
+    )
+
+
+def _distinct(ranks: Iterable[_Rank]) -> tuple[_Rank, ...]:
+    """Ranks with equal parts on equal devices take equally long."""
+    return tuple(dict.fromkeys(ranks))
