@@ -19,6 +19,9 @@ from seesaw.errors import ConfigError, SeesawError, nearest
 VERBS = {
     "generate": "seesaw.api.commands.generate:generate",
     "run-batch": "seesaw.api.commands.run_batch:run_batch",
+    "plan": "seesaw.api.commands.plan:plan",
+    "simulate": "seesaw.api.commands.simulate:simulate",
+    "calibrate": "seesaw.api.commands.calibrate:calibrate",
     "bench": "seesaw.api.commands.bench:bench",
     "collect-env": "seesaw.api.commands.collect_env:collect_env",
 }
