@@ -1,0 +1,11 @@
+"""Plots of what was planned, simulated or measured: one call, one file (SVG or PNG).
+
+matplotlib is an optional dependency and is loaded by the call. Owns how things look; computes no
+figure but the quantiles that it marks.
+"""
+
+from seesaw.api.plots.charts import bars, lines, percentiles
+from seesaw.api.plots.figure import check_plot_file
+from seesaw.api.plots.lanes import Span, timeline
+
+__all__ = ["Span", "bars", "check_plot_file", "lines", "percentiles", "timeline"]

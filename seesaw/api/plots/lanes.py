@@ -1,0 +1,140 @@
+"""The timeline: what every lane of every rank did when."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from seesaw.api.plots.figure import COLOURS, drawing, legend
+from seesaw.errors import ConfigError
+
+
+class Span(NamedTuple):
+    """What occupied a lane of a rank; `name` is a kind and a number, such as `decode 17`."""
+
+    rank: int
+    lane: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+LANES = ("compute", "store", "load")
+"""In this order, others after them."""
+KIND_COLOURS: Mapping[str, str] = {
+    "prefill": "#0072B2",
+    "decode": "#E69F00",
+    "to prefill": "#000000",
+    "to decode": "#D55E00",
+    "store": "#009E73",
+    "load": "#CC79A7",
+}
+MAX_VECTORS = 2000
+"""More bars than this become pixels in an SVG too: each path takes 200 bytes of it."""
+
+Row = tuple[int, str]
+Bars = dict[str, list[tuple[float, float]]]
+
+
+def timeline(
+    spans: Iterable[tuple[int, str, str, float, float]],
+    path: str | os.PathLike[str],
+    title: str,
+    *,
+    simulated: bool = True,
+) -> None:
+    """Rows = ranks x lanes, bars coloured by kind (a span's name without its number).
+
+    `spans`: (rank, lane, name, start_s, end_s) in any order, as `ReplicaClock`'s Recorder is told.
+    Raises ConfigError: no spans, a span that ends before it starts.
+    """
+    rows, count = _rows(spans)
+    if not rows:
+        raise ConfigError("timeline: nothing to draw; expected at least one span.")
+    order = sorted(rows, key=lambda row: (row[0], *_lane_key(row[1])))
+    kinds = _kinds(rows)
+    begin_s = min(start for bars in rows.values() for runs in bars.values() for start, _ in runs)
+    end_s = max(end for bars in rows.values() for runs in bars.values() for _, end in runs)
+    inches = (9.0, 1.5 + 0.2 * len(order))
+    with drawing(path, title, simulated=simulated, inches=inches) as (figure, axes):
+        from matplotlib.collections import PolyCollection
+        from matplotlib.patches import Patch
+
+        for kind, colour in kinds.items():
+            boxes = []
+            for at, row in enumerate(order):
+                # Transfers are drawn thinner than what computes.
+                half = 0.42 if row[1] == "compute" else 0.26
+                boxes += [
+                    ((start, at - half), (start, at + half), (end, at + half), (end, at - half))
+                    for start, end in rows[row].get(kind, ())
+                ]
+            drawn = PolyCollection(boxes, facecolors=colour, edgecolors="none")
+            drawn.set_rasterized(count > MAX_VECTORS)
+            axes.add_collection(drawn, autolim=False)
+        axes.set_xlim(begin_s, end_s if end_s > begin_s else begin_s + 1.0)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set_yticks(range(len(order)), [_label(order, at) for at in range(len(order))])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("time (s)")
+        legend(figure, [Patch(color=colour) for colour in kinds.values()], list(kinds))
+
+
+def _rows(spans: Iterable[tuple[int, str, str, float, float]]) -> tuple[dict[Row, Bars], int]:
+    """(start, end) by row and kind, and how many; spans that touch are one."""
+    found: dict[Row, Bars] = {}
+    for rank, lane, name, start_s, end_s in spans:
+        if not (math.isfinite(start_s) and math.isfinite(end_s) and start_s <= end_s):
+            raise ConfigError(
+                f"timeline: {name!r} on rank {rank}, lane {lane}, is from {start_s} s to "
+                f"{end_s} s; expected finite times, the end not before the start."
+            )
+        kind = _kind(name)
+        found.setdefault((rank, lane), {}).setdefault(kind, []).append((start_s, end_s))
+    count = 0
+    for bars in found.values():
+        for kind, runs in bars.items():
+            bars[kind] = _joined(sorted(runs))
+            count += len(bars[kind])
+    return found, count
+
+
+def _joined(runs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    joined = [runs[0]]
+    for start_s, end_s in runs[1:]:
+        last_start_s, last_end_s = joined[-1]
+        if start_s <= last_end_s:
+            joined[-1] = (last_start_s, max(last_end_s, end_s))
+        else:
+            joined.append((start_s, end_s))
+    return joined
+
+
+def _kind(name: str) -> str:
+    kind, _, number = name.rpartition(" ")
+    return kind if kind and number.isdecimal() else name
+
+
+def _kinds(rows: Mapping[Row, Bars]) -> dict[str, str]:
+    """Colours of the kinds there are: known ones first, each with its own."""
+    present = {kind for bars in rows.values() for kind in bars}
+    kinds = {kind: colour for kind, colour in KIND_COLOURS.items() if kind in present}
+    taken = set(KIND_COLOURS.values())
+    spare = [colour for colour in COLOURS if colour not in taken]
+    for number, kind in enumerate(sorted(present - set(kinds))):
+        kinds[kind] = spare[number % len(spare)]
+    return kinds
+
+
+def _lane_key(lane: str) -> tuple[int, str]:
+    return (LANES.index(lane) if lane in LANES else len(LANES), lane)
+
+
+def _label(order: list[Row], at: int) -> str:
+    """The lane's name, with the rank's where its rows begin."""
+    rank, lane = order[at]
+    first = at == 0 or order[at - 1][0] != rank
+    return f"rank {rank}  {lane}" if first else lane
