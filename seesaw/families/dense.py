@@ -1,4 +1,4 @@
-"""What the dense families share: sizes, layer kinds and the list of a checkpoint's tensors.
+"""What all families share: sizes, layer kinds and the list of a checkpoint's tensors.
 
 Standard library only. A family file says what is its own; nothing here asks which family it is.
 """
@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from seesaw.families.fields import Fields
 from seesaw.families.rope import context_length
+from seesaw.families.sparse import ExpertNames, expert_params
 from seesaw.families.spec import LayerSpec, ModelSpec, ParamSpec, RopeSpec, SplitDim
 
 MAX_LAYERS = 4096
@@ -24,10 +25,12 @@ def dense_spec(
     layers: Sequence[LayerSpec],
     *,
     context_rope: RopeSpec,
+    expert_names: ExpertNames = ExpertNames(),
     **features: Any,
 ) -> ModelSpec:
     """A ModelSpec of the fields that all families have, and of `features`, named as in ModelSpec.
-    `context_rope` is the RoPE of the layers that see the whole context."""
+    `context_rope` is the RoPE of the layers that see the whole context, `expert_names` are those of
+    sparse layers' tensors."""
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_kv_heads = fields.integer("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
@@ -58,7 +61,7 @@ def dense_spec(
         eos_token_ids=fields.token_ids("eos_token_id"),
         **features,
     )
-    return with_params(spec)
+    return with_params(spec, expert_names)
 
 
 def num_layers(fields: Fields) -> int:
@@ -92,12 +95,14 @@ def windowed_layers(fields: Fields, rope: RopeSpec) -> list[LayerSpec]:
     return [LayerSpec(window if slides else None, rope) for slides in sliding]
 
 
-def with_params(spec: ModelSpec) -> ModelSpec:
+def with_params(spec: ModelSpec, expert_names: ExpertNames = ExpertNames()) -> ModelSpec:
     """`spec` with the list of its tensors under HF's names."""
     params = [ParamSpec("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size), None,
                         "vocab")]  # fmt: skip
     for layer in range(spec.num_hidden_layers):
         params += _layer_params(spec, layer)
+        if spec.layers[layer].sparse:
+            params += expert_params(spec, layer, expert_names)
     params.append(ParamSpec("model.norm.weight", (spec.hidden_size,), None))
     if not spec.tie_word_embeddings:
         params.append(
@@ -133,6 +138,8 @@ def _layer_params(spec: ModelSpec, layer: int) -> list[ParamSpec]:
     if spec.sandwich_norm:
         add("pre_feedforward_layernorm.weight", hidden)
         add("post_feedforward_layernorm.weight", hidden)
+    if spec.layers[layer].sparse:
+        return found
     linear("mlp.gate_proj", mlp, hidden, "mlp", 0, spec.mlp_bias)
     linear("mlp.up_proj", mlp, hidden, "mlp", 0, spec.mlp_bias)
     linear("mlp.down_proj", hidden, mlp, "mlp", 1, spec.mlp_bias)

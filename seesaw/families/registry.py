@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seesaw.errors import ModelError, nearest
-from seesaw.families import gemma3, llama, mistral, qwen2, qwen3
+from seesaw.families import gemma3, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
 from seesaw.families.fields import Fields
 from seesaw.families.spec import ModelSpec
 
 ARCHITECTURES: dict[str, Callable[[Fields, str], ModelSpec]] = {
     "LlamaForCausalLM": llama.from_hf,
     "MistralForCausalLM": mistral.from_hf,
+    "MixtralForCausalLM": mixtral.from_hf,
     "Qwen2ForCausalLM": qwen2.from_hf,
     "Qwen3ForCausalLM": qwen3.from_hf,
+    "Qwen3MoeForCausalLM": qwen3_moe.from_hf,
     "Gemma3ForCausalLM": gemma3.from_hf,
     "Gemma3ForConditionalGeneration": gemma3.from_hf,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-SplitDim = Literal["heads", "kv_heads", "mlp", "vocab", "none"]
+SplitDim = Literal["heads", "kv_heads", "mlp", "vocab", "expert", "none"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 
@@ -31,10 +31,12 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What differs from layer to layer. `sliding_window` in tokens, None = full attention."""
+    """What differs from layer to layer. `sliding_window` in tokens, None = full attention; `sparse`:
+    a router and experts in place of one MLP."""
 
     sliding_window: int | None
     rope: RopeSpec
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class ParamSpec:
 
     `name` is the HF tensor name, `shape` its shape [out, in] or [size], `split_dim` what tensor
     parallelism cuts (`heads`: rows by query head, `kv_heads`: rows by KV head, `mlp`: MLP columns,
-    `vocab`: vocabulary rows), `dim` the tensor dim that is cut, `layer` its layer or None.
+    `vocab`: vocabulary rows, `expert`: nothing, it is whole on the rank that holds `expert`), `dim`
+    the tensor dim that is cut, `layer` its layer or None.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ParamSpec:
     layer: int | None
     split_dim: SplitDim = "none"
     dim: int = 0
+    expert: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +93,23 @@ class ModelSpec:
     logits_soft_cap: float | None = None
     attn_soft_cap: float | None = None
     num_experts: int = 0
-    """0 = one MLP for all tokens. Else a router chooses `num_experts_per_tok` of them for each
-    token, every one `moe_intermediate_size` wide."""
+    """0 = one MLP for all tokens in every layer. Else in sparse layers a router chooses
+    `num_experts_per_tok` of them for each token, every one `moe_intermediate_size` wide."""
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    """The weights of a token's experts are scaled to add up to 1."""
     eos_token_ids: tuple[int, ...] = ()
     params: tuple[ParamSpec, ...] = ()
 
     @property
     def sm_scale(self) -> float:
         return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
+
+    @property
+    def num_plain_layers(self) -> int:
+        """Layers with one MLP of `intermediate_size` for all tokens."""
+        return sum(not layer.sparse for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:

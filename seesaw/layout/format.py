@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple, Protocol
 
 from seesaw.layout.ranges import RankRanges
 
-Cut = Literal["heads", "query", "gate_up", "mlp", "vocab", "none"]
+Cut = Literal["heads", "query", "gate_up", "mlp", "experts", "vocab", "none"]
 """What tensor parallelism cuts along dim 0 of a stored parameter: groups of a KV head (fused QKV),
-query heads (o_proj), columns of the MLP (gate and up together; down_proj), rows of the vocabulary.
+query heads (o_proj), columns of the MLP (gate and up together; down_proj), whole experts, rows of
+the vocabulary.
 """
 
 

@@ -26,6 +26,9 @@ _FUSED: Mapping[str, tuple[str, Cut]] = {
 }
 _PARTS = ("k_proj", "v_proj", "up_proj")
 _TRANSPOSED: Mapping[str, Cut] = {"o_proj": "query", "down_proj": "mlp"}
+# The same for the matrices of an expert, in both spellings of families.
+_EXPERT_GATES = ("gate_proj", "w1")
+_EXPERT_DOWNS = ("down_proj", "w2")
 
 
 def align(nbytes: int) -> int:
@@ -37,8 +40,9 @@ def stored_params(spec: ModelSpec) -> tuple[StoredParam, ...]:
     """The decoder's parameters, layer by layer, fused and transposed as they are stored.
 
     q, k and v are `qkv_proj` (for each KV head its query heads, its K head, its V head), gate and
-    up are `gate_up_proj` (gate rows first); o_proj and down_proj are stored `[in, out]`. A tied
-    head is no parameter: it is the embedding.
+    up are `gate_up_proj` (gate rows first); o_proj and down_proj are stored `[in, out]`. Experts of a
+    layer are two parameters, `experts.gate_up_proj` and `experts.down_proj`, expert after expert,
+    each stored as one MLP would be. A tied head is no parameter: it is the embedding.
     """
     found = (_stored(spec, param) for param in spec.params)
     return tuple(param for param in found if param is not None)
@@ -47,6 +51,8 @@ def stored_params(spec: ModelSpec) -> tuple[StoredParam, ...]:
 def _stored(spec: ModelSpec, param: ParamSpec) -> StoredParam | None:
     module, _, part = param.name.rpartition(".")
     prefix, _, projection = module.rpartition(".")
+    if param.expert is not None:
+        return _stored_experts(spec, param, projection) if param.expert == 0 else None
     if projection in _PARTS:
         return None
     if projection in _FUSED:
@@ -59,8 +65,28 @@ def _stored(spec: ModelSpec, param: ParamSpec) -> StoredParam | None:
     if projection in _TRANSPOSED and len(param.shape) == 2:
         out, size = param.shape
         return StoredParam(param.name, param.layer, (size, out), _TRANSPOSED[projection])
+    if projection == "gate":
+        return StoredParam(f"{_mlp(param)}.gate.weight", param.layer, param.shape, "none")
     cut = "vocab" if param.split_dim == "vocab" else "none"
     return StoredParam(param.name, param.layer, param.shape, cut)
+
+
+def _stored_experts(spec: ModelSpec, param: ParamSpec, projection: str) -> StoredParam | None:
+    """All experts of the layer, made where the first one's gate or down matrix is met."""
+    inner, hidden = spec.moe_intermediate_size, spec.hidden_size
+    if projection in _EXPERT_GATES:
+        name, rows = "gate_up_proj", 2 * inner
+    elif projection in _EXPERT_DOWNS:
+        name, rows = "down_proj", inner
+    else:
+        return None
+    shape = (spec.num_experts, rows, hidden)
+    return StoredParam(f"{_mlp(param)}.experts.{name}.weight", param.layer, shape, "experts")
+
+
+def _mlp(param: ParamSpec) -> str:
+    """The module that stands in a layer's MLP's place, under one name for all families."""
+    return f"model.layers.{param.layer}.mlp"
 
 
 class PlainFormat:
@@ -114,6 +140,8 @@ class PlainFormat:
                 return [ranges.vocab]
             case "mlp":
                 return [mlp]
+            case "experts":
+                return [ranges.experts]
             case "gate_up":
                 up = spec.intermediate_size
                 return [mlp, Range(up + mlp.start, up + mlp.stop)]

@@ -41,25 +41,34 @@ def split(total: int, parts: int, index: int) -> Range:
 class RankRanges:
     """What one rank holds. Every query head finds its KV head on the same rank.
 
-    Counted in layers, KV heads, query heads, columns of the MLP's inner size and rows of the
-    vocabulary.
+    Counted in layers, KV heads, query heads, columns of a plain MLP's inner size, experts of each
+    sparse layer and rows of the vocabulary. `mlp` is empty where all layers are sparse, `experts`
+    where none is.
     """
 
     layers: Range
     kv_heads: Range
     query_heads: Range
     mlp: Range
+    experts: Range
     vocab: Range
 
 
 def check_fits(layout: ParallelLayout, spec: ModelSpec) -> None:
-    """Raises ConfigError where some rank of `layout` would hold no layer, head, column or row."""
-    most_tp = min(spec.num_attention_heads, spec.intermediate_size, spec.vocab_size)
+    """Raises ConfigError where some rank of `layout` would hold no layer, head, column or row,
+    or no expert where layers have some."""
+    most_tp = min(spec.num_attention_heads, spec.vocab_size)
+    if spec.num_plain_layers:
+        most_tp = min(most_tp, spec.intermediate_size)
+    experts = ""
+    if spec.num_experts:
+        most_tp = min(most_tp, spec.num_experts)
+        experts = f" and {spec.num_experts} experts, which stay whole,"
     if layout.tp > most_tp:
         raise ConfigError(
-            f"layout {layout}: {spec.architecture} with {spec.num_attention_heads} query heads can "
-            f"be cut {most_tp} ways within a layer at most, got tp={layout.tp}. Use tp{most_tp} or "
-            "less; more stages (pp) or replicas (dp) take the other devices."
+            f"layout {layout}: {spec.architecture} with {spec.num_attention_heads} query heads"
+            f"{experts} can be cut {most_tp} ways within a layer at most, got tp={layout.tp}. Use "
+            f"tp{most_tp} or less; more stages (pp) or replicas (dp) take the other devices."
         )
     if layout.pp > spec.num_hidden_layers:
         raise ConfigError(
@@ -78,7 +87,8 @@ def rank_ranges(layout: ParallelLayout, spec: ModelSpec, rank: int) -> RankRange
         layers=split(spec.num_hidden_layers, layout.pp, at.pp),
         kv_heads=kv_heads,
         query_heads=query_heads,
-        mlp=split(spec.intermediate_size, layout.tp, at.tp),
+        mlp=split(spec.intermediate_size if spec.num_plain_layers else 0, layout.tp, at.tp),
+        experts=split(spec.num_experts, layout.tp, at.tp),
         vocab=split(spec.vocab_size, layout.tp, at.tp),
     )
 
