@@ -6,6 +6,7 @@ Everything that is not listed here is configuration.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from seesaw.errors import ConfigError
 
@@ -16,6 +17,10 @@ DESCRIPTIONS: dict[str, str] = {
     ),
     "SEESAW_DEBUG_BLOCKS": (
         "1 = check the block accounting after every step and poison freed KV blocks (default 0)"
+    ),
+    "SEESAW_CACHE_ROOT": (
+        "folder for what seesaw measured of this machine "
+        "(default $XDG_CACHE_HOME/seesaw, or ~/.cache/seesaw)"
     ),
 }
 
@@ -47,3 +52,16 @@ def disable_overlap() -> bool:
 
 def debug_blocks() -> bool:
     return _flag("SEESAW_DEBUG_BLOCKS")
+
+
+def cache_root() -> Path:
+    """Need not exist. Raises ConfigError unless the folder is given as an absolute path."""
+    given = os.environ.get("SEESAW_CACHE_ROOT")
+    if given:
+        path = Path(given).expanduser()
+        if not path.is_absolute():
+            raise ConfigError(f"SEESAW_CACHE_ROOT={given!r}: expected an absolute path.")
+        return path
+    # The XDG base directory specification: a relative path in its variable is to be ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "seesaw"
