@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seesaw.families.dense import dense_spec, layer_types, num_layers
+from seesaw.families.common import decoder_spec, layer_types, num_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import make_rope
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
@@ -45,7 +45,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
         for kind in _layer_kinds(fields)
     ]
     bias = fields.flag("attention_bias", False)
-    return dense_spec(
+    return decoder_spec(
         fields,
         "gemma3",
         architecture,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seesaw.families.dense import dense_spec, num_layers
+from seesaw.families.common import decoder_spec, num_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import rope_from_hf
 from seesaw.families.spec import LayerSpec, ModelSpec
@@ -12,7 +12,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
     fields.text("hidden_act", "silu", ("silu",))
     rope = rope_from_hf(fields)
     bias = fields.flag("attention_bias", False)
-    return dense_spec(
+    return decoder_spec(
         fields,
         "llama",
         architecture,

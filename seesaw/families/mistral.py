@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seesaw.families.dense import dense_spec, layer_types, num_layers
+from seesaw.families.common import decoder_spec, layer_types, num_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import rope_from_hf
 from seesaw.families.spec import LayerSpec, ModelSpec
@@ -19,7 +19,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
     expected = "full_attention" if window is None else "sliding_attention"
     if any(kind != expected for kind in layer_types(fields, count) or ()):
         raise fields.unsupported("layer_types", f"{expected} in every layer")
-    return dense_spec(
+    return decoder_spec(
         fields,
         "mistral",
         architecture,

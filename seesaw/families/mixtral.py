@@ -3,7 +3,7 @@ width of one expert."""
 
 from __future__ import annotations
 
-from seesaw.families.dense import dense_spec, num_layers
+from seesaw.families.common import decoder_spec, num_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import rope_from_hf
 from seesaw.families.sparse import ExpertNames, expert_features
@@ -20,7 +20,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
     fields.text("hidden_act", "silu", ("silu",))
     rope = rope_from_hf(fields, THETA)
     layer = LayerSpec(fields.optional_integer("sliding_window"), rope, sparse=True)
-    return dense_spec(
+    return decoder_spec(
         fields,
         "mixtral",
         architecture,

@@ -3,7 +3,7 @@ where `use_sliding_window` is set."""
 
 from __future__ import annotations
 
-from seesaw.families.dense import dense_spec, windowed_layers
+from seesaw.families.common import decoder_spec, windowed_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import rope_from_hf
 from seesaw.families.spec import ModelSpec
@@ -13,7 +13,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
     fields = fields.over({"num_key_value_heads": 32})
     fields.text("hidden_act", "silu", ("silu",))
     rope = rope_from_hf(fields)
-    return dense_spec(
+    return decoder_spec(
         fields,
         "qwen2",
         architecture,

@@ -3,7 +3,7 @@ layers but those that the config leaves plain."""
 
 from __future__ import annotations
 
-from seesaw.families.dense import dense_spec, num_layers
+from seesaw.families.common import decoder_spec, num_layers
 from seesaw.families.fields import Fields
 from seesaw.families.rope import rope_from_hf
 from seesaw.families.sparse import expert_features
@@ -29,7 +29,7 @@ def from_hf(fields: Fields, architecture: str) -> ModelSpec:
         **expert_features(fields, count=count, default_count=128, default_per_token=8),
     }
     bias = fields.flag("attention_bias", False)
-    return dense_spec(
+    return decoder_spec(
         fields,
         "qwen3_moe",
         architecture,

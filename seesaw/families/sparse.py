@@ -17,10 +17,14 @@ from seesaw.families.spec import ModelSpec, ParamSpec
 class ExpertNames:
     """How a checkpoint calls the router and the three matrices of an expert."""
 
-    module: str = "mlp"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
+    module: str
+    gate: str
+    up: str
+    down: str
+
+
+PLAIN_NAMES = ExpertNames("mlp", gate="gate_proj", up="up_proj", down="down_proj")
+"""Those of a plain MLP, behind the expert's number."""
 
 
 def expert_features(

@@ -31,8 +31,8 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What differs from layer to layer. `sliding_window` in tokens, None = full attention; `sparse`:
-    a router and experts in place of one MLP."""
+    """What differs from layer to layer. `sliding_window` in tokens, None = full attention;
+    `sparse`: a router and experts in place of one MLP."""
 
     sliding_window: int | None
     rope: RopeSpec

@@ -40,9 +40,9 @@ def stored_params(spec: ModelSpec) -> tuple[StoredParam, ...]:
     """The decoder's parameters, layer by layer, fused and transposed as they are stored.
 
     q, k and v are `qkv_proj` (for each KV head its query heads, its K head, its V head), gate and
-    up are `gate_up_proj` (gate rows first); o_proj and down_proj are stored `[in, out]`. Experts of a
-    layer are two parameters, `experts.gate_up_proj` and `experts.down_proj`, expert after expert,
-    each stored as one MLP would be. A tied head is no parameter: it is the embedding.
+    up are `gate_up_proj` (gate rows first); o_proj and down_proj are stored `[in, out]`. A layer's
+    experts are two parameters, `experts.gate_up_proj` and `experts.down_proj`, expert after expert
+    and each as one MLP would be. A tied head is no parameter: it is the embedding.
     """
     found = (_stored(spec, param) for param in spec.params)
     return tuple(param for param in found if param is not None)

@@ -4,7 +4,8 @@ A roofline per group of operations, summed over the groups (Seesaw, MLSys 2025, 
 equations 1 and 2), with what the paper's closed form leaves out: latency of small all-reduces,
 sends between stages, launches, stages with embedding or head, uneven cuts, unequal devices.
 Attention is counted as 4 * head_dim operations per (query head, query, key): the square of head_dim
-in the paper's table 3 cannot be right.
+in the paper's table 3 cannot be right. Of experts a step reads those that some token chose, and the
+rank with most to do is waited for (`experts.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
 from seesaw.layout.reshard import Source
+from seesaw.plan.experts import ExpertLoad, expert_load
 from seesaw.plan.machine import Device, Links, Machine
 from seesaw.plan.work import Work
 
 ELEMENT_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Elements that norms, residuals, rotation and activation read and write for each token of a layer,
-# in units of what they pass over: the residual stream, q with k and v, and the MLP's inner columns.
+# in units of what they pass over: the residual stream, q with k and v, and the MLP's inner columns;
+# for each row of an expert, the residual stream again, gathered and added up.
 STREAM_PASSES = 12
 HEAD_PASSES = 6
 MLP_PASSES = 3
+EXPERT_PASSES = 4
 SAMPLE_PASSES = 4
 """Over the logits of a row that draws."""
 
@@ -61,24 +65,22 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
-    """Sizes of one rank's part, in elements and operations per layer or token."""
+    """Sizes of one rank's part, in elements; per token of the step where that matters."""
 
     device: Device
     num_layers: int
     is_first: bool
     is_last: bool
     column_elements: int
-    """Of qkv and gate_up; per token 2 operations each."""
+    """Of qkv, gate_up and routers of all its layers; per token 2 operations each."""
     row_elements: int
-    """Of o_proj and down_proj."""
-    expert_elements: int
-    """Of one expert; `num_experts` of which this rank holds."""
-    num_experts: int
+    """Of o_proj and down_proj of all its layers."""
+    num_sparse_layers: int
     query_columns: int
     kv_columns: int
     """Of K and V together."""
     stream_elements: int
-    """Passed over by elementwise operations, per token and layer."""
+    """Passed over by elementwise operations in all its layers."""
     vocab_elements: int
     num_logits: int
 
@@ -108,6 +110,9 @@ class CostModel:
         self._element = ELEMENT_BYTES[dtype]
         self._weight = weight_bytes or self._element
         self._kv = kv_bytes or self._element
+        self._experts: ExpertLoad | None = None
+        if spec.num_experts:
+            self._experts = expert_load(spec.num_experts, spec.num_experts_per_tok, layout.tp)
         self._stages = [
             _distinct(
                 _rank(spec, machine.devices[rank], rank_ranges(layout, spec, rank))
@@ -147,13 +152,13 @@ class CostModel:
         layers, tokens = rank.num_layers, work.num_tokens
         columns = rates.matmul_flops[self.dtype]
         rows = rates.row_matmul_flops.get(self.dtype, columns)
-        self._product(time, rank, rank.column_elements, tokens, layers, columns(tokens))
-        self._product(time, rank, rank.row_elements, tokens, layers, rows(tokens))
-        if rank.num_experts:
-            self._experts(time, rank, tokens)
+        self._product(time, rank, rank.column_elements, tokens, columns(tokens))
+        self._product(time, rank, rank.row_elements, tokens, rows(tokens))
+        if self._experts is not None and rank.num_sparse_layers:
+            self._run_experts(time, rank, self._experts, tokens)
         self._attend(time, rank, work)
         stream = rank.stream_elements * self._element * tokens
-        time.elementwise_s += layers * stream / rates.elementwise_bytes_per_s
+        time.elementwise_s += stream / rates.elementwise_bytes_per_s
         tensor_bytes = tokens * self.spec.hidden_size * self._element
         tp = self.layout.tp
         time.all_reduce_s += 2 * layers * self._links.all_reduce_s(tp, tensor_bytes)
@@ -164,38 +169,36 @@ class CostModel:
             time.all_reduce_s += self._links.all_reduce_s(tp, tensor_bytes)
         if rank.is_last and work.num_sampled:
             sampled = work.num_sampled
-            self._product(time, rank, rank.vocab_elements, sampled, 1, columns(sampled))
+            self._product(time, rank, rank.vocab_elements, sampled, columns(sampled))
             logits = SAMPLE_PASSES * sampled * rank.num_logits * self._element
             time.elementwise_s += logits / rates.elementwise_bytes_per_s
             time.all_reduce_s += self._links.all_reduce_s(tp, 16 * sampled)
         return time
 
     def _product(
-        self, time: StageTime, rank: _Rank, elements: float, tokens: float, times: float,
-        flops: float,
-    ) -> None:  # fmt: skip
+        self, time: StageTime, rank: _Rank, elements: float, tokens: float, flops: float
+    ) -> None:
         """Rows of activations times weights of `elements`: bound by reading these, or by
         computing."""
         read_s = elements * self._weight / rank.device.rates.memory_bytes_per_s
         compute_s = 2.0 * elements * tokens / flops
         if read_s >= compute_s:
-            time.weights_s += times * read_s
+            time.weights_s += read_s
         else:
-            time.matmul_s += times * compute_s
+            time.matmul_s += compute_s
 
-    def _experts(self, time: StageTime, rank: _Rank, tokens: int) -> None:
-        """Each token goes through some experts; those that no token chose are not read.
-
-        Choices are taken as independent and equally likely, which reads more experts than real
-        routers do (they prefer some).
-        """
-        spec = self.spec
-        share = spec.num_experts_per_tok / spec.num_experts
-        touched = rank.num_experts * (1.0 - (1.0 - share) ** tokens)
-        per_expert = tokens * share * rank.num_experts / touched
-        flops = rank.device.rates.matmul_flops[self.dtype](per_expert)
-        elements = rank.expert_elements
-        self._product(time, rank, elements, per_expert, touched * rank.num_layers, flops)
+    def _run_experts(self, time: StageTime, rank: _Rank, load: ExpertLoad, tokens: int) -> None:
+        """Of the busiest rank, on which the others wait in every layer: not in all layers the same
+        one, so that each rank is charged for it."""
+        rates, spec = rank.device.rates, self.spec
+        touched, rows = load.touched(tokens), load.rows(tokens)
+        flops = rates.matmul_flops[self.dtype](rows / touched)
+        matrix = spec.hidden_size * spec.moe_intermediate_size
+        elements = 3 * matrix * touched * rank.num_sparse_layers
+        self._product(time, rank, elements, rows / touched, flops)
+        row = EXPERT_PASSES * spec.hidden_size + MLP_PASSES * spec.moe_intermediate_size
+        passed = rank.num_sparse_layers * rows * row * self._element
+        time.elementwise_s += passed / rates.elementwise_bytes_per_s
 
     def _attend(self, time: StageTime, rank: _Rank, work: Work) -> None:
         rates, layers = rank.device.rates, rank.num_layers
@@ -234,18 +237,22 @@ def _rank(spec: ModelSpec, device: Device, ranges: RankRanges) -> _Rank:
     query = ranges.query_heads.size * head_dim
     kv = 2 * ranges.kv_heads.size * head_dim
     mlp = ranges.mlp.size
+    layers = ranges.layers.size
+    sparse = sum(layer.sparse for layer in spec.layers[slice(*ranges.layers)])
+    plain = layers - sparse
+    columns = layers * (query + kv) + plain * 2 * mlp + sparse * spec.num_experts
     return _Rank(
         device=device,
-        num_layers=ranges.layers.size,
+        num_layers=layers,
         is_first=ranges.layers.start == 0,
         is_last=ranges.layers.stop == spec.num_hidden_layers,
-        column_elements=hidden * (query + kv + 2 * mlp),
-        row_elements=hidden * (query + mlp),
-        expert_elements=0,
-        num_experts=0,
+        column_elements=hidden * columns,
+        row_elements=hidden * (layers * query + plain * mlp),
+        num_sparse_layers=sparse,
         query_columns=query,
         kv_columns=kv,
-        stream_elements=STREAM_PASSES * hidden + HEAD_PASSES * (query + kv) + MLP_PASSES * mlp,
+        stream_elements=layers * (STREAM_PASSES * hidden + HEAD_PASSES * (query + kv))
+        + plain * MLP_PASSES * mlp,
         vocab_elements=ranges.vocab.size * hidden,
         num_logits=ranges.vocab.size,
     )

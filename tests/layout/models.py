@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from seesaw.families.dense import with_params
+from seesaw.families.common import with_params
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
 from seesaw.layout import ParallelLayout, RankRanges, layouts_for, rank_ranges
 

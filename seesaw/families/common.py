@@ -11,21 +11,21 @@ from typing import Any, Literal, cast
 
 from seesaw.families.fields import Fields
 from seesaw.families.rope import context_length
-from seesaw.families.sparse import ExpertNames, expert_params
+from seesaw.families.sparse import PLAIN_NAMES, ExpertNames, expert_params
 from seesaw.families.spec import LayerSpec, ModelSpec, ParamSpec, RopeSpec, SplitDim
 
 MAX_LAYERS = 4096
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def dense_spec(
+def decoder_spec(
     fields: Fields,
     family: str,
     architecture: str,
     layers: Sequence[LayerSpec],
     *,
     context_rope: RopeSpec,
-    expert_names: ExpertNames = ExpertNames(),
+    expert_names: ExpertNames = PLAIN_NAMES,
     **features: Any,
 ) -> ModelSpec:
     """A ModelSpec of the fields that all families have, and of `features`, named as in ModelSpec.
@@ -95,7 +95,7 @@ def windowed_layers(fields: Fields, rope: RopeSpec) -> list[LayerSpec]:
     return [LayerSpec(window if slides else None, rope) for slides in sliding]
 
 
-def with_params(spec: ModelSpec, expert_names: ExpertNames = ExpertNames()) -> ModelSpec:
+def with_params(spec: ModelSpec, expert_names: ExpertNames = PLAIN_NAMES) -> ModelSpec:
     """`spec` with the list of its tensors under HF's names."""
     params = [ParamSpec("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size), None,
                         "vocab")]  # fmt: skip
