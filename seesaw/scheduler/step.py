@@ -77,7 +77,7 @@ class StepBuilder:
         self._batch = Batch([])
         self._add_row = self._batch.rows.append
         output.lanes.append(self._batch)
-        self._step_id = output.step_id
+        self.step_id = output.step_id
         self._num_layers = self.config.num_layers
         self._num_prompt_rows = 0
         self._prefilled: list[Request] = []
@@ -176,7 +176,7 @@ class StepBuilder:
         to the first stage. A request has at most one row in a step. In the prefill phase a prompt's
         last row has it stored to the tier.
         """
-        assert request.last_step != self._step_id, f"{request} has a row in this step already"
+        assert request.last_step != self.step_id, f"{request} has a row in this step already"
         assert request.status is self._runs, f"{request} does not run in phase {self.phase}"
         start, num_tokens = request.num_computed, request.num_tokens
         count = num_tokens - start
@@ -203,7 +203,7 @@ class StepBuilder:
         )
         self.tokens_left = tokens_left - count
         request.num_computed = end
-        request.last_step = self._step_id
+        request.last_step = self.step_id
         if samples:
             request.num_tokens = end + 1
             self.drawing.append(request)
@@ -313,7 +313,7 @@ class StepBuilder:
 
     def _check_may_yield(self, request: Request) -> None:
         assert request.status is RequestStatus.RUNNING, f"{request} does not run"
-        assert request.last_step != self._step_id, f"{request} has a row in the step being planned"
+        assert request.last_step != self.step_id, f"{request} has a row in the step being planned"
         assert request.request_id not in self._output.appended_blocks, (
             f"{request} was admitted in the step being planned"
         )
