@@ -48,8 +48,8 @@ PLOTS: dict[str, tuple[Draw, list[str]]] = {
          "fraction of requests", "Measured"],
     ),
     "bars": (
-        lambda path: plots.bars(CELLS, path, "Simulated gains", "gain", baseline=1.0),
-        [*CELLS, "ours", "Seesaw paper", "1.29", "gain", "Simulated gains"],
+        lambda path: plots.bars(CELLS, path, "Simulated $/M in $", "gain", baseline=1.0),
+        [*CELLS, "ours", "Seesaw paper", "1.29", "gain", "Simulated $/M in $"],
     ),
 }  # fmt: skip
 
@@ -188,6 +188,20 @@ def test_spans_that_touch_are_one_bar_and_gaps_stay(tmp_path: Path) -> None:
     gap = [span for span in touching if span[2] != "decode 4"]
     plots.timeline(gap, tmp_path / "gap.svg", "T")
     assert (tmp_path / "gap.svg").read_bytes() != (tmp_path / "one.svg").read_bytes()
+
+
+def test_values_may_come_in_any_order(tmp_path: Path) -> None:
+    points = [(float(x), float(x * x)) for x in range(20)]
+    values = [value for _, value in points]
+    for number, seed in enumerate((None, 1)):
+        if seed is not None:
+            random.Random(seed).shuffle(points)
+            random.Random(seed).shuffle(values)
+        plots.lines({"a": points}, tmp_path / f"lines{number}.svg", "T", "x", "y")
+        plots.percentiles({"a": values}, tmp_path / f"latency{number}.svg", "T")
+    for name in ("lines", "latency"):
+        first, second = tmp_path / f"{name}0.svg", tmp_path / f"{name}1.svg"
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_quantiles_are_values_that_the_share_does_not_exceed() -> None:

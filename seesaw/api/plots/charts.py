@@ -158,8 +158,7 @@ def bars(
 
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of the values do not exceed; it is one of them."""
-    # Rounded, since 0.99 * 100 is a little more than 99.
-    return ordered[max(0, math.ceil(round(share * len(ordered), 9)) - 1)]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -106,7 +106,7 @@ def drawing(
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """Below the plot, where it covers nothing."""
-    # matplotlib leaves out names that begin with an underscore.
+    # Before 3.10 matplotlib leaves out names that begin with an underscore.
     names = [f" {name}" if name.startswith("_") else name for name in names]
     columns = max(1, min(len(names), 90 // (max(map(len, names)) + 6)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
