@@ -7,7 +7,7 @@ a step is described once for all its layers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from seesaw.families.spec import ModelSpec
@@ -44,30 +44,35 @@ class WorkCounter:
 
     def count(self, rows: Iterable[tuple[int, int, bool]]) -> Work:
         """`rows`: (queries, keys up to and with the last query, whether it draws a token)."""
-        tokens = num_rows = sampled = 0
-        pairs = chunk_keys = decode_keys = 0
-        windows = self._windows
-        extra = Work()
-        for queries, keys, samples in rows:
-            num_rows += 1
-            tokens += queries
-            sampled += samples
-            if queries == 1:
-                decode_keys += keys
-            else:
-                chunk_keys += keys
-                pairs += queries * keys - queries * (queries - 1) // 2
-            if windows:
-                self._count_windows(queries, keys, extra)
+        columns = list(zip(*rows, strict=True))
+        if not columns:
+            return Work()
+        queries, keys, samples = columns
+        before = [last - count for count, last in zip(queries, keys, strict=True)]
+        return self.count_columns(queries, before, sum(samples))
+
+    def count_columns(
+        self, queries: Sequence[int], before: Sequence[int], num_sampled: int
+    ) -> Work:
+        """The same by columns, which is many times faster: queries of each row, and the positions
+        before the first of them."""
+        tokens, num_rows = sum(queries), len(queries)
+        pairs = chunk_keys = 0
+        decode_keys = sum(before) + num_rows
+        if tokens != num_rows:
+            for count, start in zip(queries, before, strict=True):
+                if count != 1:
+                    decode_keys -= start + 1
+                    chunk_keys += start + count
+                    pairs += count * start + count * (count + 1) // 2
         full = self._full
-        return Work(
-            tokens,
-            num_rows,
-            sampled,
-            full * pairs + extra.pairs,
-            full * chunk_keys + extra.chunk_keys,
-            full * decode_keys + extra.decode_keys,
+        work = Work(
+            tokens, num_rows, num_sampled, full * pairs, full * chunk_keys, full * decode_keys
         )
+        if self._windows:
+            for count, start in zip(queries, before, strict=True):
+                self._count_windows(count, start + count, work)
+        return work
 
     def _count_windows(self, queries: int, keys: int, into: Work) -> None:
         for window, share in self._windows:

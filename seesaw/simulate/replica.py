@@ -6,22 +6,29 @@ stores and loads, and no lane does two things at once. Owns time; knows no polic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 from seesaw.plan.cost_model import CostModel
-from seesaw.plan.work import WorkCounter
+from seesaw.plan.work import Work, WorkCounter
 from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 
-Event = tuple[float, ModelOutput | TransferDone]
-"""When the driver hears of what."""
+NO_WORK = Work()
 
 
 class Recorder(Protocol):
-    """Told of everything that occupies a lane."""
+    """Told of everything that occupies a lane ("compute", "store" or "load") of a rank."""
 
     def span(self, rank: int, lane: str, name: str, start_s: float, end_s: float) -> None: ...
+
+
+class Pace(Protocol):
+    """How many times longer than it should a rank takes to compute, from `at_s` on."""
+
+    def __call__(self, rank: int, at_s: float) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,89 +40,126 @@ class PhaseModel:
     load_block_bytes: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of layout: seconds of each rank, until it has the weights of the phase that begins.
+    `is_joint`: ranks take weights from each other, so they begin when all have come this far."""
+
+    seconds: Sequence[float]
+    is_joint: bool = False
+
+
+class Ran(NamedTuple):
+    """What came of a step, and when: its result at `done_s`, and each store and load with the time
+    at which it is complete on all ranks. `work` is what its rows asked of every layer."""
+
+    done_s: float
+    output: ModelOutput
+    transfers: list[tuple[float, TransferDone]]
+    work: Work
+
+
 class ReplicaClock:
-    """`transition_s[phase][rank]`: until a rank has the weights of the phase that begins."""
+    """`first_rank` is the number of its first rank among those of all replicas, by which `recorder`
+    and `pace` know it. It starts at `begin_s`; what lies beyond `stop_s` is not done any more.
+    Without a `pace` every rank keeps time.
+    """
 
     def __init__(
         self,
         phases: Mapping[Phase, PhaseModel],
         counter: WorkCounter,
-        block_size: int,
         *,
-        transition_s: Mapping[Phase, Sequence[float]] | None = None,
+        transitions: Mapping[Phase, Transition] | None = None,
         recorder: Recorder | None = None,
+        first_rank: int = 0,
+        pace: Pace | None = None,
+        begin_s: float = 0.0,
+        stop_s: float = math.inf,
     ) -> None:
         self._phases = phases
         self._counter = counter
-        self._block_size = block_size
-        self._transition_s = transition_s or {}
+        self._transitions = transitions or {}
         self._recorder = recorder
+        self._first_rank = first_rank
+        self._pace = pace
+        self._stop_s = stop_s
         num_ranks = next(iter(phases.values())).costs.layout.num_ranks
-        self.compute_free_s = [0.0] * num_ranks
-        self.store_free_s = [0.0] * num_ranks
-        self.load_free_s = [0.0] * num_ranks
+        self.compute_free_s = [begin_s] * num_ranks
+        self.store_free_s = [begin_s] * num_ranks
+        self.load_free_s = [begin_s] * num_ranks
         self.busy_s = [0.0] * num_ranks
+        """Seconds that each rank computed; changes of layout and copies do not count."""
 
-    def submit(self, step: SchedulerOutput, now_s: float) -> list[Event]:
+    def submit(self, step: SchedulerOutput, now_s: float) -> Ran:
         """All that comes of a step handed over at `now_s`. Steps come in their order."""
-        phase = self._phases[step.phase]
-        free = self.compute_free_s
-        ranks = range(len(free))
-        for rank in ranks:
-            free[rank] = max(free[rank], now_s)
-        reshard_s = 0.0
-        if step.reshard:
-            reshard_s = self._reshard(step.phase)
-        events: list[Event] = []
+        phase, free = self._phases[step.phase], self.compute_free_s
+        for rank, free_s in enumerate(free):
+            if free_s < now_s:
+                free[rank] = now_s
+        reshard_s = self._reshard(step.phase) if step.reshard else 0.0
+        transfers = []
         for load in step.loads:
-            blocks = len(load.blocks)
-            events.append(
-                self._transfer("load", load.transfer_id, blocks, phase.costs,
-                               self._phases["decode"].load_block_bytes, self.load_free_s)
-            )  # fmt: skip
-        busy_s, tokens = self._compute(step, phase)
+            nbytes = self._phases["decode"].load_block_bytes
+            end = self._transfer("load", load.transfer_id, len(load.blocks), nbytes, phase.costs)
+            transfers.append(end)
+        work, busy_s = self._compute(step, phase)
+        done_s = max(free)
         for store in step.stores:
-            events.append(
-                self._transfer("store", store.transfer_id, len(store.blocks), phase.costs,
-                               self._phases[store.phase].store_block_bytes, self.store_free_s)
-            )  # fmt: skip
-        done = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
-        events.append((max(free), done))
-        return events
+            nbytes = self._phases[store.phase].store_block_bytes
+            end = self._transfer("store", store.transfer_id, len(store.blocks), nbytes, phase.costs)
+            transfers.append(end)
+        tokens = [0] * work.num_sampled
+        output = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
+        return Ran(done_s, output, transfers, work)
 
     def _reshard(self, phase: Phase) -> float:
-        free, times = self.compute_free_s, self._transition_s.get(phase, ())
-        for rank, seconds in enumerate(times):
-            self._note(rank, "compute", f"to {phase}", free[rank], seconds)
-            free[rank] += seconds
-        return max(times, default=0.0)
+        """Seconds of the slowest rank."""
+        change, free = self._transitions[phase], self.compute_free_s
+        first_s = max(free)
+        for rank, seconds in enumerate(change.seconds):
+            begin_s = first_s if change.is_joint else free[rank]
+            self._note(rank, "compute", f"to {phase}", begin_s, seconds)
+            free[rank] = begin_s + seconds
+        return max(change.seconds)
 
-    def _compute(self, step: SchedulerOutput, phase: PhaseModel) -> tuple[float, list[int]]:
-        rows = [row for lane in step.lanes for row in lane.rows]
+    def _compute(self, step: SchedulerOutput, phase: PhaseModel) -> tuple[Work, float]:
+        """The step's work, and the seconds of the slowest stage."""
+        lanes = step.lanes
+        rows = lanes[0].rows if len(lanes) == 1 else list(chain(*(lane.rows for lane in lanes)))
         if not rows:
-            return 0.0, []
-        work = self._counter.count([(row[2], row[1] + row[2], row[5]) for row in rows])
+            return NO_WORK, 0.0
+        _, starts, counts, _, _, samples = zip(*rows, strict=True)
+        work = self._counter.count_columns(counts, starts, sum(samples))
         costs, free = phase.costs, self.compute_free_s
         tp = costs.layout.tp
         arrival_s = busy_s = 0.0
         send_s = costs.send_s(work.num_tokens) if costs.layout.pp > 1 else 0.0
         for stage, seconds in enumerate(costs.stages_s(work)):
-            ranks = range(stage * tp, (stage + 1) * tp)
-            begin_s = max(arrival_s, max(free[rank] for rank in ranks))
+            first = stage * tp
+            ranks = range(first, first + tp)
+            begin_s = max(arrival_s, *free[first : first + tp])
+            if self._pace is not None:
+                seconds *= max(self._pace(self._first_rank + rank, begin_s) for rank in ranks)
+            end_s = begin_s + seconds
             for rank in ranks:
-                self._note(rank, "compute", f"{step.phase} {step.step_id}", begin_s, seconds)
-                free[rank] = begin_s + seconds
-                self.busy_s[rank] += seconds
+                free[rank] = end_s
+                self.busy_s[rank] += max(0.0, min(end_s, self._stop_s) - begin_s)
+            if self._recorder is not None:
+                for rank in ranks:
+                    self._note(rank, "compute", f"{step.phase} {step.step_id}", begin_s, seconds)
             busy_s = max(busy_s, seconds)
-            arrival_s = begin_s + seconds + send_s
-        return busy_s, [0] * work.num_sampled
+            arrival_s = end_s + send_s
+        return work, busy_s
 
     def _transfer(
-        self, kind: str, transfer_id: int, blocks: int, costs: CostModel,
-        block_bytes: Sequence[int], lanes: list[float],
-    ) -> Event:  # fmt: skip
+        self, kind: str, transfer_id: int, blocks: int, block_bytes: Sequence[int], costs: CostModel
+    ) -> tuple[float, TransferDone]:
+        """From when each rank comes to it and its lane is free."""
         end_s = seconds = 0.0
-        rate = costs.load_bytes_per_s if kind == "load" else costs.store_bytes_per_s
+        is_load = kind == "load"
+        rate = costs.load_bytes_per_s if is_load else costs.store_bytes_per_s
+        lanes = self.load_free_s if is_load else self.store_free_s
         for rank, nbytes in enumerate(block_bytes):
             begin_s = max(lanes[rank], self.compute_free_s[rank])
             taken_s = blocks * nbytes / rate(rank)
@@ -125,5 +169,6 @@ class ReplicaClock:
         return end_s, TransferDone(transfer_id, blocks * sum(block_bytes), seconds)
 
     def _note(self, rank: int, lane: str, name: str, start_s: float, seconds: float) -> None:
-        if self._recorder is not None and seconds > 0:
-            self._recorder.span(rank, lane, name, start_s, start_s + seconds)
+        end_s = min(start_s + seconds, self._stop_s)
+        if self._recorder is not None and end_s > start_s:
+            self._recorder.span(self._first_rank + rank, lane, name, start_s, end_s)

@@ -1,0 +1,206 @@
+"""Notes of a simulation as it goes, and the result that comes of them.
+
+Is told of steps, transfers, ends and losses; decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.request import Request
+from seesaw.scheduler.stats import SchedulerStats
+from seesaw.simulate.replica import Ran
+from seesaw.simulate.results import Part, Result, Spread
+from seesaw.simulate.setup import Setup
+
+
+@dataclass(slots=True)
+class _ReplicaNotes:
+    done_s: float = 0.0
+    """When the latest result came."""
+    phase_s: dict[str, float] = field(default_factory=dict)
+    best_rows: int = 0
+    """Most answers that one step of phase "decode" went on with."""
+    beginning: dict[str, int] = field(default_factory=dict)
+    """Prompt tokens of those that run and have no row yet that draws."""
+    moving: dict[int, str] = field(default_factory=dict)
+    """Stores and loads in flight."""
+
+
+@dataclass(slots=True)
+class StepNote:
+    """A step in flight: when it was handed over, what it does, and whose first token it draws."""
+
+    handed_over_s: float
+    kind: str
+    first: Sequence[str]
+
+
+class Ledger:
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        count = len(setup.scenario.requests)
+        self._replicas = [_ReplicaNotes() for _ in range(setup.num_replicas)]
+        self._first_s = [math.nan] * count
+        self._end_s = [math.nan] * count
+        self._answers = [0] * count
+        self._input_tokens = self._output_tokens = 0  # so far
+        self._steady: Part | None = None
+        self._elapsed_s = 0.0
+        self._bytes = {"store": 0, "load": 0}
+        self._weights: dict[str, int] = {}
+        self._transition_s = 0.0
+        self._num_lost = 0
+
+    # -- as it goes --------------------------------------------------------------------------------
+
+    def submitted(self, replica: int, step: SchedulerOutput, ran: Ran, now_s: float) -> StepNote:
+        notes, work = self._replicas[replica], ran.work
+        for new in step.new_requests:
+            notes.beginning[new.request_id] = len(new.prompt_token_ids)
+        notes.moving.update((one.transfer_id, "store") for one in step.stores)
+        notes.moving.update((one.transfer_id, "load") for one in step.loads)
+        if step.reshard:
+            for source, nbytes in self._setup.weight_bytes(step.phase).items():
+                self._weights[source] = self._weights.get(source, 0) + nbytes
+        kind: str = step.phase
+        if kind == "decode":
+            notes.best_rows = max(notes.best_rows, work.num_sampled)
+            if work.num_tokens > work.num_rows:
+                kind = "mixed"
+        first = self._first_tokens(notes, step) if notes.beginning else ()
+        return StepNote(now_s, kind, first)
+
+    def _first_tokens(self, notes: _ReplicaNotes, step: SchedulerOutput) -> list[str]:
+        beginning = notes.beginning
+        first = [
+            row.request_id
+            for lane in step.lanes
+            for row in lane.rows
+            if row.samples and row.request_id in beginning
+        ]
+        for request_id in first:
+            del beginning[request_id]
+        return first
+
+    def step_done(self, replica: int, note: StepNote, done: ModelOutput, now_s: float) -> None:
+        notes = self._replicas[replica]
+        seconds = now_s - max(notes.done_s, note.handed_over_s)
+        notes.done_s = now_s
+        if seconds > 0:
+            reshard_s = min(seconds, done.reshard_s)
+            phase_s = notes.phase_s
+            phase_s[note.kind] = phase_s.get(note.kind, 0.0) + seconds - reshard_s
+            phase_s["reshard"] = phase_s.get("reshard", 0.0) + reshard_s
+        self._transition_s += done.reshard_s
+        self._output_tokens += len(done.token_ids)
+        requests = self._setup.scenario.requests
+        for request_id in note.first:
+            number = int(request_id)
+            self._first_s[number] = now_s
+            self._input_tokens += requests[number][1]
+
+    def transferred(self, replica: int, done: TransferDone) -> None:
+        self._bytes[self._replicas[replica].moving.pop(done.transfer_id)] += done.num_bytes
+
+    def finished(self, request: Request, now_s: float) -> None:
+        number = int(request.request_id)
+        self._end_s[number] = self._elapsed_s = now_s
+        self._answers[number] = request.num_output_tokens
+
+    def lost(self, replica: int, requests: Sequence[Request]) -> None:
+        """A replica died with these, which have to begin anew."""
+        notes = self._replicas[replica]
+        notes.beginning.clear()
+        notes.moving.clear()
+        for request in requests:
+            number = int(request.request_id)
+            self._num_lost += 1
+            self._output_tokens -= request.num_output_tokens
+            if not math.isnan(self._first_s[number]):
+                self._input_tokens -= request.num_prompt
+                self._first_s[number] = math.nan
+
+    def none_waits(self, num_left: int, num_discarded: int, now_s: float) -> None:
+        """No request waits any more, and so many have not ended."""
+        stages = self._setup.decode.pp
+        best = sum(notes.best_rows for notes in self._replicas) * stages
+        if self._steady is None and 2 * num_left < best:
+            self._steady = Part(
+                seconds=now_s,
+                input_tokens=self._input_tokens,
+                output_tokens=self._output_tokens - num_discarded,
+            )
+
+    # -- in the end --------------------------------------------------------------------------------
+
+    def result(self, stats: SchedulerStats, busy_s: Sequence[float]) -> Result:
+        setup = self._setup
+        scenario = setup.scenario
+        elapsed_s = self._elapsed_s
+        output_tokens = sum(self._answers)
+        input_tokens = sum(prompt for _, prompt, _ in scenario.requests)
+        steady = self._steady or Part(
+            seconds=elapsed_s, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+        samples = self._latencies()
+        faults = asdict(scenario.faults)
+        return Result(
+            model=scenario.config.model,
+            machine=scenario.machine.slug,
+            prefill_layout=str(scenario.layouts[0]),
+            decode_layout=str(scenario.layouts[1]),
+            policy=setup.policy,
+            num_requests=len(scenario.requests),
+            elapsed_s=elapsed_s,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            phase_s=self._phases(),
+            num_transitions=stats.num_transitions,
+            transition_s=self._transition_s / setup.num_replicas,
+            kv_store_bytes=self._bytes["store"],
+            kv_load_bytes=self._bytes["load"],
+            weight_bytes_moved=self._weights,
+            mean_decode_batch=stats.mean_decode_batch,
+            num_preemptions=stats.num_preemptions,
+            num_lost=self._num_lost,
+            steady=steady,
+            tail=Part(
+                seconds=elapsed_s - steady.seconds,
+                input_tokens=input_tokens - steady.input_tokens,
+                output_tokens=output_tokens - steady.output_tokens,
+            ),
+            busy_share=[min(1.0, seconds / elapsed_s) for seconds in busy_s],
+            latency_s={name: Spread.of(values) for name, values in samples.items()},
+            scheduler=asdict(stats),
+            memory=setup.pools._asdict(),
+            faults=faults,
+            seed=scenario.seed,
+            samples=samples,
+        )
+
+    def _phases(self) -> dict[str, float]:
+        count = len(self._replicas)
+        names = ("prefill", "decode", "mixed", "reshard")
+        phases = {
+            name: sum(notes.phase_s.get(name, 0.0) for notes in self._replicas) / count
+            for name in names
+        }
+        phases["idle"] = max(0.0, self._elapsed_s - sum(phases.values()))
+        return phases
+
+    def _latencies(self) -> dict[str, list[float]]:
+        arrivals = [arrival_s for arrival_s, _, _ in self._setup.scenario.requests]
+        first, end = self._first_s, self._end_s
+        return {
+            "first_token": [at - came for at, came in zip(first, arrivals, strict=True)],
+            "per_token": [
+                (last - at) / (count - 1)
+                for at, last, count in zip(first, end, self._answers, strict=True)
+                if count > 1
+            ],
+            "end_to_end": [at - came for at, came in zip(end, arrivals, strict=True)],
+        }
