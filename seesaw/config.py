@@ -242,7 +242,7 @@ class EngineConfig:
     def resolve_policy(self, two_layouts: bool) -> str:
         """Name of the policy, `auto` resolved. Raises ConfigError where it cannot change layouts.
 
-        A policy of one's own is judged when memory is planned: `engine/memory.py`.
+        A policy of one's own is judged when memory is planned: `plan/memory.py`.
         """
         if self.policy == "auto":
             return auto_policy(two_layouts)

@@ -32,6 +32,15 @@ class RequestError(SeesawError, ValueError):
         self.code = code
 
 
+class DoesNotFit(ConfigError):
+    """Memory that is asked for and is not there: `missing_bytes` more would do, of the device or of
+    the host that the message names."""
+
+    def __init__(self, message: str, *, missing_bytes: int):
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+
+
 class ModelError(ConfigError):
     """A checkpoint that cannot be loaded: unknown architecture, missing tensor, wrong shape,
     quantised.

@@ -43,7 +43,7 @@ LAYERS = {
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
-    "distributed": Allowed("layers layout",                "torch"),
+    "distributed": Allowed("layers layout plan",           "torch"),
     "models":      Allowed("families layout plan kvcache ops layers", "torch"),
     "weights":     Allowed("families layout hostmem tokenizer",
                            "torch numpy safetensors gguf huggingface_hub"),

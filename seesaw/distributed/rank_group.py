@@ -21,8 +21,9 @@ import torch.distributed as dist
 from seesaw.distributed.exchange import PeerExchange
 from seesaw.distributed.tensor_parallel import TensorParallelGroup
 from seesaw.errors import ConfigError
-from seesaw.layers.comm import ALONE, MAX_HANDOVERS, Comm
+from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout.parallel import Coordinates, ParallelLayout
+from seesaw.plan.workspace import MAX_HANDOVERS
 
 TIMEOUT_S = 600.0
 _LOOPBACK = ("lo", "lo0")

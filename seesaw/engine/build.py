@@ -29,15 +29,13 @@ from seesaw.layout import (
 from seesaw.layout.kv import PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
 from seesaw.models.decoder import Decoder
+from seesaw.plan.workspace import COPY_THREADS
 from seesaw.scheduler.output import Phase
 from seesaw.weights.arena import Arena
 from seesaw.weights.image import WeightImage
 from seesaw.weights.reshard import Resharder
 
 Report = Callable[[TransferReport | BaseException], None]
-
-COPY_THREADS = 1
-"""Of each rank, beside those that compute: memory is the limit, not the thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from seesaw.config import EngineConfig
-from seesaw.engine.layouts import LayoutChoice
 from seesaw.engine.loader import load_replicas
-from seesaw.engine.memory import MemoryPlan
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
 from seesaw.engine.replicas import Event, Replicas
@@ -25,6 +23,8 @@ from seesaw.engine.stats import MovementStats
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
 from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.memory import MemoryPlan
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import SchedulerStats

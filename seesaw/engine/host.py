@@ -1,15 +1,21 @@
 """How much of the machine this process may use: cores and memory, its container's limits included.
 
-No torch. Limits of control groups are read from the kernel's files, of this process's group and of
-all above it; where there are none, the machine's own figures count.
+Limits of control groups are read from the kernel's files, of this process's group and of all above
+it; where there are none, the machine's own figures count.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+from seesaw.plan.device_memory import Space
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -22,6 +28,24 @@ def host_memory() -> tuple[int, int]:
         total = min(total, limit)
         free = min(free, max(0, limit - used))
     return free, total
+
+
+def device_space(device: torch.device, num_ranks: int) -> Space:
+    """What each of `num_ranks` devices from the first on has, and the host. `device` is the first.
+
+    Devices on CPU have no memory but the host's.
+    """
+    host_free, host_total = host_memory()
+    if device.type != "cuda":
+        return Space("cpu", host_free, host_total, host_free, host_total)
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    for index in range(1, num_ranks):
+        # Asking another GPU what is free would put a context of this process there.
+        other = torch.cuda.get_device_properties(index).total_memory
+        free, total = min(free, other), min(total, other)
+    return Space("cuda", free, total, host_free, host_total)
 
 
 def usable_cores() -> float:

@@ -6,48 +6,20 @@ Settled, and every error told, before any weight is read. What a rank then holds
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from seesaw.config import EngineConfig
-from seesaw.engine.device_memory import DeviceSplit, Setting
-from seesaw.engine.host import usable_cores
+from seesaw.engine.host import device_space, usable_cores
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair, layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.log import get_logger
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.device_memory import DeviceSplit, Setting
 from seesaw.scheduler import policies
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutChoice:
-    """Both layouts, over the same devices and with as many replicas; equal where there is one.
-    `reason` says who chose them."""
-
-    prefill: ParallelLayout
-    decode: ParallelLayout
-    reason: str
-
-    @property
-    def num_ranks(self) -> int:
-        """Over all replicas."""
-        return self.decode.num_ranks
-
-    @property
-    def dp(self) -> int:
-        return self.decode.dp
-
-    def describe(self) -> str:
-        if self.prefill == self.decode:
-            layouts = f"layout {self.decode}"
-        else:
-            layouts = f"prefill in {self.prefill}, decode in {self.decode}"
-        devices = "1 device" if self.num_ranks == 1 else f"{self.num_ranks} devices"
-        return f"{layouts} on {devices}: {self.reason}"
 
 
 def choose_layouts(
@@ -106,8 +78,9 @@ def _choose(
     setting = Setting(
         config=config,
         spec=spec,
-        dtype=dtype,
-        device=device,
+        element_bytes=dtype.itemsize,
+        kv_element_bytes=dtype.itemsize,
+        space=device_space(device, num_devices),
         prefill=replicas,
         decode=replicas,
         uses_tier=has_tier,

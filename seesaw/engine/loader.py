@@ -16,9 +16,8 @@ from seesaw import envs
 from seesaw.config import EngineConfig, format_bytes
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
-from seesaw.engine.host import usable_cores
-from seesaw.engine.layouts import LayoutChoice, choose_layouts
-from seesaw.engine.memory import MemoryPlan, plan_memory
+from seesaw.engine.host import device_space, usable_cores
+from seesaw.engine.layouts import choose_layouts
 from seesaw.engine.messages import RankSetup, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
@@ -26,8 +25,11 @@ from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
 from seesaw.kvcache.tier import HostTier
 from seesaw.log import get_logger
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.scheduler import policies
-from seesaw.scheduler.scheduler import Scheduler, SchedulerConfig, TierConfig
+from seesaw.scheduler.build import make_schedulers
+from seesaw.scheduler.scheduler import Scheduler
 from seesaw.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -60,8 +62,17 @@ def load_replicas(
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
-    plan = plan_memory(config, checkpoint.spec, dtype, device, layouts, uses_tier)
-    schedulers = _schedulers(config, checkpoint, plan, layouts, policy)
+    space = device_space(device, layouts.num_ranks)
+    plan = plan_memory(config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier)
+    schedulers = make_schedulers(
+        config,
+        plan,
+        layouts,
+        checkpoint.spec.num_hidden_layers,
+        policy,
+        max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
+        debug=envs.debug_blocks(),
+    )
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
     logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
@@ -75,38 +86,6 @@ def load_replicas(
         with _timed(checkpoint):
             replicas = load_ranks(schedulers, setup, checkpoint, progress, ranks)
     return Loaded(replicas, plan, layouts)
-
-
-def _schedulers(
-    config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, layouts: LayoutChoice,
-    policy: str,
-) -> list[Scheduler]:  # fmt: skip
-    tier = None
-    if plan.tier_blocks:
-        tier = TierConfig(
-            prefill_blocks=plan.prefill_blocks,
-            tier_blocks=plan.tier_blocks,
-            tier_block_size=plan.tier_block_size,
-            prefill_stages=layouts.prefill.pp,
-            decode_stages=layouts.decode.pp,
-        )
-    settings = SchedulerConfig(
-        num_blocks=plan.num_blocks,
-        block_size=config.block_size,
-        num_layers=checkpoint.spec.num_hidden_layers,
-        max_model_len=plan.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
-        enable_prefix_caching=config.enable_prefix_caching,
-        num_stages=layouts.decode.pp,
-        tier=tier,
-        debug=envs.debug_blocks(),
-    )
-    # A policy has state: each replica has one of its own.
-    return [
-        Scheduler(settings, policies.make(policy, config.policy_options)) for _ in range(layouts.dp)
-    ]
 
 
 def _setup(

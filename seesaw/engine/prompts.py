@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seesaw.config import EngineConfig
-from seesaw.errors import ConfigError, ModelError, RequestError
-from seesaw.families.spec import ModelSpec
+from seesaw.errors import ModelError, RequestError
+from seesaw.plan.device_memory import longest_wanted
 from seesaw.sampling_params import SamplingParams
 from seesaw.weights.checkpoint import Checkpoint
 
@@ -123,17 +123,6 @@ class PromptEncoder:
                 param="prompt",
             )
         return EncodedPrompt(None, self.encode_prompt(prompt))
-
-
-def longest_wanted(config: EngineConfig, spec: ModelSpec) -> int:
-    """Tokens of prompt and answer together that settings or model ask for. Raises ConfigError."""
-    wanted = config.max_model_len or spec.max_position_embeddings
-    if wanted > spec.max_position_embeddings:
-        raise ConfigError(
-            f"max_model_len={wanted}: the model's positions end at "
-            f"{spec.max_position_embeddings}. Lower max_model_len."
-        )
-    return wanted
 
 
 def sampling_defaults(generation_config: Mapping[str, Any], place: str) -> dict[str, Any]:

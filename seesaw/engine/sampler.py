@@ -18,7 +18,7 @@ from seesaw.layout.ranges import Range, split
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
-from seesaw.ops.top_tokens import rows_at_once
+from seesaw.plan.sampling_workspace import rows_at_once
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 
 

@@ -163,7 +163,10 @@ class TorchCopies:
 def copy_staged(job: Job) -> int:
     """Carry out `job` on the current stream, one tier block after another, by way of device memory
     in the order of the tier, so that what crosses the bus are the longest runs there are. Returns
-    the bytes copied."""
+    the bytes copied.
+
+    That memory is bounded by `plan.workspace.copy_staging_bytes`.
+    """
     copy, pool = job.copy, job.kv.pool
     first = copy.heads.start - copy.pool.kv_heads.start
     held = pool[:, :, first : first + copy.heads.size]
@@ -182,12 +185,6 @@ def copy_staged(job: Job) -> int:
             num_bytes += _copy_runs(staged, side)
             held.index_copy_(1, blocks, staged.permute(1, 3, 0, 2, 4, 5))
     return num_bytes
-
-
-def staging_bytes(part_bytes: int) -> int:
-    """Upper bound of what `copy_staged` has in device memory beside pool and tier, where a rank's
-    part of a tier block is `part_bytes`: once in the order of the pool, once in the tier's."""
-    return 2 * part_bytes
 
 
 def _tier_view(job: Job) -> torch.Tensor:

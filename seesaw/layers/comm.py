@@ -9,9 +9,6 @@ from typing import Protocol
 
 import torch
 
-MAX_HANDOVERS = 2
-"""Hidden states that a stage may have under way to the next one; held until they are received."""
-
 
 class Comm(Protocol):
     """The tensor-parallel ranks of one stage. Every rank makes the same calls in the same order."""

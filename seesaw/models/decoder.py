@@ -22,9 +22,9 @@ from seesaw.layers.rope import Rotary
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
 from seesaw.models.inputs import StepInputs
-from seesaw.models.workspace import attention_shape
 from seesaw.ops.attention_plan import plan_attention
 from seesaw.ops.rms_norm import rms_norm
+from seesaw.plan.workspace import attention_shape
 
 # Shape letters: T tokens of the step, H hidden, S rows that sample, V vocabulary rows of the rank.
 
@@ -175,7 +175,12 @@ class Decoder:
     ) -> AttentionInputs:
         cos_TF, sin_TF = self._rotaries[kind.rope].cos_sin(inputs.positions_T, self.dtype)
         shape = attention_shape(
-            self.spec, self.ranges, kind.sliding_window, kv.block_size, self.dtype, self.device
+            self.spec,
+            self.ranges,
+            kind.sliding_window,
+            kv.block_size,
+            self.dtype.itemsize,
+            "cuda" if self.device.type == "cuda" else "cpu",
         )
         table, cu_seqlens, seq_lens = (
             inputs.block_table_RP,

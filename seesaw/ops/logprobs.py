@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 
 from seesaw.ops.registry import Case, Cost, Op, Tolerance
-from seesaw.ops.top_tokens import rows_at_once, top_tokens
+from seesaw.ops.top_tokens import top_tokens
+from seesaw.plan.sampling_workspace import rows_at_once
 
 # Shape letters: S rows, N rows of them at once, V vocabulary, k most probable tokens.
 

@@ -15,14 +15,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from seesaw.ops.attention_plan import (
-    AttentionPlan,
-    AttentionShape,
-    RowGroup,
-    additive_mask,
-    plan_attention,
-)
+from seesaw.ops.attention_plan import AttentionPlan, RowGroup, additive_mask, plan_attention
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.plan.attention_workspace import AttentionShape
 
 # Shape letters: T tokens, H query heads, K KV heads (of a pass), G = H / K, D head_dim, R rows, P
 # blocks per row, B rows of a group, Q queries and C keys per row of it.
@@ -54,7 +49,7 @@ def paged_attention(
     plan             of `plan_attention` for the same rows and window; one serves all layers
 
     What the pool holds beyond `seq_lens` has no influence, be it NaN. Beside its output the call
-    allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_plan`.
+    allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_workspace`.
     """
     if plan is None:
         shape = AttentionShape(

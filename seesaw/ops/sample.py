@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.registry import EXACT, Case, Cost, Op
-from seesaw.ops.top_tokens import rows_at_once, top_tokens
+from seesaw.ops.top_tokens import top_tokens
+from seesaw.plan.sampling_workspace import rows_at_once
 
 # Shape letters: S rows, N rows of one kind, V vocabulary, W candidates.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from seesaw.distributed import RankGroup
-from seesaw.layers.comm import MAX_HANDOVERS
 from seesaw.layout import ParallelLayout
+from seesaw.plan.workspace import MAX_HANDOVERS
 
 SHAPES = ((0, 5), (1, 1), (3, 7), (130, 9), (1, 70_001))
 PAYLOADS = (((3, 7), torch.float32), ((0, 7), torch.float32), ((1, 1), torch.bfloat16)) * 5

@@ -10,7 +10,7 @@ import torch
 
 from seesaw.engine.sampler import SamplingState, draw
 from seesaw.layout.ranges import split
-from seesaw.ops import top_tokens as top_tokens_module
+from seesaw.plan import sampling_workspace
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 from tests.models.ranks import run_ranks, stage_comms
@@ -62,7 +62,7 @@ def random_logits(num_rows: int, vocab_size: int, num_steps: int) -> list[torch.
 def test_ranks_draw_what_one_rank_draws(
     kinds: list[str], num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top_tokens_module, "SAMPLE_BYTES", 40 * 101 * 5)  # 5 rows at once
+    monkeypatch.setattr(sampling_workspace, "SAMPLE_BYTES", 40 * 101 * 5)  # 5 rows at once
     kinds = random.sample(kinds, len(kinds))
     logits = random_logits(len(kinds), 101, 5)
     (alone,) = draw_steps(kinds, logits, 1)

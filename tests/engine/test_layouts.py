@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from seesaw.config import EngineConfig
-from seesaw.engine import device_memory, layouts
-from seesaw.engine.layouts import LayoutChoice, choose_layouts
+from seesaw.engine import host, layouts
+from seesaw.engine.layouts import choose_layouts
 from seesaw.errors import ConfigError
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
+from seesaw.plan import device_memory
+from seesaw.plan.choice import LayoutChoice
 from seesaw.scheduler.policies.continuous import Continuous
 
 MIB = 2**20
@@ -49,7 +51,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 cores, 64 GiB, 4 GPUs of 24 GiB."""
     gpu = type("Properties", (), {"total_memory": 24 * 2**30})
     monkeypatch.setattr(layouts, "usable_cores", lambda: 4.0)
-    monkeypatch.setattr(device_memory, "host_memory", lambda: (64 * 2**30, 64 * 2**30))
+    monkeypatch.setattr(host, "host_memory", lambda: (64 * 2**30, 64 * 2**30))
     monkeypatch.setattr(device_memory, "workspace_bytes", lambda spec, **sizes: 64 * MIB)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (23 * 2**30, 24 * 2**30))

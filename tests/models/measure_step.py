@@ -15,11 +15,11 @@ import torch
 
 from seesaw.engine.sampler import SamplingState, draw
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
-from seesaw.layers.comm import ALONE, MAX_HANDOVERS, Comm
+from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout import ParallelLayout, rank_ranges
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
-from seesaw.models.workspace import workspace_bytes
+from seesaw.plan.workspace import MAX_HANDOVERS, workspace_bytes
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import NewRequest
 from tests.models.harness import Rows, random_params
@@ -110,8 +110,8 @@ def main() -> None:
         num_sampled=len(counts),
         max_model_len=max(map(sum, job["rows"])),
         block_size=BLOCK_SIZE,
-        dtype=dtype,
-        device=torch.device("cpu"),
+        element_bytes=dtype.itemsize,
+        kind="cpu",
         ranges=ranges,
     )
     print(json.dumps({"peak_bytes": peak, "bound_bytes": bound}))

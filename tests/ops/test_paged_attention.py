@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops import attention_plan, paged_attention
-from seesaw.ops.attention_plan import AttentionShape, plan_attention, workspace_bytes
+from seesaw.ops.attention_plan import plan_attention
+from seesaw.plan import attention_workspace
+from seesaw.plan.attention_workspace import AttentionShape, workspace_bytes
 
 
 class Batch(NamedTuple):
@@ -145,8 +147,9 @@ def test_tight_memory_changes_nothing(
     heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With bounds so small that heads and queries go one after another."""
-    monkeypatch.setattr(attention_plan, "GATHER_BYTES", 20_000)
-    monkeypatch.setattr(attention_plan, "SCORE_BYTES", 1)
+    for module in (attention_plan, attention_workspace):
+        monkeypatch.setattr(module, "GATHER_BYTES", 20_000)
+        monkeypatch.setattr(module, "SCORE_BYTES", 1)
     batch = make_batch(random_rows(8, 120), heads, 4, 64, torch.float32)
     got = run(batch, "seesaw", 16, window, 0.125)
     torch.testing.assert_close(got, dense(batch, 0.125, window), atol=2e-5, rtol=2e-5)

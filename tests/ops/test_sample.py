@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from seesaw.ops import sample, uniform
-from seesaw.ops import top_tokens as top_tokens_module
 from seesaw.ops.top_tokens import top_tokens
+from seesaw.plan import sampling_workspace
 
 
 def draw(logits: torch.Tensor, uniforms: Any, **settings: Any) -> list[int]:
@@ -116,7 +116,7 @@ def test_a_row_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> 
         "uniform_S": torch.rand(rows, dtype=torch.float64),
     }
     together = sample(logits, **settings)
-    monkeypatch.setattr(top_tokens_module, "SAMPLE_BYTES", vocab * 40 * 7)
+    monkeypatch.setattr(sampling_workspace, "SAMPLE_BYTES", vocab * 40 * 7)
     assert torch.equal(sample(logits, **settings), together)
     for row in range(rows):
         one = {name: value[row : row + 1] for name, value in settings.items()}

@@ -11,22 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
-import torch
-
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
-from seesaw.engine.build import COPY_THREADS
-from seesaw.engine.host import host_memory
-from seesaw.engine.prompts import longest_wanted
-from seesaw.errors import ConfigError
+from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
-from seesaw.kvcache.copies import staging_bytes
 from seesaw.layout.arena import layer_bytes, plan_arena
 from seesaw.layout.kv import PoolShape
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plain import PlainFormat
 from seesaw.layout.ranges import RankRanges, rank_ranges
-from seesaw.models.workspace import workspace_bytes
+from seesaw.plan.machine import Kind, Machine
+from seesaw.plan.workspace import copy_staging_bytes, workspace_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
 DEFAULT_CPU_SHARE_OF_FREE = 0.5
@@ -35,6 +30,27 @@ PREFILL_SHARE_OF_KV = 1 / 3
 
 MOST_NAMED = 4
 """Layouts that an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes that there are: on the smallest of the devices, and on the host. Devices on CPU have
+    the host's memory, which they share."""
+
+    kind: Kind
+    device_free: int
+    device_total: int
+    host_free: int
+    host_total: int
+
+    @classmethod
+    def of(cls, machine: Machine) -> Self:
+        """Of a machine that nothing else runs on."""
+        host = machine.host_memory_bytes
+        device = host
+        if machine.kind == "cuda":
+            device = min(device.memory_bytes for device in machine.devices)
+        return cls(machine.kind, device, device, host, host)
 
 
 class RankNeeds(NamedTuple):
@@ -53,12 +69,16 @@ class RankNeeds(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What the split of a device depends on. Layouts with all their replicas, which are alike."""
+    """What the split of a device depends on. Layouts with all their replicas, which are alike.
+
+    `element_bytes` of weights and what is computed; `kv_element_bytes` of KV, the same without.
+    """
 
     config: EngineConfig
     spec: ModelSpec
-    dtype: torch.dtype
-    device: torch.device
+    element_bytes: int
+    kv_element_bytes: int
+    space: Space
     prefill: ParallelLayout
     decode: ParallelLayout
     uses_tier: bool
@@ -79,7 +99,8 @@ class Setting:
     @property
     def least_blocks(self) -> int:
         """Of a pool: a length that was asked for must fit whole, another one is lowered."""
-        return self.blocks_per_request if self.config.max_model_len else 2
+        wanted = self.blocks_per_request
+        return wanted if self.config.max_model_len else min(2, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +117,8 @@ class DeviceSplit:
 
     @classmethod
     def of(cls, setting: Setting) -> Self:
-        """Raises ConfigError where the budget is more than there is."""
-        budget, reason = device_budget(setting.config, setting.device, setting.num_ranks)
+        """Raises DoesNotFit where the budget is more than there is."""
+        budget, reason = device_budget(setting.config, setting.space, setting.num_ranks)
         ranks = _needs(setting)
         prefill_blocks, num_blocks = _pools(setting, ranks, budget)
         return cls(setting, budget, reason, ranks, prefill_blocks, num_blocks)
@@ -107,44 +128,53 @@ class DeviceSplit:
         """Each device holds its part of the model and one request."""
         return self.num_blocks >= self.setting.least_blocks
 
-    def too_small(self) -> ConfigError:
+    def too_small(self) -> DoesNotFit:
         """Bytes by part of the rank that lacks most, and the layouts that would fit."""
         setting, budget = self.setting, self.budget
-        blocks = setting.blocks_per_request
 
         def kv_bytes(rank: RankNeeds) -> int:
-            prefill = rank.prefill_block_bytes if setting.uses_tier else 0
-            return blocks * (rank.block_bytes + prefill)
+            return setting.least_blocks * _both_pools(setting, rank)
 
         rank = min(self.ranks, key=lambda rank: rank.kv_room(budget) - kv_bytes(rank))
         whose = "" if setting.num_ranks == 1 else f" of rank {rank.rank}"
         pools = " in the pools of both phases" if setting.uses_tier else ""
+        held = f"one request of {setting.wanted_len} tokens"
+        if not setting.config.max_model_len:
+            held = f"{setting.least_blocks} blocks"
         need = rank.arena_bytes + rank.work_bytes + kv_bytes(rank)
         fitting = ", ".join(_layouts_that_fit(setting))
-        return ConfigError(
+        return DoesNotFit(
             f"the memory budget{whose} of {format_bytes(budget)} ({self.reason}) is too small: "
             f"weights {format_bytes(rank.arena_bytes)}, work space "
-            f"{format_bytes(rank.work_bytes)}, KV of one request of {setting.wanted_len} tokens"
-            f"{pools} {format_bytes(kv_bytes(rank))}, together {format_bytes(need)}. Raise "
-            "device_memory, or lower max_model_len or max_num_batched_tokens."
-            + (f" Layouts of these devices that fit: {fitting}." if fitting else "")
+            f"{format_bytes(rank.work_bytes)}, KV of {held}{pools} "
+            f"{format_bytes(kv_bytes(rank))}, together {format_bytes(need)}, which is "
+            f"{format_bytes(need - budget)} more than there is. Raise device_memory, or lower "
+            "max_model_len or max_num_batched_tokens."
+            + (f" Layouts of these devices that fit: {fitting}." if fitting else ""),
+            missing_bytes=need - budget,
         )
 
 
-def device_budget(config: EngineConfig, device: torch.device, num_ranks: int) -> tuple[int, str]:
+def longest_wanted(config: EngineConfig, spec: ModelSpec) -> int:
+    """Tokens of prompt and answer together that settings or model ask for. Raises ConfigError."""
+    wanted = config.max_model_len or spec.max_position_embeddings
+    if wanted > spec.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={wanted}: the model's positions end at "
+            f"{spec.max_position_embeddings}. Lower max_model_len."
+        )
+    return wanted
+
+
+def device_budget(config: EngineConfig, space: Space, num_ranks: int) -> tuple[int, str]:
     """Bytes of each device, and where the figure comes from. On CPU all ranks share the machine.
 
-    Raises ConfigError where it is more than is free.
+    Raises DoesNotFit where it is more than is free.
     """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        for index in range(1, num_ranks):
-            # Asking another GPU what is free would put a context of this process there.
-            other = torch.cuda.get_device_properties(index).total_memory
-            free, total = min(free, other), min(total, other)
+    free, total = space.device_free, space.device_total
+    if space.kind == "cuda":
         sharers, where = 1, "of the GPU's memory"
     else:
-        free, total = host_memory()
         sharers, where = num_ranks, "of the machine's memory"
     shared = f", shared by {sharers} ranks" if sharers > 1 else ""
     if config.device_memory is not None:
@@ -152,17 +182,20 @@ def device_budget(config: EngineConfig, device: torch.device, num_ranks: int) ->
     elif config.gpu_memory_utilization is not None:
         budget = int(total * config.gpu_memory_utilization) // sharers
         reason = f"{config.gpu_memory_utilization:g} {where}{shared}"
-    elif device.type == "cuda":
+    elif space.kind == "cuda":
         budget = int(total * DEFAULT_CUDA_UTILIZATION)
         reason = f"{DEFAULT_CUDA_UTILIZATION:g} {where}"
     else:
         budget = int(free * DEFAULT_CPU_SHARE_OF_FREE) // sharers
         return budget, f"half of the free memory{shared}"
-    if budget * sharers > free:
+    missing = budget * sharers - free
+    if missing > 0:
         times = f" on each of {sharers} ranks of this machine" if sharers > 1 else ""
-        raise ConfigError(
+        raise DoesNotFit(
             f"{reason} is {format_bytes(budget)}{times}, but only {format_bytes(free)} of "
-            f"{format_bytes(total)} are free. Lower it or free memory first."
+            f"{format_bytes(total)} are free, {format_bytes(missing)} too few. Lower it or free "
+            "memory first.",
+            missing_bytes=missing,
         )
     return budget, reason
 
@@ -173,21 +206,21 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     layouts = list(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
     ranks = range(layouts[0].num_ranks)
     ranges = [[rank_ranges(layout, spec, rank) for rank in ranks] for layout in layouts]
-    fmt = PlainFormat(spec, setting.dtype.itemsize)
+    fmt = PlainFormat(spec, setting.element_bytes)
     # What is read from arenas during a change of layout is held aside, a layer at a time.
     staging = layer_bytes(fmt) if len(layouts) > 1 else 0
     found = []
     for rank in ranks:
         held = [by_rank[rank] for by_rank in ranges]
         # One device has its weights straight from the checkpoint, as they are.
-        arena = spec.num_parameters * setting.dtype.itemsize
+        arena = spec.num_parameters * setting.element_bytes
         if setting.num_ranks > 1:
             arena = plan_arena(fmt, ranges, rank).nbytes
         blocks = [_block_bytes(setting, one) for one in held]
         work = max(_work_bytes(setting, one) for one in held) + staging
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
-            work += COPY_THREADS * staging_bytes(parts * max(blocks))
+            work += copy_staging_bytes(parts * max(blocks))
         found.append(RankNeeds(rank, arena, work, blocks[0], blocks[-1]))
     return found
 
@@ -200,8 +233,8 @@ def _work_bytes(setting: Setting, ranges: RankRanges) -> int:
         num_sampled=config.max_num_seqs,
         max_model_len=setting.wanted_len,
         block_size=config.block_size,
-        dtype=setting.dtype,
-        device=setting.device,
+        element_bytes=setting.element_bytes,
+        kind=setting.space.kind,
         ranges=ranges,
     )
 
@@ -209,7 +242,12 @@ def _work_bytes(setting: Setting, ranges: RankRanges) -> int:
 def _block_bytes(setting: Setting, ranges: RankRanges) -> int:
     head_dim, block_size = setting.spec.head_dim, setting.config.block_size
     layers, heads = ranges.layers, ranges.kv_heads
-    return PoolShape(layers, heads, 1, block_size, head_dim, setting.dtype.itemsize).nbytes
+    return PoolShape(layers, heads, 1, block_size, head_dim, setting.kv_element_bytes).nbytes
+
+
+def _both_pools(setting: Setting, rank: RankNeeds) -> int:
+    """Bytes of one block in each pool that there is."""
+    return rank.block_bytes + (rank.prefill_block_bytes if setting.uses_tier else 0)
 
 
 def _pools(setting: Setting, ranks: Sequence[RankNeeds], budget: int) -> tuple[int, int]:
@@ -218,19 +256,21 @@ def _pools(setting: Setting, ranks: Sequence[RankNeeds], budget: int) -> tuple[i
     The prefill pool is a ring: it needs the longest prompt, or a micro-batch for each stage, one
     that is on its way to the tier and one that is planned.
     """
-    config = setting.config
-    rooms = [rank.kv_room(budget) for rank in ranks]
+    config, least = setting.config, setting.least_blocks
+    rooms = [(rank, rank.kv_room(budget)) for rank in ranks]
     prefill_blocks = 0
     if setting.uses_tier:
         ring = max(setting.wanted_len, (setting.prefill.pp + 2) * config.max_num_batched_tokens)
+        # A block of one pool may be many times the other's: answers keep the least they need.
         share = min(
-            int(room * PREFILL_SHARE_OF_KV) // rank.prefill_block_bytes
-            for rank, room in zip(ranks, rooms, strict=True)
+            min(int(room * PREFILL_SHARE_OF_KV), room - least * rank.block_bytes)
+            // rank.prefill_block_bytes
+            for rank, room in rooms
         )
-        prefill_blocks = min(-(-ring // config.block_size), max(share, setting.least_blocks))
+        prefill_blocks = min(-(-ring // config.block_size), max(share, least))
     num_blocks = min(
         (room - prefill_blocks * rank.prefill_block_bytes) // rank.block_bytes
-        for rank, room in zip(ranks, rooms, strict=True)
+        for rank, room in rooms
     )
     return prefill_blocks, min(num_blocks, config.max_num_seqs * setting.blocks_per_request)
 

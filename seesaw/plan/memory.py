@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
-from seesaw.engine.device_memory import DeviceSplit, Setting
-from seesaw.engine.host import host_memory
-from seesaw.engine.layouts import LayoutChoice
-from seesaw.errors import ConfigError
+from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.kv import TierShape, check_tier_blocks
 from seesaw.layout.plain import PlainFormat
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.device_memory import DeviceSplit, Setting, Space
+
+__all__ = ["MemoryPlan", "Space", "plan_memory"]
 
 DEFAULT_TIER_SHARE_OF_FREE = 0.5
 
@@ -86,35 +85,42 @@ class MemoryPlan:
 def plan_memory(
     config: EngineConfig,
     spec: ModelSpec,
-    dtype: torch.dtype,
-    device: torch.device,
+    element_bytes: int,
+    space: Space,
     layouts: LayoutChoice,
-    policy_uses_tier: bool,
+    uses_tier: bool,
+    *,
+    kv_element_bytes: int | None = None,
 ) -> MemoryPlan:
     """Split the budget of every device, and what the host has.
 
-    Raises ConfigError, with the bytes of each part, where a device cannot hold its part of the
-    model and one request of the longest length, or the host weights and tier.
+    `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
+    `uses_tier`: whether the policy does.
+
+    Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
+    model and one request of the longest length, or the host weights and tier; ConfigError where
+    settings do not go together.
     """
-    _check_policy(config, layouts, policy_uses_tier)
+    _check_policy(config, layouts, uses_tier)
     setting = Setting(
         config=config,
         spec=spec,
-        dtype=dtype,
-        device=device,
+        element_bytes=element_bytes,
+        kv_element_bytes=kv_element_bytes or element_bytes,
+        space=space,
         prefill=layouts.prefill,
         decode=layouts.decode,
-        uses_tier=policy_uses_tier,
+        uses_tier=uses_tier,
     )
     split = DeviceSplit.of(setting)
     if not split.fits:
         raise split.too_small()
-    image_bytes = PlainFormat(spec, dtype.itemsize).image_bytes if layouts.num_ranks > 1 else 0
-    on_host = split.budget * layouts.num_ranks if device.type == "cpu" else 0
-    free = _free_beside(image_bytes, on_host)
+    image_bytes = PlainFormat(spec, element_bytes).image_bytes if layouts.num_ranks > 1 else 0
+    on_host = split.budget * layouts.num_ranks if space.kind == "cpu" else 0
+    free = _free_beside(space, image_bytes, on_host)
     tier_block_bytes = _tier_block_bytes(setting)
     tier_blocks = 0
-    if policy_uses_tier:
+    if uses_tier:
         tier_blocks = _tier_blocks(setting, free, tier_block_bytes)
     max_model_len, why = _model_len(split, tier_blocks)
     return MemoryPlan(
@@ -155,23 +161,24 @@ def _check_policy(config: EngineConfig, layouts: LayoutChoice, uses_tier: bool) 
         )
 
 
-def _free_beside(image_bytes: int, on_host: int) -> int:
+def _free_beside(space: Space, image_bytes: int, on_host: int) -> int:
     """Bytes of the host that are free beside weights and the budgets of devices that are part of
-    it. Raises ConfigError where these are too much already."""
-    free, total = host_memory()
-    if image_bytes and image_bytes + on_host > free:
+    it. Raises DoesNotFit where these are too much already."""
+    missing = image_bytes + on_host - space.host_free
+    if image_bytes and missing > 0:
         beside = f" beside {format_bytes(on_host)} of the devices" if on_host else ""
-        raise ConfigError(
+        raise DoesNotFit(
             f"the host needs {format_bytes(image_bytes)} for the weights{beside}, but only "
-            f"{format_bytes(free)} of {format_bytes(total)} are free. Lower device_memory, or free "
-            "memory first."
+            f"{format_bytes(space.host_free)} of {format_bytes(space.host_total)} are free, "
+            f"{format_bytes(missing)} too few. Lower device_memory, or free memory first.",
+            missing_bytes=missing,
         )
-    return max(0, free - image_bytes - on_host)
+    return max(0, -missing)
 
 
 def _tier_block_bytes(setting: Setting) -> int:
     tokens = setting.config.tier_block_size
-    return TierShape.of(setting.spec, 1, tokens, setting.dtype.itemsize).block_bytes
+    return TierShape.of(setting.spec, 1, tokens, setting.kv_element_bytes).block_bytes
 
 
 def _tier_blocks(setting: Setting, free: int, block_bytes: int) -> int:
@@ -180,10 +187,11 @@ def _tier_blocks(setting: Setting, free: int, block_bytes: int) -> int:
     if config.host_kv_memory is not None:
         size, reason = parse_bytes(config.host_kv_memory, "host_kv_memory"), "host_kv_memory"
         if size > free:
-            raise ConfigError(
+            raise DoesNotFit(
                 f"host_kv_memory is {format_bytes(size)}, but only {format_bytes(free)} of the "
-                "host's memory are free beside weights and devices. Lower it or device_memory, or "
-                "free memory first."
+                f"host's memory are free beside weights and devices, {format_bytes(size - free)} "
+                "too few. Lower it or device_memory, or free memory first.",
+                missing_bytes=size - free,
             )
     else:
         size = int(free * DEFAULT_TIER_SHARE_OF_FREE)
@@ -194,10 +202,12 @@ def _tier_blocks(setting: Setting, free: int, block_bytes: int) -> int:
     if blocks < needed:
         what = f"one request of {wanted} tokens" if config.max_model_len else "one block"
         each = f" for each of {dp} replicas" if dp > 1 else ""
-        raise ConfigError(
+        missing = dp * needed * block_bytes - size
+        raise DoesNotFit(
             f"the host tier of {format_bytes(size)} ({reason}) is too small: {what} takes "
-            f"{format_bytes(needed * block_bytes)}{each}. Raise host_kv_memory, or lower "
-            "max_model_len or tier_block_size."
+            f"{format_bytes(needed * block_bytes)}{each}, {format_bytes(missing)} more than there "
+            "is. Raise host_kv_memory, or lower max_model_len or tier_block_size.",
+            missing_bytes=missing,
         )
     return blocks
 

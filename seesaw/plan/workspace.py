@@ -1,23 +1,25 @@
 """How much memory a step needs beside weights and KV: what a device's memory budget sets aside.
 
-A sum of what is alive at once in `decoder.py` and the ops; a test compares it with the measured
-peak.
+A sum of what is alive at once in `models/decoder.py`, the ops and the copies of KV; a test compares
+it with the measured peak.
 """
 
 from __future__ import annotations
 
-import torch
-
 from seesaw.families.spec import ModelSpec
-from seesaw.layers.comm import MAX_HANDOVERS
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
-from seesaw.ops.attention_plan import AttentionShape, scratch_bytes
-from seesaw.ops.attention_plan import workspace_bytes as attention_workspace_bytes
-from seesaw.ops.top_tokens import sample_workspace_bytes
+from seesaw.plan.attention_workspace import AttentionShape, scratch_bytes
+from seesaw.plan.attention_workspace import workspace_bytes as attention_workspace_bytes
+from seesaw.plan.machine import Kind
+from seesaw.plan.sampling_workspace import sample_workspace_bytes
 
 LIBRARY_BYTES = 32 * 2**20
 """What oneDNN or cuBLAS take for themselves in a matrix product."""
+MAX_HANDOVERS = 2
+"""Hidden states that a stage may have under way to the next one; held until they are received."""
+COPY_THREADS = 1
+"""That copy KV, of each rank, beside those that compute: memory is the limit, not the thread."""
 
 
 def attention_shape(
@@ -25,17 +27,17 @@ def attention_shape(
     ranges: RankRanges,
     sliding_window: int | None,
     block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    element_bytes: int,
+    kind: Kind,
 ) -> AttentionShape:
     return AttentionShape(
         num_heads=ranges.query_heads.size,
         num_kv_heads=ranges.kv_heads.size,
         head_dim=spec.head_dim,
         block_size=block_size,
-        element_bytes=dtype.itemsize,
+        element_bytes=element_bytes,
         sliding_window=sliding_window,
-        unfused=spec.attn_soft_cap is not None or device.type == "cuda",
+        unfused=spec.attn_soft_cap is not None or kind == "cuda",
     )
 
 
@@ -46,17 +48,17 @@ def workspace_bytes(
     num_sampled: int,
     max_model_len: int,
     block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    element_bytes: int,
+    kind: Kind,
     ranges: RankRanges | None = None,
 ) -> int:
     """Upper bound of the bytes that one step allocates on a rank that holds `ranges` (the whole
     model without), sampling included.
 
     num_tokens: most tokens of a step; num_sampled: most rows that sample; max_model_len: most
-    tokens of a row with its cached ones.
+    tokens of a row with its cached ones; element_bytes: of what is computed; kind: of the device.
     """
-    size, hidden = dtype.itemsize, spec.hidden_size
+    size, hidden = element_bytes, spec.hidden_size
     ranges = ranges or rank_ranges(ParallelLayout(), spec, 0)
     q_columns = ranges.query_heads.size * spec.head_dim
     qkv_columns = q_columns + 2 * ranges.kv_heads.size * spec.head_dim
@@ -69,14 +71,27 @@ def workspace_bytes(
     attention = num_tokens * (qkv_columns * 3 * size + q_columns * size)
     if spec.qk_norm:
         attention += num_tokens * qkv_columns * (size + 8)
-    shape = attention_shape(spec, ranges, None, block_size, dtype, device)
+    shape = attention_shape(spec, ranges, None, block_size, size, kind)
     attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
     mlp = num_tokens * (3 * ranges.mlp.size + hidden) * size
+    if spec.num_experts:
+        mlp = _experts_bytes(spec, num_tokens, size)
     sampling = _sampling_bytes(spec, ranges, min(num_sampled, num_tokens), size)
     # one plan for each kind of layer lives as long as the layers run
     kinds = len(set(spec.layers[slice(*ranges.layers)]))
     scratch = kinds * scratch_bytes(shape, max_model_len)
     return stream + scratch + max(attention, mlp, sampling if last_stage else 0) + LIBRARY_BYTES
+
+
+def _experts_bytes(spec: ModelSpec, num_tokens: int, size: int) -> int:
+    """Bound for a kernel that does not exist yet, and so for no measured peak: each token once for
+    each of its experts, as a product of all experts' rows would have them."""
+    chosen = num_tokens * spec.num_experts_per_tok
+    # rows sorted by expert, gate and up, their product, and what comes out of it
+    rows = chosen * (3 * spec.moe_intermediate_size + 2 * spec.hidden_size) * size
+    # the router's logits in the weights' dtype and float32, their softmax; the sum in float32
+    routing = num_tokens * spec.num_experts * (size + 8)
+    return rows + routing + num_tokens * spec.hidden_size * 4
 
 
 def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: int) -> int:
@@ -87,3 +102,10 @@ def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: in
         return num_rows * spec.vocab_size * max(size + 4, 12) + at_once
     # the rank's part of them, a copy of its greedy rows; others are made whole some at a time
     return num_rows * ranges.vocab.size * max(size + 4, 8) + 2 * at_once
+
+
+def copy_staging_bytes(part_bytes: int) -> int:
+    """Upper bound of what stores and loads (`kvcache/copies`) have in device memory beside pool and
+    tier, where a rank's part of a tier block is `part_bytes`: for each thread once in the order of
+    the pool, once in the tier's."""
+    return COPY_THREADS * 2 * part_bytes

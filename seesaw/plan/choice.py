@@ -1,0 +1,34 @@
+"""`LayoutChoice`: the layouts that an engine runs, or that a plan proposes, and who chose them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seesaw.layout.parallel import ParallelLayout
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """Both layouts, over the same devices and with as many replicas; equal where there is one.
+    `reason` says who chose them."""
+
+    prefill: ParallelLayout
+    decode: ParallelLayout
+    reason: str
+
+    @property
+    def num_ranks(self) -> int:
+        """Over all replicas."""
+        return self.decode.num_ranks
+
+    @property
+    def dp(self) -> int:
+        return self.decode.dp
+
+    def describe(self) -> str:
+        if self.prefill == self.decode:
+            layouts = f"layout {self.decode}"
+        else:
+            layouts = f"prefill in {self.prefill}, decode in {self.decode}"
+        devices = "1 device" if self.num_ranks == 1 else f"{self.num_ranks} devices"
+        return f"{layouts} on {devices}: {self.reason}"
