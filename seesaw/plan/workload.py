@@ -1,8 +1,20 @@
-"""How long prompts and answers are: what a plan is made for, and a simulation draws from."""
+"""How long prompts and answers are: what a plan is made for, and a simulation draws from.
+
+Owns the known workloads and their names. Reads no file: lengths of a batch file come as `Listed`.
+"""
 
 from __future__ import annotations
 
+import math
+import random
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
+
+from seesaw.errors import ConfigError, nearest
 
 
 class Lengths(NamedTuple):
@@ -10,6 +22,15 @@ class Lengths(NamedTuple):
 
     prompt: int
     answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When the requests of a trace came: so many a second, with gaps that vary by `cv` (standard
+    deviation over mean; 1 = Poisson)."""
+
+    rate_per_s: float
+    cv: float
 
 
 class Workload(Protocol):
@@ -21,6 +42,196 @@ class Workload(Protocol):
     @property
     def source(self) -> str: ...
 
+    @property
+    def arrivals(self) -> Arrivals | None:
+        """Those of the trace; None where the lengths come without."""
+        ...
+
     def draw(self, count: int, seed: int) -> list[Lengths]:
         """The lengths of `count` requests; the same for the same seed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Every request is the same."""
+
+    name: str
+    source: str
+    lengths: Lengths
+    arrivals: Arrivals | None = None
+
+    def draw(self, count: int, seed: int) -> list[Lengths]:
+        return [self.lengths] * count
+
+
+class Listed:
+    """The lengths of given requests, in their order and from the start again after the last."""
+
+    arrivals: Arrivals | None = None
+
+    def __init__(self, name: str, lengths: Iterable[Lengths]) -> None:
+        """Raises ConfigError without any request, or if a length is below 1."""
+        self.name = name
+        self.lengths = tuple(lengths)
+        self.source = f"{len(self.lengths)} requests of {name}"
+        if not self.lengths:
+            raise ConfigError(f"workload {name}: no request in it. Give at least one.")
+        for number, one in enumerate(self.lengths):
+            if one.prompt < 1 or one.answer < 1:
+                raise ConfigError(
+                    f"workload {name}: request {number} has a prompt of {one.prompt} and an answer "
+                    f"of {one.answer} tokens; expected 1 or more of both."
+                )
+
+    def draw(self, count: int, seed: int) -> list[Lengths]:
+        return [self.lengths[number % len(self.lengths)] for number in range(count)]
+
+
+PERCENTS = (0.0, 0.05, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
+
+
+class Quantiles:
+    """Lengths with a given mean and given quantiles at `PERCENTS`.
+
+    Between two of them the length grows as a power of the rank, one power for all: a power of 1
+    (straight lines) would miss the mean, and there is exactly one that meets it.
+    """
+
+    def __init__(self, mean: float, values: Sequence[float]) -> None:
+        assert len(values) == len(PERCENTS), f"{len(values)} values for {len(PERCENTS)} ranks"
+        assert all(one <= other for one, other in pairwise(values)), f"{values} do not rise"
+        self.mean = mean
+        self.values = tuple(values)
+        widths = [other - one for one, other in pairwise(PERCENTS)]
+        low = sum(width * value for width, value in zip(widths, values, strict=False))
+        high = sum(width * value for width, value in zip(widths, values[1:], strict=True))
+        assert low < mean < high, f"no lengths with these quantiles have the mean {mean}"
+        # The mean of low + (high - low) * t ** power over t in [0, 1] is
+        # low + (high - low) / (1 + power).
+        self.power = (high - low) / (mean - low) - 1.0
+
+    def __call__(self, rank: float) -> int:
+        """The length below which a share `rank` of all lengths lies; at least 1 token."""
+        at = min(max(bisect_left(PERCENTS, rank), 1), len(PERCENTS) - 1)
+        low, high = PERCENTS[at - 1], PERCENTS[at]
+        share = (rank - low) / (high - low)
+        one, other = self.values[at - 1], self.values[at]
+        return max(1, round(one + (other - one) * share**self.power))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Lengths as in a public trace: by quantiles of both, and how one depends on the other.
+
+    Where a trace was cut to a total length, about one request in a hundred is longer here.
+    """
+
+    name: str
+    source: str
+    prompt: Quantiles
+    answer: Quantiles
+    normal_correlation: float = 0.0
+    """Of the normal variables whose ranks are those of prompt and answer (a Gaussian copula)."""
+    arrivals: Arrivals | None = None
+
+    def draw(self, count: int, seed: int) -> list[Lengths]:
+        rng = random.Random(seed)
+        shared = self.normal_correlation
+        if not shared:
+            return [
+                Lengths(self.prompt(rng.random()), self.answer(rng.random())) for _ in range(count)
+            ]
+        own = math.sqrt(1.0 - shared * shared)
+        drawn = []
+        for _ in range(count):
+            one = rng.gauss(0.0, 1.0)
+            other = shared * one + own * rng.gauss(0.0, 1.0)
+            drawn.append(Lengths(self.prompt(_rank(one)), self.answer(_rank(other))))
+        return drawn
+
+
+def _rank(normal: float) -> float:
+    return 0.5 * (1.0 + math.erf(normal / math.sqrt(2.0)))
+
+
+def mean_lengths(workload: Workload, count: int, seed: int) -> tuple[float, float]:
+    """Mean tokens of the prompts and of the answers that `draw(count, seed)` gives, count >= 1."""
+    drawn = workload.draw(count, seed)
+    prompts = sum(lengths.prompt for lengths in drawn)
+    return prompts / count, sum(lengths.answer for lengths in drawn) / count
+
+
+# -- the known ones --------------------------------------------------------------------------------
+# Quantiles: computed from the public files. The smallest length is not tabulated; 1 is taken.
+
+_KNOWN: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        Constant(
+            "arxiv",
+            "mean lengths of Seesaw's arXiv summarisation requests, the same for each",
+            Lengths(3000, 250),
+        ),
+        Constant(
+            "sharegpt",
+            "mean lengths of Seesaw's ShareGPT requests, the same for each",
+            Lengths(350, 300),
+        ),
+        Fitted(
+            "sharegpt-8k",
+            "30731 rounds of ShareGPT filtered to 8k tokens (Sarathi-Serve's trace, Llama 2 tokens)",
+            Quantiles(2340, (1, 29, 580, 1730, 3735, 5696, 6563, 7434, 8141)),
+            Quantiles(439, (1, 44, 228, 415, 628, 834, 920, 998, 1024)),
+        ),
+        Fitted(
+            "arxiv-4k",
+            "28257 requests of arXiv summarisation filtered to 4k tokens (Vidur's trace)",
+            Quantiles(2588, (1, 749, 1986, 2730, 3370, 3702, 3813, 3933, 4054)),
+            Quantiles(291, (1, 60, 115, 167, 242, 372, 736, 3271, 4056)),
+            # Gives the trace's correlation of lengths, -0.46.
+            normal_correlation=-0.7,
+        ),
+        Fitted(
+            "azure-code",
+            "8819 requests of Azure's code service, 2023 (Splitwise's trace)",
+            Quantiles(2048, (1, 75, 578, 1469, 2745, 5188, 7303, 7436, 7437)),
+            Quantiles(28, (1, 6, 9, 13, 24, 55, 90, 252, 1899)),
+            arrivals=Arrivals(rate_per_s=2.57, cv=13.2),
+        ),
+        Fitted(
+            "azure-conv",
+            "19366 requests of Azure's conversation service, 2023 (Splitwise's trace)",
+            Quantiles(1155, (1, 181, 396, 1020, 1189, 2735, 4083, 4142, 14050)),
+            Quantiles(211, (1, 41, 85, 129, 395, 424, 451, 601, 1000)),
+            arrivals=Arrivals(rate_per_s=5.53, cv=1.09),
+        ),
+    )
+}
+
+
+def known_workloads() -> tuple[str, ...]:
+    return tuple(_KNOWN)
+
+
+def parse_workload(text: str) -> Workload:
+    """A known workload's name, or `IN:OUT` for prompts of IN and answers of OUT tokens each.
+
+    Raises ConfigError that lists what is known.
+    """
+    found = _KNOWN.get(text.strip().lower())
+    if found is not None:
+        return found
+    match = re.fullmatch(r"\s*([+-]?\d+)\s*:\s*([+-]?\d+)\s*", text)
+    if match is None:
+        raise ConfigError(
+            f"workload={text!r}: not known.{nearest(text, _KNOWN)} Known: {', '.join(_KNOWN)}; "
+            "or IN:OUT, tokens of each prompt and answer, such as 1024:128."
+        )
+    lengths = Lengths(int(match[1]), int(match[2]))
+    if lengths.prompt < 1 or lengths.answer < 1:
+        raise ConfigError(
+            f"workload={text!r}: got {lengths.prompt} prompt and {lengths.answer} answer tokens, "
+            "expected 1 or more of both."
+        )
+    return Constant(f"{lengths.prompt}:{lengths.answer}", "as given", lengths)
