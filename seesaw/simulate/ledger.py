@@ -176,11 +176,17 @@ class Ledger:
             busy_share=[min(1.0, seconds / elapsed_s) for seconds in busy_s],
             latency_s={name: Spread.of(values) for name, values in samples.items()},
             scheduler=asdict(stats),
-            memory=setup.pools._asdict(),
+            memory=self._memory(),
             faults=faults,
             seed=scenario.seed,
             samples=samples,
         )
+
+    def _memory(self) -> dict[str, int]:
+        plan = self._setup.memory
+        names = ("num_blocks", "block_size", "prefill_blocks", "tier_blocks", "tier_block_size",
+                 "max_model_len")  # fmt: skip
+        return {name: getattr(plan, name) for name in names}
 
     def _phases(self) -> dict[str, float]:
         count = len(self._replicas)

@@ -46,6 +46,8 @@ class Scenario:
     many as the longest answer) and stops before, at an end-of-sequence token. `max_model_len` of
     None is the longest request.
 
+    `kv_element_bytes` of None keeps KV in `config.dtype`.
+
     `num_blocks`, `prefill_blocks` and `tier_blocks` replace what the memory plan gives, and
     `transition_s` the seconds of every change of layout. `debug` has the scheduler check its blocks
     after every step.
@@ -60,6 +62,7 @@ class Scenario:
     max_tokens: int | None = None
     host: HostCosts = field(default_factory=HostCosts)
     max_steps_in_flight: int = 2
+    kv_element_bytes: int | None = None
     transition_s: float | None = None
     num_blocks: int | None = None
     prefill_blocks: int | None = None

@@ -82,8 +82,8 @@ class _Simulation:
         self._order = itertools.count()
         self._events: list[tuple[float, int, int, int, Event]] = []
         self._replicas = [
-            _Replica(index, setup.make_scheduler(), self._make_clock(index, 0.0))
-            for index in range(setup.num_replicas)
+            _Replica(index, scheduler, self._make_clock(index, 0.0))
+            for index, scheduler in enumerate(setup.make_schedulers())
         ]
         for index in range(setup.num_replicas):
             for at_s in setup.deaths_of(index):
@@ -91,7 +91,7 @@ class _Simulation:
         self._ledger = Ledger(setup)
         self._past: list[SchedulerStats] = []  # of lives that ended
         self._most_inside = setup.num_replicas * (
-            QUEUED_PER_SEQ * scenario.config.max_num_seqs + setup.pools.tier_blocks
+            QUEUED_PER_SEQ * scenario.config.max_num_seqs + setup.memory.tier_blocks
         )
         self._next = 0  # request to come
         self._awaits_arrival = False
@@ -264,7 +264,7 @@ class _Simulation:
     def _restart(self, replica: _Replica) -> None:
         """From nothing, with all requests that it had or that came for it meanwhile."""
         replica.is_up = True
-        replica.scheduler = self._setup.make_scheduler()
+        replica.scheduler = self._setup.make_schedulers()[replica.index]
         busy_s = replica.clock.busy_s
         replica.clock = self._make_clock(replica.index, self._now_s)
         replica.clock.busy_s = busy_s
