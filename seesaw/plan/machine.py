@@ -59,7 +59,7 @@ class Rates:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Device:
     """One device. `slug` names its file; `torch_names` are what torch calls it. Shared memory is
-    the most one block may ask for. `reserved_bytes` of its memory are never a model's."""
+    the most one block may ask for; `memory_bytes` is what torch reports as total."""
 
     slug: str
     name: str
@@ -142,3 +142,14 @@ class Machine:
                 f"Give 1 to {len(self.devices)}."
             )
         return replace(self, devices=self.devices[:count])
+
+    def part(self, start: int, count: int) -> Self:
+        """`count` devices from `start` on, with their share of what all have of the host."""
+        share = count / len(self.devices)
+        host = self.host_bytes_per_s
+        return replace(
+            self,
+            devices=self.devices[start : start + count],
+            host_memory_bytes=int(share * self.host_memory_bytes),
+            host_bytes_per_s=None if host is None else share * host,
+        )

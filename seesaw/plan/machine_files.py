@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -17,11 +18,16 @@ from typing import Any
 
 from seesaw.envs import cache_root
 from seesaw.errors import ConfigError, nearest
+from seesaw.plan.curve import Curve
 from seesaw.plan.machine import Device, Links, Machine
 from seesaw.plan.machine_json import decode_device, decode_machines, encode_machines
 
 HOST_BYTES_PER_DEVICE = 80 * 2**30
 """Of a machine given as `NxDEVICE`, of whose host nothing is known: what Seesaw's authors had."""
+
+CPU_MEMORY_BYTES_PER_S = 55e9
+"""What two cores of the machine behind `cpu.json` read together; one alone reads 40e9. No more is
+taken of a machine that was not measured."""
 
 _GROUP = re.compile(r"(?:(?P<count>[0-9]+)x)?(?P<slug>[a-z0-9][a-z0-9.-]*)")
 
@@ -69,6 +75,72 @@ def device_by_torch_name(name: str) -> Device | None:
 def device_by_slug(slug: str) -> tuple[Device, Links]:
     """The device `slug` that comes with seesaw, and its usual links. Raises ConfigError."""
     return _resolve(slug, "device")
+
+
+def builtin_cpu(num_cores: int, host_memory_bytes: int) -> tuple[Machine, ...]:
+    """This machine's CPU from figures of another one's core: a way to use it for each number of
+    ranks that divides the cores evenly, the fewest ranks first.
+
+    Computing goes faster with the cores of a rank, reading memory until `CPU_MEMORY_BYTES_PER_S`
+    are reached, which the ranks share.
+    """
+    core, links = device_by_slug("cpu")
+    ways = []
+    for ranks in range(1, num_cores + 1):
+        if num_cores % ranks:
+            continue
+        cores = num_cores // ranks
+        device = _of_cores(core, cores, cores / num_cores, host_memory_bytes // ranks)
+        ways.append(
+            Machine(
+                slug=f"{ranks}x{device.slug}",
+                name=f"CPU, {ranks} x {_count(cores, 'core')}, not measured",
+                devices=(device,) * ranks,
+                links=links,
+                host_memory_bytes=host_memory_bytes,
+                sources={
+                    "devices": "another machine's figures (cpu.json); run `seesaw calibrate`",
+                    "links": "another machine's figures (cpu.json); run `seesaw calibrate`",
+                    "host_memory_bytes": "the system",
+                },
+            )
+        )
+    return tuple(ways)
+
+
+def _of_cores(core: Device, cores: int, share: float, memory_bytes: int) -> Device:
+    """A rank of `cores` cores, which are `share` of the machine's."""
+    rates = core.rates
+    most = CPU_MEMORY_BYTES_PER_S * share
+
+    def read(bytes_per_s: float) -> float:
+        return min(cores * bytes_per_s, most)
+
+    def moved(bytes_per_s: float) -> float:
+        # What is copied is read and written.
+        return min(cores * bytes_per_s, most / 2)
+
+    return replace(
+        core,
+        slug=f"cpu-{cores}",
+        name=f"{_count(cores, 'core')} like {core.name}",
+        memory_bytes=memory_bytes,
+        rates=replace(
+            rates,
+            matmul_flops={
+                dtype: Curve(curve.xs, tuple(cores * flops for flops in curve.ys))
+                for dtype, curve in rates.matmul_flops.items()
+            },
+            attention_flops=cores * rates.attention_flops,
+            # Activations of a step stay in the cores' own caches.
+            elementwise_bytes_per_s=cores * rates.elementwise_bytes_per_s,
+            memory_bytes_per_s=read(rates.memory_bytes_per_s),
+            kv_bytes_per_s=read(rates.kv_bytes_per_s),
+            load_bytes_per_s=moved(rates.load_bytes_per_s),
+            store_bytes_per_s=moved(rates.store_bytes_per_s),
+            copy_bytes_per_s=moved(rates.copy_bytes_per_s),
+        ),
+    )
 
 
 def write_machines(path: Path, machines: tuple[Machine, ...]) -> None:
@@ -130,6 +202,10 @@ def _unknown(where: str, name: str, part: str) -> ConfigError:
         f"Machines: {', '.join(machines)}. Devices, as in 8xl4: {', '.join(devices)}. "
         "Or the path of a FILE.json; docs/machines.md describes it."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ _KNOWN: dict[str, Workload] = {
         ),
         Fitted(
             "sharegpt-8k",
-            "30731 rounds of ShareGPT filtered to 8k tokens (Sarathi-Serve's trace, Llama 2 tokens)",
+            "30731 rounds of ShareGPT filtered to 8k tokens of Llama 2 (Sarathi-Serve's trace)",
             Quantiles(2340, (1, 29, 580, 1730, 3735, 5696, 6563, 7434, 8141)),
             Quantiles(439, (1, 44, 228, 415, 628, 834, 920, 998, 1024)),
         ),
