@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seesaw.errors import ModelError
 from seesaw.families import spec_from_hf
 from tests.checkpoints import FAMILIES, tiny_config, tiny_model
+from tests.families.sparse import SPARSE
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
@@ -208,7 +209,7 @@ JSON = st.recursive(
         inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
-CONFIGS = {family: config_of(family) for family in FAMILIES}
+CONFIGS = {family: config_of(family) for family in FAMILIES} | SPARSE
 NAMES = [
     *sorted({name for config in CONFIGS.values() for name in config}),
     "rope_scaling", "rope_theta", "text_config", "torch_dtype", "original_max_position_embeddings",
@@ -216,7 +217,7 @@ NAMES = [
 
 
 @given(
-    family=st.sampled_from(FAMILIES),
+    family=st.sampled_from(list(CONFIGS)),
     change=st.dictionaries(st.sampled_from(NAMES), JSON, min_size=1, max_size=3),
 )
 def test_garbage_is_refused_or_understood(family, change):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,12 @@ def make_model(
     vocab: int = 320,
     head_dim: int = 8,
     hidden: int = 64,
+    sparse: Sequence[bool] | bool = False,
     **features: Any,
 ) -> ModelSpec:
-    layer = LayerSpec(sliding_window=None, rope=RopeSpec(theta=10000.0))
+    """`sparse`: of each layer, or of all; such a model needs `num_experts`, .. in `features`."""
+    rope = RopeSpec(theta=10000.0)
+    flags = [sparse] * layers if isinstance(sparse, bool) else sparse
     spec = ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -38,7 +42,7 @@ def make_model(
         rms_norm_eps=1e-5,
         tie_word_embeddings=features.pop("tie_word_embeddings", True),
         torch_dtype="float32",
-        layers=(layer,) * layers,
+        layers=tuple(LayerSpec(None, rope, sparse=flag) for flag in flags),
     )
     return with_params(replace(spec, **features))
 
@@ -49,11 +53,23 @@ def all_ranges(layout: ParallelLayout, spec: ModelSpec) -> list[RankRanges]:
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelSpec:
-    """Uneven in every way; rows of any size, so that starts are aligned or not."""
+    """Uneven in every way; rows of any size, so that starts are aligned or not; every third with
+    experts, and some of these with plain layers among sparse ones."""
     kv_heads = draw(st.integers(1, 5))
     query_heads = kv_heads * draw(st.integers(1, 5))
+    layers = draw(st.integers(1, 9))
+    sparse: list[bool] = [False] * layers
+    features: dict[str, int] = {}
+    if draw(st.sampled_from([True, False, False])):
+        sparse = draw(st.lists(st.booleans(), min_size=layers, max_size=layers).filter(any))
+        features = {
+            "num_experts": draw(st.integers(1, 9)),
+            "moe_intermediate_size": draw(st.integers(1, 7)),
+        }
+        features["num_experts_per_tok"] = draw(st.integers(1, features["num_experts"]))
     return make_model(
-        layers=draw(st.integers(1, 9)),
+        layers=layers,
+        sparse=sparse,
         query_heads=query_heads,
         kv_heads=kv_heads,
         mlp=draw(st.integers(query_heads, 50)),
@@ -65,6 +81,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
         attention_out_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
+        **features,
     )
 
 

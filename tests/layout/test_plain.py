@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seesaw.families import spec_from_hf
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ParallelLayout, PlainFormat, RankRanges, layouts_for, stored_params
 from seesaw.layout.format import StoredParam
@@ -33,6 +34,8 @@ def rows_of(spec: ModelSpec, param: StoredParam, ranges: RankRanges) -> list[int
         ]
         held = {"q": range(*ranges.query_heads), "kv": range(*ranges.kv_heads)}
         return [row for row, (name, head) in enumerate(labels) if head in held[name]]
+    if ".experts." in param.name:
+        return list(range(*ranges.experts))
     if "gate_up_proj" in param.name:
         return [row for row in range(2 * mlp) if row % mlp in range(*ranges.mlp)]
     if param.name.endswith("o_proj.weight"):
@@ -112,6 +115,43 @@ def test_stored_names_shapes_and_cuts() -> None:
         ("model.norm.weight", None, (12,), "none"),
         ("lm_head.weight", None, (30, 12), "vocab"),
     ]
+
+
+def test_experts_are_two_parameters_and_the_router_is_whole() -> None:
+    spec = make_model(
+        layers=2, query_heads=2, kv_heads=2, mlp=10, vocab=30, hidden=12, head_dim=4,
+        sparse=[True, False], num_experts=5, num_experts_per_tok=2, moe_intermediate_size=7,
+    )  # fmt: skip
+    found = [tuple(param) for param in stored_params(spec) if ".mlp." in param.name]
+    assert found == [
+        ("model.layers.0.mlp.gate.weight", 0, (5, 12), "none"),
+        ("model.layers.0.mlp.experts.gate_up_proj.weight", 0, (5, 14, 12), "experts"),
+        ("model.layers.0.mlp.experts.down_proj.weight", 0, (5, 7, 12), "experts"),
+        ("model.layers.1.mlp.gate_up_proj.weight", 1, (20, 12), "gate_up"),
+        ("model.layers.1.mlp.down_proj.weight", 1, (10, 12), "mlp"),
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Qwen3MoeForCausalLM"])
+def test_families_with_experts_are_stored_under_the_same_names(architecture: str) -> None:
+    spec = spec_from_hf(
+        {
+            "architectures": [architecture], "hidden_size": 12, "intermediate_size": 6,
+            "moe_intermediate_size": 6, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "vocab_size": 30, "max_position_embeddings": 64,
+            "num_experts": 3, "num_local_experts": 3, "num_experts_per_tok": 2,
+        }
+    )  # fmt: skip
+    fmt = PlainFormat(spec, 2)
+    assert sum(fmt.nbytes(param) for param in fmt.params) == 2 * spec.num_parameters
+    assert {param.name for param in fmt.params if ".mlp." in param.name} == {
+        f"model.layers.{layer}.mlp.{name}.weight"
+        for layer in range(3)
+        for name in ("gate", "experts.gate_up_proj", "experts.down_proj")
+    }
+    ranges = all_ranges(ParallelLayout(tp=2), spec)
+    experts = next(param for param in fmt.params if param.cut == "experts")
+    assert [fmt.local_shape(experts, held) for held in ranges] == [(2, 12, 12), (1, 12, 12)]
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,11 @@ REAL = {
         layers=28, query_heads=28, kv_heads=4, mlp=18944, vocab=152064, head_dim=128, hidden=3584,
         attention_bias=True, tie_word_embeddings=False,
     ),
+    "Qwen3-30B-A3B": make_model(
+        layers=48, query_heads=32, kv_heads=4, vocab=151936, head_dim=128, hidden=2048,
+        sparse=True, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+        qk_norm=True, tie_word_embeddings=False,
+    ),
 }  # fmt: skip
 
 
@@ -322,6 +327,9 @@ REAL = {
         ("Qwen2.5-7B", "pp8", "tp8"),
         ("Qwen2.5-7B", "tp2-pp4", "tp8"),
         ("Qwen2.5-7B", "pp5", "tp5"),
+        ("Qwen3-30B-A3B", "pp8", "tp8"),
+        ("Qwen3-30B-A3B", "tp2-pp2", "tp4"),
+        ("Qwen3-30B-A3B", "pp5", "tp5"),
     ],
 )
 def test_uneven_real_models_stay_within_bounds_and_waste_little(

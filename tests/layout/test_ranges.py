@@ -15,9 +15,12 @@ from seesaw.layout.ranges import split
 
 
 def make_spec(
-    *, layers: int = 4, query_heads: int = 8, kv_heads: int = 4, mlp: int = 96, vocab: int = 320
-) -> ModelSpec:
-    layer = LayerSpec(sliding_window=None, rope=RopeSpec(theta=10000.0))
+    *, layers: int = 4, query_heads: int = 8, kv_heads: int = 4, mlp: int = 96, vocab: int = 320,
+    experts: int = 0, num_plain: int = 0,
+) -> ModelSpec:  # fmt: skip
+    """With `experts` all layers but the last `num_plain` are sparse."""
+    rope = RopeSpec(theta=10000.0)
+    num_plain = num_plain if experts else layers
     return ModelSpec(
         family="llama",
         architecture="LlamaForCausalLM",
@@ -32,7 +35,8 @@ def make_spec(
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         torch_dtype="float32",
-        layers=(layer,) * layers,
+        layers=tuple(LayerSpec(None, rope, sparse=i < layers - num_plain) for i in range(layers)),
+        num_experts=experts,
     )
 
 
@@ -40,8 +44,12 @@ def make_spec(
 def models_and_layouts(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout]:
     kv_heads = draw(st.integers(1, 9))
     query_heads = kv_heads * draw(st.integers(1, 8))
+    layers = draw(st.integers(1, 40))
+    experts = draw(st.sampled_from([0, 1, 3, 8, 60]))
     spec = make_spec(
-        layers=draw(st.integers(1, 40)),
+        layers=layers,
+        experts=experts,
+        num_plain=draw(st.integers(0, layers - 1)),
         query_heads=query_heads,
         kv_heads=kv_heads,
         mlp=draw(st.integers(query_heads, 400)),
@@ -49,7 +57,7 @@ def models_and_layouts(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout]:
     )
     layout = ParallelLayout(
         dp=draw(st.integers(1, 3)),
-        tp=draw(st.integers(1, query_heads)),
+        tp=draw(st.integers(1, min(query_heads, experts or query_heads))),
         pp=draw(st.integers(1, spec.num_hidden_layers)),
     )
     return spec, layout
@@ -76,7 +84,14 @@ def test_ranks_cover_the_model(case: tuple[ModelSpec, ParallelLayout]) -> None:
         assert ranges.query_heads == by_place[at._replace(pp=0)].query_heads
     first = [ranges for at, ranges in by_place.items() if at.dp == 0 and at.pp == 0]
     assert_partition([ranges.query_heads for ranges in first], spec.num_attention_heads)
-    assert_partition([ranges.mlp for ranges in first], spec.intermediate_size)
+    for parts, total in (
+        ([ranges.mlp for ranges in first], spec.intermediate_size * (spec.num_plain_layers > 0)),
+        ([ranges.experts for ranges in first], spec.num_experts),
+    ):
+        if total:
+            assert_partition(parts, total)
+        else:
+            assert set(parts) == {Range(0, 0)}
     assert_partition([ranges.vocab for ranges in first], spec.vocab_size)
     stages = [ranges for at, ranges in by_place.items() if at.dp == 0 and at.tp == 0]
     assert_partition([ranges.layers for ranges in stages], spec.num_hidden_layers)
@@ -139,6 +154,22 @@ def test_thirty_layers_in_four_stages_are_uneven() -> None:
     layout = ParallelLayout(pp=4)
     sizes = [rank_ranges(layout, spec, rank).layers.size for rank in range(4)]
     assert sizes == [8, 8, 7, 7]
+
+
+def test_experts_stay_whole() -> None:
+    spec = make_spec(experts=8)
+    held = [rank_ranges(ParallelLayout(tp=3), spec, rank).experts for rank in range(3)]
+    assert held == [(0, 3), (3, 6), (6, 8)]
+    with pytest.raises(ConfigError) as caught:
+        rank_ranges(ParallelLayout(tp=6), make_spec(experts=5), 0)
+    assert "8 query heads and 5 experts" in str(caught.value)
+    assert "Use tp5 or less" in str(caught.value)
+
+
+def test_columns_limit_plain_layers_only() -> None:
+    assert rank_ranges(ParallelLayout(tp=8), make_spec(mlp=7, experts=8), 7).mlp == (0, 0)
+    with pytest.raises(ConfigError, match="can be cut 7 ways"):
+        rank_ranges(ParallelLayout(tp=8), make_spec(mlp=7, experts=8, num_plain=1), 0)
 
 
 @pytest.mark.parametrize(
