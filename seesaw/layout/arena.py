@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from seesaw.layout.format import ByteRun, StoredParam, WeightFormat
+from seesaw.layout.format import ByteRun, Cut, StoredParam, WeightFormat
 from seesaw.layout.plain import align
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.spans import Span, moves, shared, spans
@@ -55,29 +55,48 @@ def plan_arena(fmt: WeightFormat, layouts: Sequence[Sequence[RankRanges]], rank:
         raise ValueError(f"an arena holds one layout or two, got {len(layouts)}")
     own = [ranges[rank] for ranges in layouts]
     offsets: list[dict[str, int]] = [{} for _ in own]
-    residents, start = _place_residents(fmt, own, offsets)
-    kinds = _kinds(fmt, own)
+    held = [_Holdings(fmt, ranges) for ranges in own]
+    residents, start = _place_residents(fmt, held, offsets)
+    kinds = _kinds(fmt, held)
     sizes = [
-        sum(align(tensor.size) for held in kinds for tensor in held[side].values())
+        sum(align(tensor.size) for kind in kinds for tensor in kind[side].values())
         for side in range(len(own))
     ]
     sweep = _Sweep(start, sizes, max(sizes) + layer_bytes(fmt), offsets)
     places = [positions(ranges) for ranges in layouts]
-    for held in kinds:
-        sweep.place(held, places)
+    for kind in kinds:
+        sweep.place(kind, places)
     return ArenaPlan(max(sweep.ends), tuple(offsets), residents)
 
 
+class _Holdings:
+    """What the rank holds in one layout: layers are alike, so spans are worked out once."""
+
+    def __init__(self, fmt: WeightFormat, ranges: RankRanges) -> None:
+        self._fmt, self._ranges = fmt, ranges
+        self._known: dict[tuple[Cut, tuple[int, ...]], tuple[Span, ...]] = {}
+
+    def spans(self, param: StoredParam) -> tuple[Span, ...]:
+        if not self._fmt.holds(param, self._ranges):
+            return ()
+        alike = (param.cut, param.shape)
+        if alike not in self._known:
+            self._known[alike] = spans(self._fmt, param, self._ranges)
+        return self._known[alike]
+
+
 def _place_residents(
-    fmt: WeightFormat, own: Sequence[RankRanges], offsets: Sequence[dict[str, int]]
+    fmt: WeightFormat, own: Sequence[_Holdings], offsets: Sequence[dict[str, int]]
 ) -> tuple[tuple[Resident, ...], int]:
     """Each once, for all layouts: of the vocabulary all rows from the first to the last needed."""
     residents: list[Resident] = []
     end = 0
     for param in fmt.params:
-        held = {side: spans(fmt, param, ranges) for side, ranges in enumerate(own)}
+        if moves(param):
+            continue
+        held = {side: holdings.spans(param) for side, holdings in enumerate(own)}
         needed = [span for found in held.values() for span in found]
-        if moves(param) or not needed:
+        if not needed:
             continue
         start = min(span.start for span in needed)
         size = max(span.start + span.size for span in needed) - start
@@ -100,7 +119,7 @@ _Held = Sequence[Mapping[int, _Tensor]]
 """Tensors of one kind by layer, for each layout."""
 
 
-def _kinds(fmt: WeightFormat, own: Sequence[RankRanges]) -> list[_Held]:
+def _kinds(fmt: WeightFormat, own: Sequence[_Holdings]) -> list[_Held]:
     """What moves, by kind (`mlp.down_proj.weight`): tensors of a kind are cut alike, so that what
     one layout leaves free between them fits those of the other. Large ones first; any fixed order
     would do."""
@@ -110,8 +129,8 @@ def _kinds(fmt: WeightFormat, own: Sequence[RankRanges]) -> list[_Held]:
             continue
         kind = param.name.split(f".{param.layer}.", 1)[-1]
         held = kinds.setdefault(kind, [{} for _ in own])
-        for side, ranges in enumerate(own):
-            if found := spans(fmt, param, ranges):
+        for side, holdings in enumerate(own):
+            if found := holdings.spans(param):
                 size = sum(span.size for span in found)
                 held[side][param.layer] = _Tensor(param, size, found)
 

@@ -58,7 +58,8 @@ class WeightFormat(Protocol):
         ...
 
     def runs(self, param: StoredParam, ranges: RankRanges) -> tuple[ByteRun, ...]:
-        """What a rank holds of `param`, in the order in which it lies on the rank."""
+        """What a rank holds of `param`, in the order in which it lies on the rank. The same for all
+        parameters of one shape and cut that it holds."""
         ...
 
     def local_shape(self, param: StoredParam, ranges: RankRanges) -> tuple[int, ...]:
