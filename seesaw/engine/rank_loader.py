@@ -68,11 +68,11 @@ def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
     replica, own = divmod(rank, setup.num_ranks)
     device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
     store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
-    cores = _cores(rank, ranks.num_ranks, setup.num_threads)
+    cores = cores_of_rank(rank, ranks.num_ranks, setup.num_threads)
     return dataclasses.replace(setup, rank=own, device=device, store_path=store, cores=cores)
 
 
-def _cores(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
+def cores_of_rank(rank: int, num_ranks: int, num_threads: int) -> list[int] | None:
     """Cores of their own for ranks on the CPU, where there are enough."""
     usable = sorted(os.sched_getaffinity(0))
     if num_ranks * num_threads > min(len(usable), int(usable_cores())):

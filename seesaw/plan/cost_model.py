@@ -163,7 +163,7 @@ class CostModel:
         tp = self.layout.tp
         time.all_reduce_s += 2 * layers * self._links.all_reduce_s(tp, tensor_bytes)
         time.overhead_s += layers * (rates.layer_overhead_s + work.num_rows * rates.row_overhead_s)
-        time.overhead_s += rates.step_overhead_s
+        time.overhead_s += rates.step_overhead_s + work.num_rows * rates.step_row_overhead_s
         if rank.is_first:
             time.elementwise_s += 2 * tensor_bytes / rates.elementwise_bytes_per_s
             time.all_reduce_s += self._links.all_reduce_s(tp, tensor_bytes)

@@ -54,6 +54,8 @@ class Rates:
     """Of one step on one rank, whatever its size: messages, inputs, sampling's calls."""
     row_overhead_s: float = 0.0
     """Of each row of a step in each layer (block tables, padding)."""
+    step_row_overhead_s: float = 0.0
+    """Of each row of a step, once: scheduler, inputs, sampling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,258 @@
+"""What one rank measures of its device: the operations that the decoder runs, each as a case.
+
+A case is something to run and what one run of it amounts to in the terms of `seesaw.plan`. Weights
+are walked through, so that they come from memory as a model's do, not from a cache. Knows no clock
+and no other rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from seesaw.engine.calibrate_model import calibration_spec, random_params
+from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.tier import HostTier
+from seesaw.kvcache.transfer import KVTransfers
+from seesaw.layers.comm import ALONE
+from seesaw.layers.row_parallel import row_parallel
+from seesaw.layout.kv import TierShape
+from seesaw.layout.ranges import Range
+from seesaw.models.decoder import Decoder
+from seesaw.models.inputs import StepInputs
+from seesaw.ops.attention_plan import plan_attention
+from seesaw.ops.gated_activation import gated_activation
+from seesaw.ops.kv_write import kv_write
+from seesaw.ops.paged_attention import paged_attention
+from seesaw.ops.rms_norm import rms_norm
+from seesaw.ops.rope import rope
+from seesaw.plan.attention_workspace import AttentionShape
+from seesaw.plan.cost_model import HEAD_PASSES, MLP_PASSES, STREAM_PASSES
+from seesaw.plan.workspace import COPY_THREADS
+
+MATMUL_ROWS = (1, 4, 16, 64, 256, 1024, 2048)
+DECODE_ROWS = ((1, 1024), (16, 128), (16, 1024), (64, 128), (64, 512))
+"""(rows, keys of each)."""
+PREFILL_ROWS = ((256, 256), (1024, 1024), (512, 1024))
+"""(queries, keys of the row)."""
+MANY_LAYERS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Of what is measured, in elements but for `walk_bytes` (of weights, on this rank) and
+    `copy_bytes`. Sizes of a small model: rates hardly depend on them beyond that."""
+
+    walk_bytes: int
+    copy_bytes: int
+    hidden: int = 1024
+    inner: int = 3072
+    kv_heads: int = 4
+    group: int = 3
+    head_dim: int = 64
+    block_size: int = 32
+    tokens: int = 512
+    """Of element-wise operations."""
+    matmul_rows: Sequence[int] = MATMUL_ROWS
+    decode_rows: Sequence[Sequence[int]] = DECODE_ROWS
+    prefill_rows: Sequence[Sequence[int]] = PREFILL_ROWS
+
+    @property
+    def query_columns(self) -> int:
+        return self.kv_heads * self.group * self.head_dim
+
+    @property
+    def kv_columns(self) -> int:
+        return 2 * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`run` does `amount` of what `name` counts (operations, bytes, layers)."""
+
+    name: str
+    amount: float
+    run: Callable[[], object]
+
+
+def device_cases(
+    sizes: Sizes, device: torch.device, dtypes: list[torch.dtype], close: list[Callable[[], None]]
+) -> Iterator[Case]:
+    """All of one device. `close` collects what is to be called when they are done with."""
+    for dtype in dtypes:
+        yield from _matmuls(sizes, device, dtype)
+    dtype = dtypes[0]
+    yield from _attention(sizes, device, dtype)
+    yield _elementwise(sizes, device, dtype)
+    yield from _layers(device, dtype)
+    yield from _copies(sizes, device, dtype, close)
+
+
+def _matmuls(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    inner, hidden = sizes.inner, sizes.hidden
+    name = str(dtype).removeprefix("torch.")
+    count = max(1, sizes.walk_bytes // (inner * hidden * dtype.itemsize))
+    weights = _random((count, inner, hidden), device, dtype)
+    columns, rows_of = itertools.cycle(weights), itertools.cycle(weights)
+
+    def by_column(x_TH: torch.Tensor) -> object:
+        return F.linear(x_TH, next(columns))
+
+    def by_row(x_TN: torch.Tensor) -> object:
+        return row_parallel(x_TN, next(rows_of), None, ALONE)
+
+    for rows in sizes.matmul_rows:
+        x_TH, x_TN = _random((rows, hidden), device, dtype), _random((rows, inner), device, dtype)
+        flops = 2.0 * rows * inner * hidden
+        yield Case(f"matmul/{name}/{rows}", flops, partial(by_column, x_TH))
+        yield Case(f"row_matmul/{name}/{rows}", flops, partial(by_row, x_TN))
+
+
+def _attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    for rows, keys in sizes.decode_rows:
+        run = _attend(sizes, device, dtype, rows, 1, keys)
+        yield Case(f"decode/{rows}/{keys}", rows * keys * sizes.kv_columns * dtype.itemsize, run)
+    for queries, keys in sizes.prefill_rows:
+        run = _attend(sizes, device, dtype, 1, queries, keys)
+        pairs = queries * keys - queries * (queries - 1) // 2
+        yield Case(f"prefill/{queries}/{keys}", 4.0 * pairs * sizes.query_columns, run)
+
+
+def _attend(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, rows: int, queries: int, keys: int
+) -> Callable[[], object]:
+    """Attention of `rows` rows of `queries` queries that see `keys` keys, planned as a step's."""
+    size, heads = sizes.head_dim, sizes.kv_heads * sizes.group
+    kv, table = _cache(sizes, device, dtype, rows, keys)
+    q_THD = _random((rows * queries, heads, size), device, dtype)
+    cu_seqlens, seq_lens = list(range(0, rows * queries + 1, queries)), [keys] * rows
+    shape = AttentionShape(
+        num_heads=heads,
+        num_kv_heads=sizes.kv_heads,
+        head_dim=size,
+        block_size=sizes.block_size,
+        element_bytes=dtype.itemsize,
+        unfused=device.type == "cuda",
+    )
+    plan = plan_attention(table, cu_seqlens, seq_lens, shape, dtype)
+    layers = itertools.cycle(range(kv.pool.shape[0]))
+
+    def run() -> object:
+        layer = next(layers)
+        return paged_attention(
+            q_THD, kv.k_cache(layer), kv.v_cache(layer), table, cu_seqlens, seq_lens,
+            sm_scale=size**-0.5, plan=plan,
+        )  # fmt: skip
+
+    return run
+
+
+def _cache(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, rows: int, keys: int
+) -> tuple[KVCache, torch.Tensor]:
+    """A pool with blocks for `rows` rows of `keys` keys, in as many layers as make it larger than
+    the caches (at most 16), and a table that gives blocks out in no order."""
+    per_row = -(-keys // sizes.block_size)
+    layer_bytes = rows * per_row * sizes.block_size * sizes.kv_columns * dtype.itemsize
+    layers = max(1, min(16, sizes.walk_bytes // (2 * layer_bytes)))
+    kv = KVCache.allocate(
+        layers, rows * per_row, sizes.kv_heads, sizes.block_size, sizes.head_dim, dtype, device
+    )
+    kv.pool.normal_()
+    table = torch.randperm(rows * per_row, device=device).to(torch.int32).view(rows, per_row)
+    return kv, table
+
+
+def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """All of a layer, as `CostModel` counts it."""
+    tokens, hidden, size = sizes.tokens, sizes.hidden, sizes.head_dim
+    weight = _random((hidden,), device, dtype)
+    x, residual = _random((2, tokens, hidden), device, dtype)
+    qkv = _random((tokens, sizes.kv_heads, sizes.group + 2, size), device, dtype)
+    gate_up = _random((tokens, 2 * sizes.inner), device, dtype)
+    cos, sin = _random((2, tokens, size // 2), device, dtype)
+    kv, table = _cache(sizes, device, dtype, 1, tokens)
+    within = torch.arange(tokens, device=device)
+    slots = table[0, within // sizes.block_size].long() * sizes.block_size
+    slots += within % sizes.block_size
+
+    def run() -> None:
+        rms_norm(x, weight, 1e-6, residual_NH=residual)
+        group = sizes.group
+        q, k = rope(qkv[:, :, :group], qkv[:, :, group], cos, sin)
+        kv_write(k, qkv[:, :, -1], kv.k_cache(0), kv.v_cache(0), slots)
+        q.flatten(1, 2)
+        rms_norm(x, weight, 1e-6, residual_NH=residual)
+        gated_activation(gate_up, "silu")
+
+    passes = STREAM_PASSES * hidden + MLP_PASSES * sizes.inner
+    passes += HEAD_PASSES * (sizes.query_columns + sizes.kv_columns)
+    return Case("elementwise", float(tokens * passes * dtype.itemsize), run)
+
+
+def _layers(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One row through layers so small that only calls cost; the first one also pays for what is
+    done once a step."""
+    spec = calibration_spec(MANY_LAYERS, dtype)
+    decoder = Decoder(spec, random_params(spec, dtype, device))
+    kv = KVCache.allocate(
+        MANY_LAYERS, 2, spec.num_key_value_heads, 32, spec.head_dim, dtype, device
+    )
+    inputs = StepInputs(
+        token_ids_T=torch.zeros(1, dtype=torch.int64, device=device),
+        positions_T=torch.tensor([40], device=device),
+        slot_mapping_T=torch.tensor([40], device=device),
+        block_table_RP=torch.tensor([[0, 1]], dtype=torch.int32, device=device),
+        cu_seqlens_q_list=[0, 1],
+        seq_lens_list=[41],
+        sample_index_S=torch.zeros(1, dtype=torch.int64, device=device),
+    )
+    hidden = decoder.embed(inputs.token_ids_T)
+    for layers in (1, MANY_LAYERS):
+        run = partial(decoder.run_layers, hidden, inputs, kv, 0, layers)
+        yield Case(f"layers/{layers}", float(layers), run)
+
+
+def _copies(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, close: list[Callable[[], None]]
+) -> Iterator[Case]:
+    """KV to the host tier and back by the engine's own copies, and a plain copy on the device."""
+    layers, heads = Range(0, 8), Range(0, sizes.kv_heads)
+    tier_tokens = 2 * sizes.block_size
+    token_bytes = layers.size * sizes.kv_columns * dtype.itemsize
+    count = max(1, sizes.copy_bytes // (token_bytes * tier_tokens))
+    shape = TierShape(count, heads.size, layers.size, tier_tokens, sizes.head_dim, dtype.itemsize)
+    tier = HostTier.create(shape)
+    tier.commit(count)
+    kv = KVCache.allocate(
+        layers.size, 2 * count, heads.size, sizes.block_size, sizes.head_dim, dtype, device
+    )
+    kv.pool.normal_()
+    transfers = KVTransfers(tier, lambda *done: None, device, COPY_THREADS)
+    close += [transfers.close, tier.close]
+    numbers = itertools.count()
+
+    def move(begin: Callable[..., None]) -> None:
+        begin(
+            next(numbers), kv, layers, heads, heads, range(2 * count), range(count),
+            count * tier_tokens,
+        )  # fmt: skip
+        transfers.drain()
+
+    yield Case("store", float(shape.nbytes), lambda: move(transfers.store))
+    yield Case("load", float(shape.nbytes), lambda: move(transfers.load))
+    source, target = torch.zeros((2, max(1, sizes.copy_bytes)), dtype=torch.uint8, device=device)
+    yield Case("copy", float(len(source)), lambda: target.copy_(source))
+
+
+def _random(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Normal numbers; the same in all entries of the first of three dims or more, since drawing
+    all would take longer than measuring."""
+    if len(shape) < 3:
+        return torch.randn(shape, device=device).to(dtype)
+    return torch.randn(shape[1:], device=device).to(dtype).expand(shape).contiguous()
