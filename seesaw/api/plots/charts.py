@@ -157,8 +157,10 @@ def bars(
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed; it is one of them."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    """On the line between the two nearest values, as `simulate.results.Spread` has it."""
+    low, rest = divmod(share * (len(ordered) - 1), 1.0)
+    one, other = ordered[int(low)], ordered[min(int(low) + 1, len(ordered) - 1)]
+    return one * (1 - rest) + other * rest
 
 
 def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
