@@ -60,6 +60,12 @@ class ParallelLayout:
         return "-".join(f"{axis}{getattr(self, axis)}" for axis in AXES)
 
     @property
+    def short(self) -> str:
+        """Without the axes that are 1: `tp4-pp2`, or `tp1` for one device."""
+        parts = [f"{axis}{getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        return "-".join(parts) or "tp1"
+
+    @property
     def num_ranks(self) -> int:
         return self.dp * self.tp * self.pp
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
-from seesaw.layout.arena import layer_bytes, plan_arena
+from seesaw.layout.arena import ArenaPlan, layer_bytes, plan_arena
 from seesaw.layout.kv import PoolShape
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
@@ -128,7 +129,7 @@ class DeviceSplit:
         """Each device holds its part of the model and one request."""
         return self.num_blocks >= self.setting.least_blocks
 
-    def too_small(self) -> DoesNotFit:
+    def too_small(self, *, name_others: bool = True) -> DoesNotFit:
         """Bytes by part of the rank that lacks most, and the layouts that would fit."""
         setting, budget = self.setting, self.budget
 
@@ -142,7 +143,7 @@ class DeviceSplit:
         if not setting.config.max_model_len:
             held = f"{setting.least_blocks} blocks"
         need = rank.arena_bytes + rank.work_bytes + kv_bytes(rank)
-        fitting = ", ".join(_layouts_that_fit(setting))
+        fitting = ", ".join(_layouts_that_fit(setting)) if name_others else ""
         return DoesNotFit(
             f"the memory budget{whose} of {format_bytes(budget)} ({self.reason}) is too small: "
             f"weights {format_bytes(rank.arena_bytes)}, work space "
@@ -206,16 +207,17 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     layouts = list(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
     ranks = range(layouts[0].num_ranks)
     ranges = [[rank_ranges(layout, spec, rank) for rank in ranks] for layout in layouts]
-    fmt = PlainFormat(spec, setting.element_bytes)
+    weights = plan_weights(spec, setting.element_bytes, tuple(layouts))
     # What is read from arenas during a change of layout is held aside, a layer at a time.
-    staging = layer_bytes(fmt) if len(layouts) > 1 else 0
+    staging = weights.layer_bytes if len(layouts) > 1 else 0
     found = []
     for rank in ranks:
         held = [by_rank[rank] for by_rank in ranges]
-        # One device has its weights straight from the checkpoint, as they are.
-        arena = spec.num_parameters * setting.element_bytes
         if setting.num_ranks > 1:
-            arena = plan_arena(fmt, ranges, rank).nbytes
+            arena = weights.arenas[rank].nbytes
+        else:
+            # One device has its weights straight from the checkpoint, as they are.
+            arena = spec.num_parameters * setting.element_bytes
         blocks = [_block_bytes(setting, one) for one in held]
         work = max(_work_bytes(setting, one) for one in held) + staging
         if setting.uses_tier:
@@ -223,6 +225,24 @@ def _needs(setting: Setting) -> list[RankNeeds]:
             work += copy_staging_bytes(parts * max(blocks))
         found.append(RankNeeds(rank, arena, work, blocks[0], blocks[-1]))
     return found
+
+
+class WeightPlan(NamedTuple):
+    """Where weights lie on the ranks of one replica."""
+
+    arenas: Sequence[ArenaPlan]
+    layer_bytes: int
+
+
+@lru_cache(maxsize=64)
+def plan_weights(
+    spec: ModelSpec, element_bytes: int, layouts: tuple[ParallelLayout, ...]
+) -> WeightPlan:
+    """Of one or two layouts of one replica; a planner asks for the same ones with many settings."""
+    fmt = PlainFormat(spec, element_bytes)
+    ranks = range(layouts[0].num_ranks)
+    ranges = [[rank_ranges(layout, spec, rank) for rank in ranks] for layout in layouts]
+    return WeightPlan([plan_arena(fmt, ranges, rank) for rank in ranks], layer_bytes(fmt))
 
 
 def _work_bytes(setting: Setting, ranges: RankRanges) -> int:

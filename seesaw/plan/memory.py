@@ -91,11 +91,13 @@ def plan_memory(
     uses_tier: bool,
     *,
     kv_element_bytes: int | None = None,
+    name_others: bool = True,
 ) -> MemoryPlan:
     """Split the budget of every device, and what the host has.
 
     `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
-    `uses_tier`: whether the policy does.
+    `uses_tier`: whether the policy does. `name_others`: an error names the layouts that would fit,
+    which takes a while.
 
     Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
     model and one request of the longest length, or the host weights and tier; ConfigError where
@@ -114,7 +116,7 @@ def plan_memory(
     )
     split = DeviceSplit.of(setting)
     if not split.fits:
-        raise split.too_small()
+        raise split.too_small(name_others=name_others)
     image_bytes = PlainFormat(spec, element_bytes).image_bytes if layouts.num_ranks > 1 else 0
     on_host = split.budget * layouts.num_ranks if space.kind == "cpu" else 0
     free = _free_beside(space, image_bytes, on_host)

@@ -1,0 +1,384 @@
+"""How long a job takes in one candidate (layouts, policy, chunk, memory): closed forms.
+
+Owns what the scheduler's schedules add up to: waves of answers, chunks beside them, phases and
+their transitions, pipeline bubbles, tails. What one step costs is the cost model's business; step
+by step truth is `seesaw.simulate`, against which these forms are tested.
+
+Source of the phases: Seesaw (MLSys 2025), sections 4.1 and 4.2; terms it leaves out are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+from seesaw.families.spec import ModelSpec
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan.cost_model import CostModel, StageTime
+from seesaw.plan.machine import Machine
+from seesaw.plan.transition import Moved
+from seesaw.plan.work import Work, WorkCounter
+from seesaw.plan.workload import Lengths
+
+if TYPE_CHECKING:
+    from seesaw.plan.memory import MemoryPlan
+
+WORDS = {
+    "weights_s": "weight reads",
+    "matmul_s": "matrix products",
+    "attention_s": "attention",
+    "kv_s": "KV reads",
+    "all_reduce_s": "all-reduce",
+    "elementwise_s": "element-wise operations",
+    "overhead_s": "launches and calls",
+}
+BUBBLES, HOST_LINK = "pipeline bubbles", "host link"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The requests of one job in the moments that its time depends on; tokens."""
+
+    num_requests: int
+    prompt: float
+    answer: float
+    answer_deviation: float
+    longest_answer: int
+    longest: int
+    """Prompt and answer of one request together."""
+    prompt_square: float
+    """Mean of the squared prompt, which attention over prompts follows."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[Lengths], num_requests: int | None = None) -> Self:
+        """Of a sample of lengths that stands for `num_requests` (default: as many as it has)."""
+        count = len(lengths)
+        answer = sum(one.answer for one in lengths) / count
+        spread = sum((one.answer - answer) ** 2 for one in lengths) / count
+        return cls(
+            num_requests=num_requests or count,
+            prompt=sum(one.prompt for one in lengths) / count,
+            answer=answer,
+            answer_deviation=math.sqrt(spread),
+            longest_answer=max(one.answer for one in lengths),
+            longest=max(one.prompt + one.answer for one in lengths),
+            prompt_square=sum(one.prompt**2 for one in lengths) / count,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A job in one candidate. `decode_batch` is of one replica. `prefill_s` and `decode_s` are
+    steps of prompts alone and answers alone, `mixed_s` steps of both; seconds add up to
+    `elapsed_s`. Rates are of the whole machine; `tokens_per_s` counts prompts and answers.
+    """
+
+    prefill: ParallelLayout
+    decode: ParallelLayout
+    policy: str
+    max_num_batched_tokens: int
+    memory: MemoryPlan
+    decode_batch: float
+    prefill_s: float
+    decode_s: float
+    mixed_s: float
+    transition_s: float
+    num_transitions: int
+    elapsed_s: float
+    requests_per_s: float
+    tokens_per_s: float
+    output_tokens_per_s: float
+    prefill_bottleneck: str
+    decode_bottleneck: str
+
+    @property
+    def is_split(self) -> bool:
+        return self.prefill != self.decode
+
+
+@dataclass(slots=True)
+class Spent:
+    """Seconds of one kind of step, and by what took them."""
+
+    seconds: float
+    terms: dict[str, float]
+
+    @classmethod
+    def nothing(cls) -> Self:
+        return cls(0.0, {})
+
+    def add(self, terms: StageTime, seconds: float, times: float) -> None:
+        """`times` steps of `seconds` each, of which the slowest stage computes by `terms`."""
+        for field in fields(terms):
+            self.count(WORDS[field.name], times * getattr(terms, field.name))
+        self.count(BUBBLES, times * (seconds - terms.total_s))
+        self.seconds += times * seconds
+
+    def wait(self, what: str, seconds: float) -> None:
+        self.count(what, seconds)
+        self.seconds += seconds
+
+    def count(self, what: str, seconds: float) -> None:
+        self.terms[what] = self.terms.get(what, 0.0) + seconds
+
+    @property
+    def bottleneck(self) -> str:
+        if self.seconds <= 0:
+            return ""
+        return max(self.terms, key=lambda what: self.terms[what])
+
+
+class Steps:
+    """What steps of one layout cost for a demand."""
+
+    def __init__(self, costs: CostModel, counter: WorkCounter, demand: Demand, chunk: int) -> None:
+        self.costs = costs
+        self.pp = costs.layout.pp
+        self._demand = demand
+        prompt = max(1, round(demand.prompt))
+        size = min(prompt, chunk)
+        ends = [*range(size, prompt, size), prompt]
+        of_prompt = counter.count([(min(size, end), end, False) for end in ends])
+        # Long prompts count more than the mean one.
+        longer = demand.prompt_square / demand.prompt**2
+        self._pairs = of_prompt.pairs / prompt * longer
+        self._keys = of_prompt.chunk_keys / prompt * longer
+        context = round(demand.prompt + demand.answer / 2)
+        self._decode_keys = counter.count([(1, context, True)]).decode_keys
+
+    def work(self, chunk: float, rows: float) -> Work:
+        """Of a step with `chunk` tokens of prompts and `rows` that decode."""
+        prompts = chunk / self._demand.prompt
+        return Work(
+            num_tokens=max(1, round(chunk + rows)),
+            num_rows=max(1, round(rows + math.ceil(prompts))),
+            num_sampled=round(rows + prompts),
+            pairs=chunk * self._pairs,
+            chunk_keys=chunk * self._keys,
+            decode_keys=rows * self._decode_keys,
+        )
+
+    def step(self, chunk: float, rows: float) -> tuple[StageTime, float, float]:
+        """(terms of the slowest stage, its seconds, seconds through all stages)."""
+        work = self.work(chunk, rows)
+        stages = self.costs.stages_s(work)
+        slowest = max(range(self.pp), key=stages.__getitem__)
+        through = sum(stages)
+        if self.pp > 1:
+            through += (self.pp - 1) * self.costs.send_s(work.num_tokens)
+        return self.costs.stage(slowest, work), stages[slowest], through
+
+    def prompts(self, into: Spent, tokens: float, chunk: float) -> None:
+        """Back to back, after each other through the stages: `tokens` in steps of `chunk`."""
+        terms, slowest, through = self.step(chunk, 0)
+        into.add(terms, max(slowest, through / (self.pp + 1)), tokens / chunk)
+
+    def rounds(self, into: Spent, chunk: float, requests: float, rounds: float) -> None:
+        """Each of `requests` decodes a token in each of `rounds`, as a group for each stage,
+        with `chunk` tokens of prompts in each of the steps."""
+        groups = min(float(self.pp), max(1.0, requests))
+        terms, slowest, through = self.step(chunk, requests / groups)
+        into.add(terms, max(slowest, through / groups), rounds * groups)
+
+
+@dataclass(slots=True)
+class Phases:
+    """What the phases of a job add up to."""
+
+    prefill: Spent
+    decode: Spent
+    mixed: Spent
+    num_transitions: int
+    transition_s: float
+    decode_batch: float
+
+    @classmethod
+    def of(cls, decode_batch: float) -> Self:
+        return cls(Spent.nothing(), Spent.nothing(), Spent.nothing(), 0, 0.0, decode_batch)
+
+    @property
+    def elapsed_s(self) -> float:
+        spent = self.prefill.seconds + self.decode.seconds + self.mixed.seconds
+        return spent + self.transition_s
+
+
+class Replica:
+    """One replica with `demand` of its own, in layouts of one replica."""
+
+    def __init__(
+        self, demand: Demand, memory: MemoryPlan, steps: Mapping[str, Steps], *,
+        chunk: int, max_num_seqs: int,
+    ) -> None:  # fmt: skip
+        self.demand = demand
+        self.memory = memory
+        self.chunk = chunk
+        self.steps = steps
+        self.max_num_seqs = max_num_seqs
+
+    @cached_property
+    def rounds(self) -> float:
+        """Decode steps of a request: the first token comes with its prompt."""
+        return max(0.0, self.demand.answer - 1)
+
+    @cached_property
+    def batch(self) -> float:
+        """Requests that decode at once, on average over their answers."""
+        block = self.memory.block_size
+        held = self.demand.prompt + self.demand.answer / 2 + block / 2
+        by_memory = max(1.0, self.memory.num_blocks * block / held)
+        return min(self.max_num_seqs, by_memory, self.demand.num_requests)
+
+    # -- one layout ------------------------------------------------------------------------------
+
+    def continuous(self) -> Phases:
+        """Chunks of prompts beside rows that decode."""
+        demand, steps, batch = self.demand, self.steps["decode"], self.batch
+        phases = Phases.of(batch)
+        left = float(demand.num_requests)
+        while left > 1e-9:
+            wave = min(batch, left)
+            self._wave(phases, steps, wave)
+            left -= wave
+        return phases
+
+    def _wave(self, phases: Phases, steps: Steps, wave: float) -> None:
+        """`wave` requests from their prompts to their last tokens."""
+        prompt = self.demand.prompt
+        groups = min(float(steps.pp), max(1.0, wave))
+        rows = wave / groups
+        room = max(self.chunk - rows, self.chunk / 4)
+        num_mixed = wave * prompt / room
+        num_steps = self.rounds * groups
+        if num_mixed > num_steps:
+            # Prompts are all that limits: rows are those that decode meanwhile.
+            rows = self.chunk * self.rounds / (prompt + self.rounds)
+            room = self.chunk - rows
+            num_mixed = num_steps = wave * prompt / room
+        terms, slowest, through = steps.step(room, rows)
+        phases.mixed.add(terms, max(slowest, through / (steps.pp + 1)), num_mixed)
+        steps.rounds(phases.decode, 0, rows * groups, (num_steps - num_mixed) / groups)
+
+    # -- two phases ------------------------------------------------------------------------------
+
+    def seesaw(self, to_decode_s: float, to_prefill_s: float) -> Phases:
+        """Prompts until the tier is full, then answers until it is drained, and so on."""
+        demand, memory = self.demand, self.memory
+        prefill, decode = self.steps["prefill"], self.steps["decode"]
+        phases = Phases.of(self.batch)
+        per_request = -(-demand.prompt // memory.tier_block_size)
+        tier = max(1.0, memory.tier_blocks // per_request)
+        first = tier + self.batch
+        cycles = 1
+        if demand.num_requests > first:
+            cycles += math.ceil((demand.num_requests - first) / tier)
+        phases.num_transitions = 2 * cycles - 1
+        phases.transition_s = cycles * to_decode_s + (cycles - 1) * to_prefill_s
+        prefill.prompts(phases.prefill, demand.num_requests * demand.prompt, self.chunk)
+        left = float(demand.num_requests)
+        while left > 1e-9:
+            wave = min(self.batch, left)
+            decode.rounds(phases.decode, 0, wave, self.rounds)
+            left -= wave
+        return phases
+
+
+class Estimator:
+    """Estimates of one demand on one machine. `kv_bytes` of an element of KV, where it is not
+    `dtype`'s."""
+
+    def __init__(
+        self, spec: ModelSpec, machine: Machine, demand: Demand, dtype: str, *,
+        max_num_seqs: int, kv_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.machine = machine
+        self.demand = demand
+        self.dtype = dtype
+        self.kv_bytes = kv_bytes
+        self.max_num_seqs = max_num_seqs
+        self._counter = WorkCounter(spec)
+        self._costs: dict[tuple[ParallelLayout, int], CostModel] = {}
+        self._steps: dict[tuple[ParallelLayout, int, int, int], Steps] = {}
+
+    def estimate(
+        self, prefill: ParallelLayout, decode: ParallelLayout, policy: str, chunk: int,
+        memory: MemoryPlan, moved: tuple[Moved, Moved] | None,
+    ) -> Estimate:  # fmt: skip
+        """Both layouts with all their replicas. `moved`: what a change to decode and back moves,
+        None where the layouts are one."""
+        dp = decode.dp
+        demand = replace(self.demand, num_requests=math.ceil(self.demand.num_requests / dp))
+        # Requests go to replicas in turn, so the slowest of them ends last.
+        found = max(
+            (
+                self._replica(prefill.replica, decode.replica, start, chunk, memory, demand, moved)
+                for start in self._starts(decode)
+            ),
+            key=lambda phases: phases.elapsed_s,
+        )
+        elapsed_s = found.elapsed_s
+        requests_per_s = self.demand.num_requests / elapsed_s
+        output = requests_per_s * self.demand.answer
+        answers = found.decode if found.decode.seconds else found.mixed
+        prompts = found.prefill if found.prefill.seconds else found.mixed
+        return Estimate(
+            prefill=prefill,
+            decode=decode,
+            policy=policy,
+            max_num_batched_tokens=chunk,
+            memory=memory,
+            decode_batch=found.decode_batch,
+            prefill_s=found.prefill.seconds,
+            decode_s=found.decode.seconds,
+            mixed_s=found.mixed.seconds,
+            transition_s=found.transition_s,
+            num_transitions=found.num_transitions,
+            elapsed_s=elapsed_s,
+            requests_per_s=requests_per_s,
+            tokens_per_s=output + requests_per_s * self.demand.prompt,
+            output_tokens_per_s=output,
+            prefill_bottleneck=prompts.bottleneck,
+            decode_bottleneck=answers.bottleneck,
+        )
+
+    def _starts(self, layout: ParallelLayout) -> list[int]:
+        """First ranks of the replicas that differ in their devices."""
+        size = layout.replica.num_ranks
+        found: dict[tuple[str, ...], int] = {}
+        for start in range(0, layout.num_ranks, size):
+            kinds = tuple(device.slug for device in self.machine.devices[start : start + size])
+            found.setdefault(kinds, start)
+        return list(found.values())
+
+    def _replica(
+        self, prefill: ParallelLayout, decode: ParallelLayout, start: int, chunk: int,
+        memory: MemoryPlan, demand: Demand, moved: tuple[Moved, Moved] | None,
+    ) -> Phases:  # fmt: skip
+        steps = {
+            "prefill": self._get_steps(prefill, start, chunk, demand),
+            "decode": self._get_steps(decode, start, chunk, demand),
+        }
+        replica = Replica(demand, memory, steps, chunk=chunk, max_num_seqs=self.max_num_seqs)
+        if memory.tier_blocks == 0:
+            return replica.continuous()
+        costs = steps["decode"].costs
+        to_decode_s, to_prefill_s = (
+            max(costs.transition_s(rank, sources) for rank, sources in enumerate(one))
+            for one in moved or ([{}], [{}])
+        )
+        return replica.seesaw(to_decode_s, to_prefill_s)
+
+    def _get_steps(self, layout: ParallelLayout, start: int, chunk: int, demand: Demand) -> Steps:
+        key = (layout, start, chunk, demand.num_requests)
+        if key not in self._steps:
+            if (layout, start) not in self._costs:
+                part = self.machine.part(start, layout.num_ranks)
+                self._costs[layout, start] = CostModel(
+                    self.spec, part, layout, self.dtype, kv_bytes=self.kv_bytes
+                )
+            costs = self._costs[layout, start]
+            self._steps[key] = Steps(costs, self._counter, demand, chunk)
+        return self._steps[key]

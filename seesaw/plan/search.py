@@ -1,0 +1,318 @@
+"""Which layouts do a job fastest: every layout and every pair of layouts of a machine, estimated.
+
+Owns the candidates, their order and what is said of them. What a candidate takes is `estimate`'s
+business, what it needs `memory`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from seesaw.config import EngineConfig, auto_policy, format_bytes
+from seesaw.errors import ConfigError, DoesNotFit
+from seesaw.families.spec import ModelSpec
+from seesaw.layout.pairs import layouts_for
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.cost_model import ELEMENT_BYTES
+from seesaw.plan.estimate import Demand, Estimate, Estimator
+from seesaw.plan.machine import Machine
+from seesaw.plan.memory import MemoryPlan, Space, plan_memory
+from seesaw.plan.transition import missing_bytes, planned_bytes
+from seesaw.plan.workload import Workload
+
+KV_BYTES: Mapping[str, int] = {**ELEMENT_BYTES, "fp8": 1}
+"""Of an element."""
+
+MOST_DRAWN = 2000
+"""Requests of a workload whose lengths are drawn; more would not change their moments."""
+
+CHUNKS = (512, 1024, 2048, 4096, 8192)
+"""Values of `max_num_batched_tokens` that are tried."""
+
+UNCERTAINTY = 0.03
+"""A split must gain more than this over the best static layout to be recommended."""
+
+MOST_EXACT = 3
+"""Splits whose change of layout is planned to the byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate that cannot run. `missing_bytes`: of the device or host that lacks
+    most."""
+
+    prefill: ParallelLayout
+    decode: ParallelLayout
+    reason: str
+    missing_bytes: int
+
+    def __str__(self) -> str:
+        if self.prefill == self.decode:
+            return self.prefill.short
+        return f"{self.prefill.short} -> {self.decode.short}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`candidates`, fastest first, static and split; `recommended` is one of them."""
+
+    recommended: Estimate
+    candidates: Sequence[Estimate]
+    refused: Sequence[Refused]
+    verdict: str
+
+    def best(self, *, split: bool) -> Estimate | None:
+        return next((one for one in self.candidates if one.is_split == split), None)
+
+
+def search(
+    spec: ModelSpec,
+    machines: Sequence[Machine],
+    workload: Workload,
+    num_requests: int,
+    config: EngineConfig,
+    *,
+    kv_dtype: str | None = None,
+    chunks: Sequence[int] | None = None,
+    uses_tier: bool | None = None,
+) -> Plan:
+    """Rank every layout and pair of layouts of every way to use a machine.
+
+    `kv_dtype` where KV is stored in another one than the model's. `chunks`: values of
+    `max_num_batched_tokens` to choose from (default: CHUNKS and the config's). A policy other than
+    `auto` is taken for all, and `uses_tier` says whether it keeps KV on the host: one that does not
+    cannot change layouts.
+
+    Raises DoesNotFit where no candidate has room, with the figures of the one that lacks least;
+    ConfigError where the machine cannot be used so.
+    """
+    if num_requests < 1:
+        raise ConfigError(f"num_requests={num_requests}: expected 1 or more.")
+    sample = workload.draw(min(num_requests, MOST_DRAWN), seed=0)
+    asked = _Asked(
+        spec=spec,
+        demand=Demand.of(sample, num_requests),
+        config=config,
+        dtype=dtype_of(config, spec),
+        kv_bytes=None if kv_dtype is None else KV_BYTES[kv_dtype],
+        chunks=sorted(chunks or {*CHUNKS, config.max_num_batched_tokens}),
+        uses_tier=uses_tier,
+    )
+    found: list[_Found] = []
+    refused: list[Refused] = []
+    for machine in usable(machines, config.num_devices):
+        check_dtype(machine, asked.dtype)
+        _try_all(asked, machine, found, refused)
+    if not found:
+        raise _nothing_fits(refused)
+    candidates = [one.estimate for one in _with_exact_transitions(found)]
+    return _plan(candidates, refused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What all candidates are asked for."""
+
+    spec: ModelSpec
+    demand: Demand
+    config: EngineConfig
+    dtype: str
+    kv_bytes: int | None
+    chunks: Sequence[int]
+    uses_tier: bool | None
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    def policy(self, is_split: bool) -> tuple[str, bool]:
+        """Its name, and whether it uses the tier."""
+        if self.config.policy == "auto":
+            return auto_policy(is_split), is_split
+        assert self.uses_tier is not None, "say what the policy uses"
+        return self.config.policy, self.uses_tier
+
+
+@dataclass(slots=True)
+class _Found:
+    """A candidate that fits, by its fastest chunk; `exact` is it with the change of layout planned
+    to the byte."""
+
+    estimator: Estimator
+    asked: _Asked
+    estimate: Estimate
+
+    def replan(self) -> None:
+        """Take the change of layout as the engine would plan it."""
+        asked, one = self.asked, self.estimate
+        moved = planned_bytes(
+            asked.spec, asked.element_bytes, one.prefill.replica, one.decode.replica,
+            asked.config, self.estimator.machine.kind,
+        )  # fmt: skip
+        self.estimate = self.estimator.estimate(
+            one.prefill, one.decode, one.policy, one.max_num_batched_tokens, one.memory, moved
+        )
+
+
+def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list[Refused]) -> None:
+    """Every candidate over all devices of `machine`, into one of the lists."""
+    estimator = Estimator(
+        asked.spec, machine, asked.demand, asked.dtype,
+        max_num_seqs=asked.config.max_num_seqs, kv_bytes=asked.kv_bytes,
+    )  # fmt: skip
+    layouts = layouts_for(len(machine.devices), asked.spec)
+    pairs = [(one, other) for one in layouts for other in layouts if one.dp == other.dp]
+    for prefill, decode in pairs:
+        is_split = prefill != decode
+        if is_split and not asked.policy(is_split)[1]:
+            continue
+        try:
+            best = _best_chunk(asked, estimator, prefill, decode)
+        except DoesNotFit as error:
+            refused.append(Refused(prefill, decode, str(error), error.missing_bytes))
+            continue
+        found.append(_Found(estimator, asked, best))
+
+
+def _best_chunk(
+    asked: _Asked, estimator: Estimator, prefill: ParallelLayout, decode: ParallelLayout
+) -> Estimate:
+    """Raises DoesNotFit where no chunk leaves room for the longest request."""
+    spec, machine = asked.spec, estimator.machine
+    is_split = prefill != decode
+    policy, uses_tier = asked.policy(is_split)
+    config = asked.config if uses_tier else replace(asked.config, host_kv_memory=None)
+    moved = None
+    if is_split:
+        moved = missing_bytes(
+            spec, asked.element_bytes, prefill.replica, decode.replica, config, machine.kind
+        )
+    best: Estimate | None = None
+    lacking: DoesNotFit | None = None
+    layouts = LayoutChoice(prefill, decode, "planned")
+    for chunk in asked.chunks:
+        try:
+            memory = plan_memory(
+                replace(config, max_num_batched_tokens=chunk), spec, asked.element_bytes,
+                Space.of(machine), layouts, uses_tier,
+                kv_element_bytes=asked.kv_bytes, name_others=False,
+            )  # fmt: skip
+            _check_length(asked.demand, memory)
+        except DoesNotFit as error:
+            lacking = error  # larger chunks need more
+            break
+        found = estimator.estimate(prefill, decode, policy, chunk, memory, moved)
+        if best is None or found.elapsed_s < best.elapsed_s:
+            best = found
+    if best is None:
+        assert lacking is not None, "no chunk was tried"
+        raise lacking
+    return best
+
+
+def _check_length(demand: Demand, memory: MemoryPlan) -> None:
+    if demand.longest > memory.max_model_len:
+        missing = (demand.longest - memory.max_model_len) * memory.block_bytes // memory.block_size
+        raise DoesNotFit(
+            f"requests of up to {demand.longest} tokens: prompt and answer together may have "
+            f"{memory.max_model_len} ({memory.model_len_reason}), which takes "
+            f"{format_bytes(missing)} more KV on each device. Raise the memory budget, or take "
+            "shorter requests.",
+            missing_bytes=missing,
+        )
+
+
+def _with_exact_transitions(found: list[_Found]) -> list[_Found]:
+    """Fastest first, with the best splits' changes of layout planned to the byte."""
+    found.sort(key=lambda one: one.estimate.elapsed_s)
+    splits = [one for one in found if one.estimate.is_split]
+    for one in splits[:MOST_EXACT]:
+        one.replan()
+    found.sort(key=lambda one: one.estimate.elapsed_s)
+    return found
+
+
+def _nothing_fits(refused: Sequence[Refused]) -> DoesNotFit:
+    least = min(refused, key=lambda one: one.missing_bytes)
+    return DoesNotFit(
+        f"none of {len(refused)} layouts has room. {least} lacks least, "
+        f"{format_bytes(least.missing_bytes)}: {least.reason}",
+        missing_bytes=least.missing_bytes,
+    )
+
+
+# -- what is said of them --------------------------------------------------------------------------
+
+
+def _plan(candidates: Sequence[Estimate], refused: Sequence[Refused]) -> Plan:
+    static = next((one for one in candidates if not one.is_split), None)
+    split = next((one for one in candidates if one.is_split), None)
+    if static is None or split is None:
+        best = candidates[0]
+        return Plan(best, candidates, refused, _only(best, split is None))
+    gain = split.requests_per_s / static.requests_per_s
+    parts = (
+        f"prefill {split.prefill_s:.0f} s in {split.prefill.short}, decode {split.decode_s:.0f} s "
+        f"in {split.decode.short}, {split.num_transitions} transitions {split.transition_s:.1f} s"
+    )
+    if gain > 1 + UNCERTAINTY:
+        verdict = (
+            f"split gains {gain:.2f}x over the best static layout {static.decode.short}: {parts}, "
+            f"against {static.elapsed_s:.0f} s."
+        )
+        return Plan(split, candidates, refused, verdict)
+    verdict = (
+        f"no split pays here: the best, {split.prefill.short} -> {split.decode.short}, reaches "
+        f"{gain:.2f}x of static {static.decode.short} ({parts}, against "
+        f"{static.elapsed_s:.0f} s); {1 + UNCERTAINTY:.2f}x would be needed to trust a gain."
+    )
+    return Plan(static, candidates, refused, verdict)
+
+
+def _only(best: Estimate, is_static: bool) -> str:
+    if is_static and best.decode.num_ranks == 1:
+        return "no split is possible on one device."
+    if is_static:
+        return f"no split can run; the best static layout is {best.decode.short}."
+    return "no static layout fits."
+
+
+# -- machines and dtypes ---------------------------------------------------------------------------
+
+
+def usable(machines: Sequence[Machine], num_devices: int | None) -> list[Machine]:
+    """The ways of `machines` with so many devices. Raises ConfigError."""
+    if num_devices is None:
+        return list(machines)
+    exact = [one for one in machines if len(one.devices) == num_devices]
+    if exact:
+        return exact
+    largest = max(machines, key=lambda one: len(one.devices))
+    if largest.kind == "cpu":
+        counts = ", ".join(sorted({str(len(one.devices)) for one in machines}))
+        raise ConfigError(
+            f"num_devices={num_devices}: {largest.name} is known with {counts} ranks, since how "
+            "fast a rank is depends on how many there are. Give one of these, or run `seesaw "
+            "calibrate`."
+        )
+    return [largest.first(num_devices)]
+
+
+def dtype_of(config: EngineConfig, spec: ModelSpec) -> str:
+    """What `auto` means: the checkpoint's, but bfloat16 for float32 ones."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if spec.torch_dtype == "float32" else spec.torch_dtype
+
+
+def check_dtype(machine: Machine, dtype: str) -> None:
+    """Raises ConfigError where a device does not compute in `dtype`, or no rate is known."""
+    for device in machine.devices:
+        known = [name for name in device.dtypes if name in device.rates.matmul_flops]
+        if dtype not in known:
+            raise ConfigError(
+                f"dtype={dtype}: {device.name} computes in {', '.join(known)}. Use --dtype "
+                f"{'float16' if 'float16' in known else known[0]}."
+            )

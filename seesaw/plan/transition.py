@@ -1,0 +1,91 @@
+"""What a change of layout moves on each rank, by where it comes from.
+
+Owns bytes; the rates they move at are the cost model's. `planned_bytes` follows the plan that the
+engine carries out, `missing_bytes` is set arithmetic on one layer: a hundred times as fast, and
+never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from seesaw.config import EngineConfig
+from seesaw.families.spec import ModelSpec
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.layout.plain import PlainFormat
+from seesaw.layout.plan import plan_reshard
+from seesaw.layout.ranges import RankRanges, rank_ranges
+from seesaw.layout.reshard import Source
+from seesaw.layout.spans import moves, shared, spans
+from seesaw.plan.device_memory import plan_weights
+from seesaw.plan.machine import Kind
+
+Moved = Sequence[Mapping[Source, int]]
+"""By rank."""
+
+
+def from_peers(config: EngineConfig, kind: Kind) -> bool:
+    """Whether ranks take weights from each other, as the engine decides it."""
+    return config.reshard_from == "peers" or (config.reshard_from == "auto" and kind == "cuda")
+
+
+def planned_bytes(
+    spec: ModelSpec, element_bytes: int, prefill: ParallelLayout, decode: ParallelLayout,
+    config: EngineConfig, kind: Kind,
+) -> tuple[Moved, Moved]:  # fmt: skip
+    """To `decode`, and back to `prefill`; layouts of one replica."""
+    fmt = PlainFormat(spec, element_bytes)
+    ranks = range(prefill.num_ranks)
+    ranges = [[rank_ranges(one, spec, rank) for rank in ranks] for one in (prefill, decode)]
+    arenas = plan_weights(spec, element_bytes, (prefill, decode)).arenas
+    moved = []
+    for old, new in ((0, 1), (1, 0)):
+        plan = plan_reshard(
+            fmt, ranges[old], ranges[new], arenas, old_index=old, new_index=new,
+            reload=config.reload, peers=from_peers(config, kind),
+        )  # fmt: skip
+        moved.append([plan.bytes_by_source(rank) for rank in ranks])
+    return moved[0], moved[1]
+
+
+def missing_bytes(
+    spec: ModelSpec, element_bytes: int, prefill: ParallelLayout, decode: ParallelLayout,
+    config: EngineConfig, kind: Kind,
+) -> tuple[Moved, Moved]:  # fmt: skip
+    """The same, were every byte that a rank has already in its place."""
+    fmt = PlainFormat(spec, element_bytes)
+    ranks = range(prefill.num_ranks)
+    sides = [[rank_ranges(one, spec, rank) for rank in ranks] for one in (prefill, decode)]
+    source: Source = "peer" if from_peers(config, kind) else "host"
+    if config.reload == "all":
+        source = "host"
+    found = []
+    for old, new in ((0, 1), (1, 0)):
+        moved: list[Mapping[Source, int]] = []
+        for before, after in zip(sides[old], sides[new], strict=True):
+            kept = 0 if config.reload == "all" else _kept(fmt, before, after)
+            moved.append({source: _held(fmt, after) - kept})
+        found.append(moved)
+    return found[0], found[1]
+
+
+def _held(fmt: PlainFormat, ranges: RankRanges) -> int:
+    """Bytes of what moves that a rank with `ranges` holds. Layers are alike."""
+    layer = ranges.layers.start
+    params = (param for param in fmt.params if param.layer == layer and moves(param))
+    of_layer = sum(span.size for param in params for span in spans(fmt, param, ranges))
+    return of_layer * ranges.layers.size
+
+
+def _kept(fmt: PlainFormat, before: RankRanges, after: RankRanges) -> int:
+    """Those of them that it held before."""
+    layers = before.layers.overlap(after.layers)
+    if layers.size == 0:
+        return 0
+    of_layer = sum(
+        part.size
+        for param in fmt.params
+        if param.layer == layers.start and moves(param)
+        for part in shared(spans(fmt, param, after), spans(fmt, param, before))
+    )
+    return of_layer * layers.size
