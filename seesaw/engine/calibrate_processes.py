@@ -84,7 +84,7 @@ def _collect(
             selector.register(_output(process), selectors.EVENT_READ, rank)
         while selector.get_map():
             for key, _ in selector.select():
-                rank: int = key.data
+                rank = key.data
                 line = _output(processes[rank]).readline()
                 if not line:
                     selector.unregister(key.fileobj)
