@@ -33,6 +33,9 @@ EXPERT_PASSES = 4
 SAMPLE_PASSES = 4
 """Over the logits of a row that draws."""
 
+MOST_COUNTS = 10_000
+"""Of tokens and rows of a step, that a model keeps the seconds of."""
+
 
 @dataclass(slots=True)
 class StageTime:
@@ -120,6 +123,10 @@ class CostModel:
             )
             for stage in range(layout.pp)
         ]
+        # Stages with equal parts on equal devices are one kind, computed once.
+        self._kinds = list(dict.fromkeys(self._stages))
+        self._kind_of = [self._kinds.index(ranks) for ranks in self._stages]
+        self._beside_attention: dict[tuple[int, int, int], list[list[float]]] = {}
 
     # -- compute ---------------------------------------------------------------------------------
 
@@ -131,14 +138,28 @@ class CostModel:
         return max((self._rank_time(rank, work) for rank in ranks), key=lambda time: time.total_s)
 
     def stages_s(self, work: Work) -> list[float]:
-        """Seconds of each stage; stages with the same part of a layer are computed once."""
-        known: dict[tuple[_Rank, ...], float] = {}
-        seconds = []
-        for stage, ranks in enumerate(self._stages):
-            if ranks not in known:
-                known[ranks] = self.stage(stage, work).total_s
-            seconds.append(known[ranks])
-        return seconds
+        """Seconds of each stage.
+
+        All but attention follows from three counts that repeat from step to step, so it is looked
+        up: a simulation asks for hundreds of thousands of steps.
+        """
+        counts = (work.num_tokens, work.num_rows, work.num_sampled)
+        beside = self._beside_attention.get(counts)
+        if beside is None:
+            if len(self._beside_attention) == MOST_COUNTS:
+                self._beside_attention.clear()
+            bare = Work(*counts)
+            beside = self._beside_attention[counts] = [
+                [self._rank_time(rank, bare).total_s for rank in ranks] for ranks in self._kinds
+            ]
+        seconds = [
+            max(
+                own_s + sum(self._attention_s(rank, work))
+                for rank, own_s in zip(ranks, own, strict=True)
+            )
+            for ranks, own in zip(self._kinds, beside, strict=True)
+        ]
+        return [seconds[kind] for kind in self._kind_of]
 
     def send_s(self, num_tokens: int) -> float:
         """Hidden states from one stage to the next."""
@@ -156,7 +177,7 @@ class CostModel:
         self._product(time, rank, rank.row_elements, tokens, rows(tokens))
         if self._experts is not None and rank.num_sparse_layers:
             self._run_experts(time, rank, self._experts, tokens)
-        self._attend(time, rank, work)
+        time.attention_s, time.kv_s = self._attention_s(rank, work)
         stream = rank.stream_elements * self._element * tokens
         time.elementwise_s += stream / rates.elementwise_bytes_per_s
         tensor_bytes = tokens * self.spec.hidden_size * self._element
@@ -200,14 +221,15 @@ class CostModel:
         passed = rank.num_sparse_layers * rows * row * self._element
         time.elementwise_s += passed / rates.elementwise_bytes_per_s
 
-    def _attend(self, time: StageTime, rank: _Rank, work: Work) -> None:
+    def _attention_s(self, rank: _Rank, work: Work) -> tuple[float, float]:
+        """Of rows with several queries, and of those with one."""
         rates, layers = rank.device.rates, rank.num_layers
-        kv_token_bytes = rank.kv_columns * self._kv
+        read_s = rank.kv_columns * self._kv / rates.kv_bytes_per_s
+        chunks_s = 0.0
         if work.pairs:
             compute_s = 4.0 * work.pairs * rank.query_columns / rates.attention_flops
-            read_s = work.chunk_keys * kv_token_bytes / rates.kv_bytes_per_s
-            time.attention_s += layers * max(compute_s, read_s)
-        time.kv_s += layers * work.decode_keys * kv_token_bytes / rates.kv_bytes_per_s
+            chunks_s = layers * max(compute_s, work.chunk_keys * read_s)
+        return chunks_s, layers * work.decode_keys * read_s
 
     # -- what moves ------------------------------------------------------------------------------
 
