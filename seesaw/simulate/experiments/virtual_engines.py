@@ -1,10 +1,11 @@
 """The scheduler of vLLM 0.5.4 with chunked prefill: the baseline of the paper's evaluation.
 
 That release gives each pipeline stage a scheduler of its own ("virtual engine"): each has an equal
-share of the KV blocks and of the requests, has at most one step in flight, and knows nothing of the
-others, so micro-batches are as unequal as chance makes them. With one stage there is one, and no
-step is planned while another runs. Read in the release's source (vllm/core/scheduler.py and
-vllm/engine/llm_engine.py of v0.5.4); written anew for this runtime's `StepBuilder`.
+share of the KV blocks and of the requests (here also of max_num_seqs), has at most one step in
+flight, and knows nothing of the others, so micro-batches are as unequal as chance makes them. With
+one stage there is one, and no step is planned while another runs. Read in the release's source
+(vllm/core/scheduler.py and vllm/engine/llm_engine.py of v0.5.4); written anew for this runtime's
+`StepBuilder`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class VirtualEngines:
         self, step: StepBuilder, engine: int, left: int, size: int, own: list[Request]
     ) -> bool:
         admitted = False
-        most = step.config.max_num_seqs
+        most = step.config.max_num_seqs // step.stages
         while step.waiting and step.tokens_left and len(own) < most:
             request = step.waiting[0]
             need = -(-request.num_tokens // step.config.block_size)

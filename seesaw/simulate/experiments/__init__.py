@@ -1,0 +1,26 @@
+"""Experiments by name: the paper's evaluation on its hardware, and what it left out. Simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from seesaw.errors import ConfigError, nearest
+
+EXPERIMENTS: Mapping[str, str] = {
+    "throughput-a10": "throughput:a10",
+    "throughput-l4": "throughput:l4",
+}
+
+
+def find(name: str) -> Callable[..., dict[str, Any]]:
+    """The function that runs the experiment `name`. Raises ConfigError."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(
+            f"unknown experiment {name!r}.{nearest(name, EXPERIMENTS)} "
+            f"Known: {', '.join(EXPERIMENTS)}."
+        )
+    module, _, function = EXPERIMENTS[name].partition(":")
+    found: Callable[..., dict[str, Any]] = getattr(import_module(f"{__name__}.{module}"), function)
+    return found

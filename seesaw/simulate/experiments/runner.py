@@ -1,0 +1,56 @@
+"""Runs the scenarios of an experiment, several at a time, and says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+from seesaw.errors import DoesNotFit
+from seesaw.simulate.results import Result
+from seesaw.simulate.scenario import Scenario
+from seesaw.simulate.simulation import simulate
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """`scale` multiplies the numbers of requests (the published ones at 1), `jobs` processes run at
+    once, `progress(done, in all)` counts simulations."""
+
+    scale: float = 1.0
+    jobs: int = 1
+    seed: int = 0
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def requests(self, published: int) -> int:
+        return max(1, round(published * self.scale))
+
+
+def run_all(scenarios: Mapping[Key, Scenario], options: ExperimentOptions) -> dict[Key, Result]:
+    """Results by key, in the order of `scenarios`; those that do not fit the machine are left
+    out."""
+    found: dict[Key, Result | None] = {}
+    total = len(scenarios)
+    if options.jobs == 1:
+        for key, scenario in scenarios.items():
+            found[key] = _run(scenario)
+            options.progress(len(found), total)
+    else:
+        # Fork would copy locks that threads of a progress bar hold.
+        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+            futures = {pool.submit(_run, one): key for key, one in scenarios.items()}
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                options.progress(len(found), total)
+    return {key: result for key in scenarios if (result := found[key]) is not None}
+
+
+def _run(scenario: Scenario) -> Result | None:
+    try:
+        return simulate(scenario)
+    except DoesNotFit:
+        return None

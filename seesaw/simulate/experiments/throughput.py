@@ -1,0 +1,144 @@
+"""The paper's figure 10: throughput of three models on A10G and L4, on two datasets, in the best
+single layout and in the best two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from seesaw.layout.pairs import layouts_for
+from seesaw.simulate.experiments.models import model
+from seesaw.simulate.experiments.runner import ExperimentOptions, run_all
+from seesaw.simulate.experiments.systems import (
+    CHUNKS,
+    PREFILL_TOKENS,
+    baseline,
+    offline,
+    paper_machine,
+    split,
+    splits_for,
+    static,
+)
+from seesaw.simulate.results import Result
+from seesaw.simulate.scenario import Scenario
+
+DATASETS = {"arxiv": (3000, 250, 500), "sharegpt": (350, 300, 2000)}
+"""Prompt, answer, requests."""
+MODELS = {"llama3-15b": 4, "codellama-34b": 8, "llama2-70b": 8}
+"""Devices that the paper gives them."""
+PUBLISHED_GAIN = {"a10": 1.45, "l4": 1.29}
+"""Geometric means over the six cells of a device; single cells were published without figures."""
+_MACHINES = {"a10": "g5.48xlarge", "l4": "g6.48xlarge"}
+
+
+class Cell(NamedTuple):
+    dataset: str
+    model: str
+
+
+# What the paper's sweep found best: vLLM's layout, and this system's two (figure 10).
+PUBLISHED: Mapping[str, Mapping[Cell, tuple[str, str]]] = {
+    "a10": {
+        Cell("arxiv", "llama3-15b"): ("dp2-tp2", "pp4 -> tp4"),
+        Cell("arxiv", "codellama-34b"): ("dp2-tp2-pp2", "dp2-pp4 -> dp2-tp4"),
+        Cell("arxiv", "llama2-70b"): ("tp2-pp4", "pp8 -> tp4-pp2"),
+        Cell("sharegpt", "llama3-15b"): ("dp2-pp2", "pp4 -> tp4"),
+        Cell("sharegpt", "codellama-34b"): ("dp2-tp2-pp2", "dp2-pp4 -> dp2-tp4"),
+        Cell("sharegpt", "llama2-70b"): ("tp4-pp2", "pp8 -> tp4-pp2"),
+    },
+    "l4": {
+        Cell("arxiv", "llama3-15b"): ("tp2-pp2", "pp4 -> tp4"),
+        Cell("arxiv", "codellama-34b"): ("dp2-tp4", "dp2-pp4 -> dp2-tp4"),
+        Cell("arxiv", "llama2-70b"): ("tp4-pp2", "pp8 -> tp4-pp2"),
+        Cell("sharegpt", "llama3-15b"): ("pp4", "pp4 -> tp4"),
+        Cell("sharegpt", "codellama-34b"): ("dp2-tp4", "pp8 -> tp4-pp2"),
+        Cell("sharegpt", "llama2-70b"): ("tp4-pp2", "pp8 -> tp4-pp2"),
+    },
+}
+
+
+def a10(options: ExperimentOptions) -> dict[str, Any]:
+    return _device("a10", options)
+
+
+def l4(options: ExperimentOptions) -> dict[str, Any]:
+    return _device("l4", options)
+
+
+def _device(device: str, options: ExperimentOptions) -> dict[str, Any]:
+    runs = {
+        (cell, *key): scenario
+        for cell in PUBLISHED[device]
+        for key, scenario in _scenarios(device, cell, options).items()
+    }
+    results = run_all(runs, options)
+    cells = []
+    for cell, published in PUBLISHED[device].items():
+        own = {key[1:]: result for key, result in results.items() if key[0] == cell}
+        cells.append(_figures(cell, published, own))
+    gains = [one["gain"] for one in cells]
+    return {
+        "machine": _MACHINES[device],
+        "published_gain": PUBLISHED_GAIN[device],
+        "gain": math.exp(sum(map(math.log, gains)) / len(gains)),
+        "gain_over_own_static": math.exp(
+            sum(math.log(one["gain_over_own_static"]) for one in cells) / len(cells)
+        ),
+        "cells": cells,
+    }
+
+
+Key = tuple[str, str, int]
+"""System, layouts, tokens of a step."""
+
+
+def _scenarios(device: str, cell: Cell, options: ExperimentOptions) -> dict[Key, Scenario]:
+    spec = model(cell.model)
+    count = MODELS[cell.model]
+    machine = paper_machine(_MACHINES[device], count)
+    prompt, answer, number = DATASETS[cell.dataset]
+    requests = offline(prompt, answer, options.requests(number))
+    runs: dict[Key, Scenario] = {}
+    for layout in layouts_for(count, spec):
+        for chunk in CHUNKS:
+            runs["vllm", short(layout), chunk] = baseline(spec, machine, layout, requests, chunk)
+            runs["static", short(layout), chunk] = static(spec, machine, layout, requests, chunk)
+    for pair in splits_for(count, spec):
+        for chunk in PREFILL_TOKENS:
+            name = f"{short(pair[0])} -> {short(pair[1])}"
+            runs["split", name, chunk] = split(spec, machine, pair, requests, chunk)
+    return runs
+
+
+def short(layout: object) -> str:
+    """`tp4-pp2` of `dp1-tp4-pp2`, as the paper has it."""
+    parts = [part for part in str(layout).split("-") if not part.endswith("p1")]
+    return "-".join(parts) or "tp1"
+
+
+def _figures(
+    cell: Cell, published: tuple[str, str], results: Mapping[Key, Result]
+) -> dict[str, Any]:
+    ranked: dict[str, dict[str, float]] = {}
+    for system in ("vllm", "static", "split"):
+        rates: dict[str, float] = {}
+        for (own, layouts, _), result in results.items():
+            if own == system:
+                rates[layouts] = max(rates.get(layouts, 0.0), result.requests_per_s)
+        ranked[system] = dict(sorted(rates.items(), key=lambda item: -item[1]))
+    best = {system: next(iter(rates)) for system, rates in ranked.items()}
+    top = {system: ranked[system][layouts] for system, layouts in best.items()}
+    return {
+        **cell._asdict(),
+        "best": best,
+        "published_best": {"vllm": published[0], "split": published[1]},
+        "published_best_of_ours": {
+            "vllm": ranked["vllm"].get(published[0], 0.0) / top["vllm"],
+            "split": ranked["split"].get(published[1], 0.0) / top["split"],
+        },
+        "gain": top["split"] / top["vllm"],
+        "gain_over_own_static": top["split"] / top["static"],
+        "requests_per_s": ranked,
+    }
