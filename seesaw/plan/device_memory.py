@@ -8,20 +8,18 @@ memory is the business of `memory.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
-from seesaw.layout.arena import ArenaPlan, layer_bytes, plan_arena
 from seesaw.layout.kv import PoolShape
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
-from seesaw.layout.plain import PlainFormat
-from seesaw.layout.ranges import RankRanges, rank_ranges
+from seesaw.layout.ranges import RankRanges
 from seesaw.plan.machine import Kind, Machine
+from seesaw.plan.weight_bytes import weight_bytes
 from seesaw.plan.workspace import copy_staging_bytes, workspace_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
@@ -129,8 +127,8 @@ class DeviceSplit:
         """Each device holds its part of the model and one request."""
         return self.num_blocks >= self.setting.least_blocks
 
-    def too_small(self, *, name_others: bool = True) -> DoesNotFit:
-        """Bytes by part of the rank that lacks most, and the layouts that would fit."""
+    def too_small(self, *, name_others: bool) -> DoesNotFit:
+        """Bytes by part of the rank that lacks most; with the layouts that would fit if asked."""
         setting, budget = self.setting, self.budget
 
         def kv_bytes(rank: RankNeeds) -> int:
@@ -203,23 +201,25 @@ def device_budget(config: EngineConfig, space: Space, num_ranks: int) -> tuple[i
 
 def _needs(setting: Setting) -> list[RankNeeds]:
     """Of the ranks of one replica."""
-    spec = setting.spec
-    layouts = list(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
-    ranks = range(layouts[0].num_ranks)
-    ranges = [[rank_ranges(layout, spec, rank) for rank in ranks] for layout in layouts]
-    weights = plan_weights(spec, setting.element_bytes, tuple(layouts))
+    weights = weight_bytes(setting.spec, setting.element_bytes)
+    layouts = tuple(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
+    # One device has its weights straight from the checkpoint, as they are.
+    arenas = weights.arenas(layouts) if setting.num_ranks > 1 else [weights.total]
     # What is read from arenas during a change of layout is held aside, a layer at a time.
-    staging = weights.layer_bytes if len(layouts) > 1 else 0
+    staging = weights.largest_layer if len(layouts) > 1 else 0
+    known: dict[Sequence[object], int] = {}
+
+    def work_bytes(ranges: RankRanges) -> int:
+        alike = _work_key(ranges)
+        if alike not in known:
+            known[alike] = _work_bytes(setting, ranges)
+        return known[alike]
+
     found = []
-    for rank in ranks:
-        held = [by_rank[rank] for by_rank in ranges]
-        if setting.num_ranks > 1:
-            arena = weights.arenas[rank].nbytes
-        else:
-            # One device has its weights straight from the checkpoint, as they are.
-            arena = spec.num_parameters * setting.element_bytes
+    for rank, arena in enumerate(arenas):
+        held = [weights.ranges(layout)[rank] for layout in layouts]
         blocks = [_block_bytes(setting, one) for one in held]
-        work = max(_work_bytes(setting, one) for one in held) + staging
+        work = max(work_bytes(one) for one in held) + staging
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
             work += copy_staging_bytes(parts * max(blocks))
@@ -227,22 +227,10 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     return found
 
 
-class WeightPlan(NamedTuple):
-    """Where weights lie on the ranks of one replica."""
-
-    arenas: Sequence[ArenaPlan]
-    layer_bytes: int
-
-
-@lru_cache(maxsize=64)
-def plan_weights(
-    spec: ModelSpec, element_bytes: int, layouts: tuple[ParallelLayout, ...]
-) -> WeightPlan:
-    """Of one or two layouts of one replica; a planner asks for the same ones with many settings."""
-    fmt = PlainFormat(spec, element_bytes)
-    ranks = range(layouts[0].num_ranks)
-    ranges = [[rank_ranges(layout, spec, rank) for rank in ranks] for layout in layouts]
-    return WeightPlan([plan_arena(fmt, ranges, rank) for rank in ranks], layer_bytes(fmt))
+def _work_key(ranges: RankRanges) -> Sequence[object]:
+    """Equal for ranks whose steps take as much: parts of the same layers, equal but for where they
+    begin."""
+    return (ranges.layers, *(getattr(ranges, field.name).size for field in fields(ranges)))
 
 
 def _work_bytes(setting: Setting, ranges: RankRanges) -> int:

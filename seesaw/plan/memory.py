@@ -12,9 +12,9 @@ from seesaw.config import EngineConfig, format_bytes, parse_bytes
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.kv import TierShape, check_tier_blocks
-from seesaw.layout.plain import PlainFormat
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, Space
+from seesaw.plan.weight_bytes import weight_bytes
 
 __all__ = ["MemoryPlan", "Space", "plan_memory"]
 
@@ -96,8 +96,8 @@ def plan_memory(
     """Split the budget of every device, and what the host has.
 
     `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
-    `uses_tier`: whether the policy does. `name_others`: an error names the layouts that would fit,
-    which takes a while.
+    `uses_tier`: whether the policy does. `name_others`: an error names other layouts that
+    would fit, all of which are planned for that.
 
     Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
     model and one request of the longest length, or the host weights and tier; ConfigError where
@@ -117,7 +117,7 @@ def plan_memory(
     split = DeviceSplit.of(setting)
     if not split.fits:
         raise split.too_small(name_others=name_others)
-    image_bytes = PlainFormat(spec, element_bytes).image_bytes if layouts.num_ranks > 1 else 0
+    image_bytes = weight_bytes(spec, element_bytes).image if layouts.num_ranks > 1 else 0
     on_host = split.budget * layouts.num_ranks if space.kind == "cpu" else 0
     free = _free_beside(space, image_bytes, on_host)
     tier_block_bytes = _tier_block_bytes(setting)

@@ -14,11 +14,11 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plain import PlainFormat
 from seesaw.layout.plan import plan_reshard
-from seesaw.layout.ranges import RankRanges, rank_ranges
+from seesaw.layout.ranges import RankRanges
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves, shared, spans
-from seesaw.plan.device_memory import plan_weights
 from seesaw.plan.machine import Kind
+from seesaw.plan.weight_bytes import weight_bytes
 
 Moved = Sequence[Mapping[Source, int]]
 """By rank."""
@@ -34,17 +34,16 @@ def planned_bytes(
     config: EngineConfig, kind: Kind,
 ) -> tuple[Moved, Moved]:  # fmt: skip
     """To `decode`, and back to `prefill`; layouts of one replica."""
-    fmt = PlainFormat(spec, element_bytes)
-    ranks = range(prefill.num_ranks)
-    ranges = [[rank_ranges(one, spec, rank) for rank in ranks] for one in (prefill, decode)]
-    arenas = plan_weights(spec, element_bytes, (prefill, decode)).arenas
+    weights = weight_bytes(spec, element_bytes)
+    ranges = [weights.ranges(prefill), weights.ranges(decode)]
+    arenas = weights.plan_arenas((prefill, decode))
     moved = []
     for old, new in ((0, 1), (1, 0)):
         plan = plan_reshard(
-            fmt, ranges[old], ranges[new], arenas, old_index=old, new_index=new,
+            weights.format, ranges[old], ranges[new], arenas, old_index=old, new_index=new,
             reload=config.reload, peers=from_peers(config, kind),
         )  # fmt: skip
-        moved.append([plan.bytes_by_source(rank) for rank in ranks])
+        moved.append([plan.bytes_by_source(rank) for rank in range(prefill.num_ranks)])
     return moved[0], moved[1]
 
 
@@ -53,9 +52,8 @@ def missing_bytes(
     config: EngineConfig, kind: Kind,
 ) -> tuple[Moved, Moved]:  # fmt: skip
     """The same, were every byte that a rank has already in its place."""
-    fmt = PlainFormat(spec, element_bytes)
-    ranks = range(prefill.num_ranks)
-    sides = [[rank_ranges(one, spec, rank) for rank in ranks] for one in (prefill, decode)]
+    weights = weight_bytes(spec, element_bytes)
+    fmt, sides = weights.format, [weights.ranges(prefill), weights.ranges(decode)]
     source: Source = "peer" if from_peers(config, kind) else "host"
     if config.reload == "all":
         source = "host"

@@ -74,8 +74,8 @@ def workspace_bytes(
     shape = attention_shape(spec, ranges, None, block_size, size, kind)
     attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
     mlp = num_tokens * (3 * ranges.mlp.size + hidden) * size
-    if spec.num_experts:
-        mlp = _experts_bytes(spec, num_tokens, size)
+    if ranges.experts.size:
+        mlp = max(mlp, _experts_bytes(spec, ranges, num_tokens, size))
     sampling = _sampling_bytes(spec, ranges, min(num_sampled, num_tokens), size)
     # one plan for each kind of layer lives as long as the layers run
     kinds = len(set(spec.layers[slice(*ranges.layers)]))
@@ -83,10 +83,10 @@ def workspace_bytes(
     return stream + scratch + max(attention, mlp, sampling if last_stage else 0) + LIBRARY_BYTES
 
 
-def _experts_bytes(spec: ModelSpec, num_tokens: int, size: int) -> int:
-    """Bound for a kernel that does not exist yet, and so for no measured peak: each token once for
-    each of its experts, as a product of all experts' rows would have them."""
-    chosen = num_tokens * spec.num_experts_per_tok
+def _experts_bytes(spec: ModelSpec, ranges: RankRanges, num_tokens: int, size: int) -> int:
+    """Bound for a kernel that does not exist yet, compared with no measurement: each token once for
+    each of its experts, all of which may be this rank's."""
+    chosen = num_tokens * min(spec.num_experts_per_tok, ranges.experts.size)
     # rows sorted by expert, gate and up, their product, and what comes out of it
     rows = chosen * (3 * spec.moe_intermediate_size + 2 * spec.hidden_size) * size
     # the router's logits in the weights' dtype and float32, their softmax; the sum in float32
