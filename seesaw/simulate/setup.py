@@ -20,6 +20,7 @@ from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.device_memory import Space
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
+from seesaw.plan.search import check_dtype, dtype_of
 from seesaw.plan.transition import Moved, planned_bytes
 from seesaw.plan.work import WorkCounter
 from seesaw.scheduler import policies
@@ -66,11 +67,9 @@ class Setup:
 
     @cached_property
     def dtype(self) -> str:
-        config = self.scenario.config
-        own = self.scenario.spec.torch_dtype
-        if config.dtype != "auto":
-            return config.dtype
-        return "bfloat16" if own == "float32" else own
+        dtype = dtype_of(self.scenario.config, self.scenario.spec)
+        check_dtype(self.machine, dtype)
+        return dtype
 
     @property
     def element_bytes(self) -> int:

@@ -236,13 +236,14 @@ class _Simulation:
             self._issue(replica)
             return
         self._feed(replica)
+        total = len(self._scenario.requests)
         schedulers = [one.scheduler for one in self._replicas]
-        num_left = len(self._scenario.requests) - self._num_done
-        if self._next - self._num_done == num_left and not any(s.num_waiting for s in schedulers):
-            discarded = sum(s.stats.num_discarded_tokens for s in schedulers)
-            self._ledger.none_waits(num_left, discarded, now_s)
+        if self._next == total and not any(s.num_waiting for s in schedulers):
+            stats = (*self._past, *(one.stats for one in schedulers))
+            discarded = sum(one.num_discarded_tokens for one in stats)
+            self._ledger.none_waits(total - self._num_done, discarded, now_s)
         if self._progress is not None:
-            self._progress(self._num_done, len(self._scenario.requests))
+            self._progress(self._num_done, total)
 
     # -- deaths ------------------------------------------------------------------------------------
 
