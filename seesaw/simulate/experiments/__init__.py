@@ -11,6 +11,10 @@ from seesaw.errors import ConfigError, nearest
 EXPERIMENTS: Mapping[str, str] = {
     "throughput-a10": "throughput:a10",
     "throughput-l4": "throughput:l4",
+    "ratio": "sweeps:ratio",
+    "links": "sweeps:links",
+    "a100": "a100:a100",
+    "pools": "pools:pools",
 }
 
 

@@ -49,6 +49,18 @@ def run_all(scenarios: Mapping[Key, Scenario], options: ExperimentOptions) -> di
     return {key: result for key in scenarios if (result := found[key]) is not None}
 
 
+def best_rates(
+    scenarios: Mapping[tuple[float, str, int], Scenario], options: ExperimentOptions
+) -> dict[str, list[tuple[float, float]]]:
+    """(x, requests per second) by name, of runs by (x, name, tokens of a step): the best of the
+    latter. A name that does not fit anywhere is left out."""
+    best: dict[str, dict[float, float]] = {}
+    for (x, name, _), result in run_all(scenarios, options).items():
+        rates = best.setdefault(name, {})
+        rates[x] = max(rates.get(x, 0.0), result.requests_per_s)
+    return {name: sorted(rates.items()) for name, rates in best.items()}
+
+
 def _run(scenario: Scenario) -> Result | None:
     try:
         return simulate(scenario)

@@ -17,6 +17,7 @@ from seesaw.simulate.experiments.systems import (
     baseline,
     offline,
     paper_machine,
+    short,
     split,
     splits_for,
     static,
@@ -110,12 +111,6 @@ def _scenarios(device: str, cell: Cell, options: ExperimentOptions) -> dict[Key,
             name = f"{short(pair[0])} -> {short(pair[1])}"
             runs["split", name, chunk] = split(spec, machine, pair, requests, chunk)
     return runs
-
-
-def short(layout: object) -> str:
-    """`tp4-pp2` of `dp1-tp4-pp2`, as the paper has it."""
-    parts = [part for part in str(layout).split("-") if not part.endswith("p1")]
-    return "-".join(parts) or "tp1"
 
 
 def _figures(
