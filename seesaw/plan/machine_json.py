@@ -99,14 +99,15 @@ def _encode_machine(machine: Machine) -> Json:
 
 
 def encode(value: Any, without: tuple[str, ...] = ()) -> Json:
-    """Dataclasses as objects of their fields; those that hold None are left out."""
+    """Dataclasses as objects of their fields, but for those that hold None by default."""
     if isinstance(value, Curve):
         return [[x, y] for x, y in zip(value.xs, value.ys, strict=True)]
     if is_dataclass(value):
         return {
             field.name: encode(getattr(value, field.name))
             for field in fields(value)
-            if field.name not in without and getattr(value, field.name) is not None
+            if field.name not in without
+            and (field.default is not None or getattr(value, field.name) is not None)
         }
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}

@@ -117,7 +117,8 @@ class Quantiles:
         low, high = PERCENTS[at - 1], PERCENTS[at]
         share = (rank - low) / (high - low)
         one, other = self.values[at - 1], self.values[at]
-        return max(1, round(one + (other - one) * share**self.power))
+        length: float = one + (other - one) * share**self.power
+        return max(1, round(length))
 
 
 @dataclass(frozen=True, slots=True)
