@@ -67,7 +67,7 @@ class Device:
     name: str
     kind: Kind
     memory_bytes: int
-    peak: Peak | None
+    peak: Peak | None = None
     rates: Rates
     torch_names: tuple[str, ...] = ()
     compute_capability: str | None = None
