@@ -1,11 +1,137 @@
-"""`seesaw plan`."""
+"""`seesaw plan`: which layouts to run a model in, before a byte of it is loaded."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from seesaw.api.flags import Command, Flag, make_flags
+from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.config import EngineConfig, FlagField, flag_fields
+from seesaw.errors import DoesNotFit
 
-@click.command()
-def plan() -> None:
-    """Not built yet."""
-    raise click.UsageError("not built yet")
+if TYPE_CHECKING:
+    from seesaw.api.plan_inputs import ModelToPlan
+    from seesaw.api.plan_report import Report
+
+DEFAULT_REQUESTS = 1000
+SETTINGS = (
+    "dtype", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "device_memory",
+    "gpu_memory_utilization", "host_kv_memory", "num_devices",
+)  # fmt: skip
+"""Of EngineConfig."""
+
+
+def _own(name: str, section: str, text: str, **settings: Any) -> click.Option:
+    return Flag([name], section=section, help=text, **settings)
+
+
+def _setting_flags() -> list[click.Option]:
+    found: list[FlagField] = []
+    for item, default, text in flag_fields(EngineConfig):
+        if item.name == "max_num_batched_tokens":
+            default, text = None, "most tokens computed in one step (default: what is fastest)"
+        if item.name == "num_devices":
+            text = "devices of the machine to use (default: all)"
+        if item.name in SETTINGS:
+            found.append((item, default, text))
+    return make_flags(EngineConfig, found, "Settings")
+
+
+@click.command(
+    cls=Command,
+    params=[
+        _own("--model", "What for", "model directory or its config.json", required=True),
+        _own("--machine", "What for",
+             "g6.48xlarge, 8xl4, 4xl4+4xt4 or FILE.json (default: the machine at hand)"),
+        _own("--workload", "What for",
+             "sharegpt, arxiv, another trace's name, IN:OUT tokens, or a batch FILE.jsonl",
+             default="sharegpt", show_default=True),
+        _own("--num-requests", "What for",
+             f"requests of the job (default: {DEFAULT_REQUESTS}, or those of the batch file)",
+             type=click.IntRange(min=1)),
+        _own("--answer-tokens", "What for",
+             "mean answer of a batch file (default: max_tokens of each row)",
+             type=click.IntRange(min=1)),
+        _own("--price-per-hour", "What for", "of the machine, for the price of a million tokens",
+             type=click.FloatRange(min=0, min_open=True)),
+        *_setting_flags(),
+        _own("--kv-dtype", "Settings",
+             "of KV; planning only, as the engine keeps it in --dtype",
+             type=click.Choice(("float32", "float16", "bfloat16", "fp8"))),
+        _own("--top", "Options", "candidates to show", type=click.IntRange(min=1), default=10,
+             show_default=True),
+        output_json_flag("the plan, with all candidates,"),
+    ],
+    examples=[
+        "seesaw plan --model my-model",
+        "seesaw plan --model my-model/config.json --machine g6.48xlarge --workload arxiv",
+        "seesaw plan --model my-model --machine 8xl4 --workload in.jsonl --price-per-hour 13.35",
+    ],
+)  # fmt: skip
+def plan(output_json: str | None, top: int, **values: Any) -> int:
+    """Rank the layouts of a model on a machine, without loading it.
+
+    Estimates of a cost model, for one offline job: the layout of prompts and the layout of answers,
+    with phase times, tokens per second and a command that runs the best. Exit codes: 0 planned,
+    1 nothing fits, 2 usage.
+    """
+    with machine_output(output_json) as write:
+        try:
+            report = _report(**values)
+        except DoesNotFit as error:
+            click.echo(f"seesaw: error: {error}", err=True)
+            return 1
+        write(report.as_json())
+        if output_json != STDOUT:
+            from rich.console import Console
+
+            report.print(Console(), top)
+    return 0
+
+
+def _report(
+    model: str, machine: str | None, workload: str, num_requests: int | None,
+    answer_tokens: int | None, price_per_hour: float | None, kv_dtype: str | None,
+    max_num_batched_tokens: int | None, **settings: Any,
+) -> Report:  # fmt: skip
+    from seesaw.api.plan_inputs import read_machine, read_model, read_workload
+    from seesaw.api.plan_report import Report
+    from seesaw.plan.search import search
+
+    if max_num_batched_tokens is not None:
+        settings["max_num_batched_tokens"] = max_num_batched_tokens
+    # A bad setting is told before any file is read; the folder of the model comes with the file.
+    EngineConfig(model=model, **settings)
+    read = read_model(model)
+    config = EngineConfig(model=str(read.folder), **settings)
+    machines, source = read_machine(machine)
+    job = read_workload(workload, read, num_requests, answer_tokens, DEFAULT_REQUESTS)
+    chunks = None if max_num_batched_tokens is None else (max_num_batched_tokens,)
+    found = search(
+        read.spec, machines, job.workload, job.num_requests, config,
+        kv_dtype=kv_dtype, chunks=chunks,
+    )  # fmt: skip
+    return Report(
+        plan=found,
+        config=config,
+        machines=machines,
+        machine_source=source,
+        workload=job.workload,
+        num_requests=job.num_requests,
+        batch_file=job.file,
+        price_per_hour=price_per_hour or machines[0].price_per_hour,
+        notes=_notes(read, kv_dtype),
+    )
+
+
+def _notes(read: ModelToPlan, kv_dtype: str | None) -> list[str]:
+    notes = []
+    if kv_dtype is not None:
+        notes.append(f"KV in {kv_dtype} is planned only: the engine keeps it in --dtype")
+    if read.spec.num_experts:
+        notes.append("models with experts are planned only: this version does not run them")
+    elif not read.has_weights:
+        notes.append(f"no weights in {read.folder}: the command needs them there")
+    return notes

@@ -1,0 +1,84 @@
+"""How long the prompts and answers of a batch file are, without running it.
+
+Counts with the model's tokenizer where there is one, else estimates from characters. Loads no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seesaw.batch.body import BatchRequest, parse_request
+from seesaw.batch.reader import parse_row, read_lines
+from seesaw.errors import ConfigError, RequestError
+from seesaw.plan.workload import Lengths, Listed
+from seesaw.tokenizer import Tokenizer
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, as a rule of thumb."""
+
+Count = Callable[[BatchRequest], int]
+
+
+def batch_workload(path: Path, tokenizer: Tokenizer | None, answer_tokens: int | None) -> Listed:
+    """The lengths of each row that can be served; an answer is as long as its `max_tokens`, or
+    `answer_tokens` if that is given.
+
+    Raises ConfigError where no row can be served, or answers are bounded by neither.
+    """
+    count = _by_characters if tokenizer is None else _by_tokens(tokenizer)
+    lengths, problems = [], []
+    for line in read_lines(path):
+        try:
+            request = parse_request(parse_row(line), defaults={})
+            answer = answer_tokens or request.sampling.max_tokens
+            if answer is None:
+                raise ConfigError(
+                    f"{path}, line {line.number}: has no max_tokens, so its answer may be of any "
+                    "length. Give --answer-tokens, the mean that you expect."
+                )
+            lengths += [Lengths(max(1, count(request)), answer)] * request.sampling.n
+        except RequestError as error:
+            problems.append(f"line {line.number}: {error}")
+    if not lengths:
+        first = f" The first: {problems[0]}" if problems else ""
+        raise ConfigError(f"workload {path}: none of {len(problems)} rows can be served.{first}")
+    found = Listed(str(path), lengths)
+    how = (
+        "the model's tokenizer"
+        if tokenizer is not None
+        else (
+            f"characters, {CHARACTERS_PER_TOKEN} to a token, as there is no tokenizer beside the model"
+        )
+    )
+    left_out = f"; {len(problems)} rows that cannot be served left out" if problems else ""
+    answers = "--answer-tokens" if answer_tokens else "max_tokens of each row"
+    found.source = f"{len(lengths)} answers; prompts by {how}; answers by {answers}{left_out}"
+    return found
+
+
+def _by_tokens(tokenizer: Tokenizer) -> Count:
+    def count(request: BatchRequest) -> int:
+        if request.messages is not None:
+            text = tokenizer.apply_chat_template(request.messages, add_generation_prompt=True)
+            return len(tokenizer.encode(text, add_special_tokens=False))
+        if isinstance(request.prompt, str):
+            return len(tokenizer.encode(request.prompt))
+        return len(request.prompt or ())
+
+    return count
+
+
+def _by_characters(request: BatchRequest) -> int:
+    if request.messages is not None:
+        return sum(_tokens(message) for message in request.messages)
+    if isinstance(request.prompt, str):
+        return -(-len(request.prompt) // CHARACTERS_PER_TOKEN)
+    return len(request.prompt or ())
+
+
+def _tokens(message: Mapping[str, Any]) -> int:
+    parts: Sequence[str] = [str(value) for value in message.values()]
+    return -(-sum(map(len, parts)) // CHARACTERS_PER_TOKEN)

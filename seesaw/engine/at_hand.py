@@ -1,0 +1,99 @@
+"""The machine that this process runs on, in the planner's terms: measured if `seesaw calibrate` was
+run, else by the names of its GPUs, else a CPU by another one's figures.
+
+Loads no torch: a plan needs none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from seesaw.engine.host import host_memory, usable_cores
+from seesaw.errors import ConfigError
+from seesaw.plan.machine import Machine
+from seesaw.plan.machine_files import builtin_cpu, device_by_torch_name, local_path, read_machines
+
+NVIDIA_SMI_S = 10
+"""Seconds that it may take to name GPUs."""
+
+
+class AtHand(NamedTuple):
+    """Every way to use the machine, and in words where its figures come from."""
+
+    machines: tuple[Machine, ...]
+    source: str
+
+
+def machine_at_hand() -> AtHand:
+    """Raises ConfigError for GPUs of which nothing is known."""
+    if local_path().is_file():
+        return calibrated()
+    names = gpu_names()
+    return of_gpus(names) if names else of_cpu()
+
+
+def calibrated() -> AtHand:
+    """What `seesaw calibrate` wrote. Raises ConfigError where it cannot be read."""
+    path = local_path()
+    return AtHand(
+        tuple(_with_free_memory(machine) for machine in read_machines(str(path))),
+        f"measured by seesaw calibrate: {path}",
+    )
+
+
+def of_gpus(names: Sequence[str]) -> AtHand:
+    """A machine with GPUs that torch calls `names`. Raises ConfigError where one is not known."""
+    slugs: Counter[str] = Counter()
+    for name in names:
+        device = device_by_torch_name(name)
+        if device is None:
+            raise ConfigError(
+                f"this machine has a GPU {name!r}, of which no figures come with seesaw. Run "
+                "`seesaw calibrate`, or give --machine with one that is like it."
+            )
+        slugs[device.slug] += 1
+    (machine,) = read_machines("+".join(f"{count}x{slug}" for slug, count in slugs.items()))
+    return AtHand(
+        (replace(machine, host_memory_bytes=host_memory()[0]),),
+        f"{machine.name} by name, with the figures that come with seesaw; not measured",
+    )
+
+
+def of_cpu() -> AtHand:
+    cores = max(1, int(usable_cores()))
+    return AtHand(
+        builtin_cpu(cores, host_memory()[0]),
+        f"{cores} cores with another CPU's figures; run `seesaw calibrate` to measure this one",
+    )
+
+
+def gpu_names() -> list[str]:
+    """Of the GPUs that processes started now would see; empty without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    found = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=False,
+    )  # fmt: skip
+    if found.returncode != 0:
+        return []
+    names = [line.strip() for line in found.stdout.splitlines() if line.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return names
+    return [names[int(part)] for part in visible.split(",") if part.strip() in _indices(names)]
+
+
+def _indices(names: Sequence[str]) -> set[str]:
+    return set(map(str, range(len(names))))
+
+
+def _with_free_memory(machine: Machine) -> Machine:
+    """With what the host has free now: a plan made from all of it might not run."""
+    return replace(machine, host_memory_bytes=min(machine.host_memory_bytes, host_memory()[0]))
