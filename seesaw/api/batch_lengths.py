@@ -46,13 +46,9 @@ def batch_workload(path: Path, tokenizer: Tokenizer | None, answer_tokens: int |
         first = f" The first: {problems[0]}" if problems else ""
         raise ConfigError(f"workload {path}: none of {len(problems)} rows can be served.{first}")
     found = Listed(str(path), lengths)
-    how = (
-        "the model's tokenizer"
-        if tokenizer is not None
-        else (
-            f"characters, {CHARACTERS_PER_TOKEN} to a token, as there is no tokenizer beside the model"
-        )
-    )
+    how = "the model's tokenizer"
+    if tokenizer is None:
+        how = f"characters, {CHARACTERS_PER_TOKEN} to a token, as the model has no tokenizer here"
     left_out = f"; {len(problems)} rows that cannot be served left out" if problems else ""
     answers = "--answer-tokens" if answer_tokens else "max_tokens of each row"
     found.source = f"{len(lengths)} answers; prompts by {how}; answers by {answers}{left_out}"

@@ -127,12 +127,12 @@ class Report:
 
     def _table(self, top: int) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        columns = ["", "prefill", "decode", "policy", "chunk", "batch", "prefill s", "decode s",
-                   "mixed s", "transitions", "limited by", "tokens/s"]  # fmt: skip
+        columns = ["", "layouts", "policy", "chunk", "batch", "prompts s", "answers s", "changes",
+                   "limited by", "tokens/s"]  # fmt: skip
         if self.price_per_hour is not None:
             columns.append("$/1M tokens")
         for name in columns:
-            is_word = name in ("prefill", "decode", "policy", "limited by")
+            is_word = name in ("layouts", "policy", "limited by")
             table.add_column(name, justify="left" if is_word else "right", no_wrap=not is_word)
         for rank, one in enumerate(self.plan.candidates[:top], 1):
             style = "bold" if one is self.plan.recommended else None
@@ -140,22 +140,19 @@ class Report:
         return table
 
     def _cells(self, one: Estimate) -> list[str]:
-        def seconds(value: float) -> str:
-            return f"{value:,.1f}" if value else "-"
-
         changes = "-"
         if one.num_transitions:
-            changes = f"{one.num_transitions} ({one.transition_s:.1f} s)"
+            changes = f"{one.num_transitions} = {one.transition_s:.1f} s"
+        # Steps of one layout have prompts and answers in them: they count where prompts do.
+        prompts = f"{one.prefill_s:,.1f}" if one.prefill_s else f"{one.mixed_s:,.1f} mixed"
         limits = dict.fromkeys([one.prefill_bottleneck, one.decode_bottleneck])
         cells = [
-            one.prefill.short,
-            one.decode.short,
+            one.name,
             one.policy,
             str(one.max_num_batched_tokens),
             f"{one.decode_batch:.0f}",
-            seconds(one.prefill_s),
-            seconds(one.decode_s),
-            seconds(one.mixed_s),
+            prompts,
+            f"{one.decode_s:,.1f}",
             changes,
             ", ".join(limit for limit in limits if limit),
             f"{one.tokens_per_s:,.0f}",

@@ -69,6 +69,11 @@ class Demand:
         )
 
 
+def name_of(prefill: ParallelLayout, decode: ParallelLayout) -> str:
+    """`pp8 -> tp8`, or `tp8` where both are one."""
+    return decode.short if prefill == decode else f"{prefill.short} -> {decode.short}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A job in one candidate. `decode_batch` is of one replica. `prefill_s` and `decode_s` are
@@ -97,6 +102,10 @@ class Estimate:
     @property
     def is_split(self) -> bool:
         return self.prefill != self.decode
+
+    @property
+    def name(self) -> str:
+        return name_of(self.prefill, self.decode)
 
 
 @dataclass(slots=True)

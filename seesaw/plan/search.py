@@ -16,7 +16,7 @@ from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import ELEMENT_BYTES
-from seesaw.plan.estimate import Demand, Estimate, Estimator
+from seesaw.plan.estimate import Demand, Estimate, Estimator, name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
 from seesaw.plan.transition import missing_bytes, planned_bytes
@@ -49,9 +49,7 @@ class Refused:
     missing_bytes: int
 
     def __str__(self) -> str:
-        if self.prefill == self.decode:
-            return self.prefill.short
-        return f"{self.prefill.short} -> {self.decode.short}"
+        return name_of(self.prefill, self.decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +262,7 @@ def _plan(candidates: Sequence[Estimate], refused: Sequence[Refused]) -> Plan:
         )
         return Plan(split, candidates, refused, verdict)
     verdict = (
-        f"no split pays here: the best, {split.prefill.short} -> {split.decode.short}, reaches "
+        f"no split pays here: the best, {split.name}, reaches "
         f"{gain:.2f}x of static {static.decode.short} ({parts}, against "
         f"{static.elapsed_s:.0f} s); {1 + UNCERTAINTY:.2f}x would be needed to trust a gain."
     )

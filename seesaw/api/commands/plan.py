@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,7 +88,8 @@ def plan(output_json: str | None, top: int, **values: Any) -> int:
         if output_json != STDOUT:
             from rich.console import Console
 
-            report.print(Console(), top)
+            # What is no terminal has no width: nothing is cut short there.
+            report.print(Console(width=None if sys.stdout.isatty() else 140), top)
     return 0
 
 
