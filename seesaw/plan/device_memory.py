@@ -19,7 +19,7 @@ from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges
 from seesaw.plan.machine import Kind, Machine
-from seesaw.plan.weight_bytes import weight_bytes
+from seesaw.plan.weight_bytes import WeightBytes, from_peers, weight_bytes
 from seesaw.plan.workspace import copy_staging_bytes, workspace_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
@@ -205,8 +205,7 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     layouts = tuple(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
     # One device has its weights straight from the checkpoint, as they are.
     arenas = weights.arenas(layouts) if setting.num_ranks > 1 else [weights.total]
-    # What is read from arenas during a change of layout is held aside, a layer at a time.
-    staging = weights.largest_layer if len(layouts) > 1 else 0
+    aside = _held_aside(setting, weights, layouts)
     known: dict[Sequence[object], int] = {}
 
     def work_bytes(ranges: RankRanges) -> int:
@@ -219,12 +218,25 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     for rank, arena in enumerate(arenas):
         held = [weights.ranges(layout)[rank] for layout in layouts]
         blocks = [_block_bytes(setting, one) for one in held]
-        work = max(work_bytes(one) for one in held) + staging
+        work = max(work_bytes(one) for one in held) + aside[rank]
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
             work += copy_staging_bytes(parts * max(blocks))
         found.append(RankNeeds(rank, arena, work, blocks[0], blocks[-1]))
     return found
+
+
+def _held_aside(
+    setting: Setting, weights: WeightBytes, layouts: tuple[ParallelLayout, ...]
+) -> Sequence[int]:
+    """By rank, the most that a change of layout reads from its arena at once. From peers that is
+    planned to be a layer at most, and close to it; from the host, what a rank has elsewhere."""
+    if len(layouts) == 1:
+        return [0] * layouts[0].num_ranks
+    if from_peers(setting.config, setting.space.kind):
+        return [weights.largest_layer] * layouts[0].num_ranks
+    changes = weights.changes((layouts[0], layouts[1]), setting.config.reload, peers=False)
+    return [max(one.aside, other.aside) for one, other in zip(*changes, strict=True)]
 
 
 def _work_key(ranges: RankRanges) -> Sequence[object]:

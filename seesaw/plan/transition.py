@@ -13,20 +13,14 @@ from seesaw.config import EngineConfig
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plain import PlainFormat
-from seesaw.layout.plan import plan_reshard
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves, shared, spans
 from seesaw.plan.machine import Kind
-from seesaw.plan.weight_bytes import weight_bytes
+from seesaw.plan.weight_bytes import from_peers, weight_bytes
 
 Moved = Sequence[Mapping[Source, int]]
 """By rank."""
-
-
-def from_peers(config: EngineConfig, kind: Kind) -> bool:
-    """Whether ranks take weights from each other, as the engine decides it."""
-    return config.reshard_from == "peers" or (config.reshard_from == "auto" and kind == "cuda")
 
 
 def planned_bytes(
@@ -35,16 +29,13 @@ def planned_bytes(
 ) -> tuple[Moved, Moved]:  # fmt: skip
     """To `decode`, and back to `prefill`; layouts of one replica."""
     weights = weight_bytes(spec, element_bytes)
-    ranges = [weights.ranges(prefill), weights.ranges(decode)]
-    arenas = weights.plan_arenas((prefill, decode))
-    moved = []
-    for old, new in ((0, 1), (1, 0)):
-        plan = plan_reshard(
-            weights.format, ranges[old], ranges[new], arenas, old_index=old, new_index=new,
-            reload=config.reload, peers=from_peers(config, kind),
-        )  # fmt: skip
-        moved.append([plan.bytes_by_source(rank) for rank in range(prefill.num_ranks)])
-    return moved[0], moved[1]
+    to_decode, to_prefill = weights.changes(
+        (prefill, decode), config.reload, from_peers(config, kind)
+    )
+    return (
+        [rank.bytes_by_source for rank in to_decode],
+        [rank.bytes_by_source for rank in to_prefill],
+    )
 
 
 def missing_bytes(
