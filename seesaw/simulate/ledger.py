@@ -47,7 +47,7 @@ class Ledger:
         self._first_s = [math.nan] * count
         self._end_s = [math.nan] * count
         self._answers = [0] * count
-        self._input_tokens = self._output_tokens = 0  # so far
+        self._input_tokens = self._output_tokens = 0  # of requests that ended
         self._steady: Part | None = None
         self._elapsed_s = 0.0
         self._bytes = {"store": 0, "load": 0}
@@ -96,12 +96,8 @@ class Ledger:
             phase_s[note.kind] = phase_s.get(note.kind, 0.0) + seconds - reshard_s
             phase_s["reshard"] = phase_s.get("reshard", 0.0) + reshard_s
         self._transition_s += done.reshard_s
-        self._output_tokens += len(done.token_ids)
-        requests = self._setup.scenario.requests
         for request_id in note.first:
-            number = int(request_id)
-            self._first_s[number] = now_s
-            self._input_tokens += requests[number][1]
+            self._first_s[int(request_id)] = now_s
 
     def transferred(self, replica: int, done: TransferDone) -> None:
         self._bytes[self._replicas[replica].moving.pop(done.transfer_id)] += done.num_bytes
@@ -110,30 +106,27 @@ class Ledger:
         number = int(request.request_id)
         self._end_s[number] = self._elapsed_s = now_s
         self._answers[number] = request.num_output_tokens
+        self._input_tokens += request.num_prompt
+        self._output_tokens += request.num_output_tokens
 
-    def lost(self, replica: int, requests: Sequence[Request]) -> None:
-        """A replica died with these, which have to begin anew."""
+    def lost(self, replica: int, num_requests: int) -> None:
+        """A replica died with so many, which have to begin anew."""
         notes = self._replicas[replica]
         notes.beginning.clear()
         notes.moving.clear()
-        for request in requests:
-            number = int(request.request_id)
-            self._num_lost += 1
-            self._output_tokens -= request.num_output_tokens
-            if not math.isnan(self._first_s[number]):
-                self._input_tokens -= request.num_prompt
-                self._first_s[number] = math.nan
+        self._num_lost += num_requests
 
-    def none_waits(self, num_left: int, num_discarded: int, now_s: float) -> None:
-        """No request waits any more, and so many have not ended."""
-        stages = self._setup.decode.pp
-        best = sum(notes.best_rows for notes in self._replicas) * stages
-        if self._steady is None and 2 * num_left < best:
-            self._steady = Part(
-                seconds=now_s,
-                input_tokens=self._input_tokens,
-                output_tokens=self._output_tokens - num_discarded,
-            )
+    def none_waits(self, left: Sequence[Request], now_s: float) -> None:
+        """No request waits any more, and these have not ended."""
+        best = sum(notes.best_rows for notes in self._replicas) * self._setup.decode.pp
+        if self._steady is not None or 2 * len(left) >= best:
+            return
+        begun = [request for request in left if request.num_output_tokens]
+        self._steady = Part(
+            seconds=now_s,
+            input_tokens=self._input_tokens + sum(one.num_prompt for one in begun),
+            output_tokens=self._output_tokens + sum(one.num_output_tokens for one in begun),
+        )
 
     # -- in the end --------------------------------------------------------------------------------
 
@@ -141,8 +134,7 @@ class Ledger:
         setup = self._setup
         scenario = setup.scenario
         elapsed_s = self._elapsed_s
-        output_tokens = sum(self._answers)
-        input_tokens = sum(prompt for _, prompt, _ in scenario.requests)
+        input_tokens, output_tokens = self._input_tokens, self._output_tokens
         steady = self._steady or Part(
             seconds=elapsed_s, input_tokens=input_tokens, output_tokens=output_tokens
         )

@@ -110,6 +110,7 @@ class _Simulation:
             if at_s > self._now_s:
                 self._now_s = at_s
             self._handle(event, index, life)
+        self._settle()
         stats = [replica.scheduler.stats for replica in self._replicas]
         return self._ledger.result(
             stats=SchedulerStats.total([*stats, *self._past]),
@@ -134,6 +135,12 @@ class _Simulation:
             self._ledger.transferred(index, event)
             replica.scheduler.transferred(event)
             self._issue(replica)
+
+    def _settle(self) -> None:
+        """Count what is still being copied for answers that have ended."""
+        for _, _, index, life, event in self._events:
+            if isinstance(event, TransferDone) and life == self._replicas[index].life:
+                self._ledger.transferred(index, event)
 
     def _push(self, at_s: float, index: int, life: int, event: Event) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), index, life, event))
@@ -237,11 +244,9 @@ class _Simulation:
             return
         self._feed(replica)
         total = len(self._scenario.requests)
-        schedulers = [one.scheduler for one in self._replicas]
-        if self._next == total and not any(s.num_waiting for s in schedulers):
-            stats = (*self._past, *(one.stats for one in schedulers))
-            discarded = sum(one.num_discarded_tokens for one in stats)
-            self._ledger.none_waits(total - self._num_done, discarded, now_s)
+        if self._next == total and not any(one.scheduler.num_waiting for one in self._replicas):
+            left = [request for one in self._replicas for request in one.requests.values()]
+            self._ledger.none_waits(left, now_s)
         if self._progress is not None:
             self._progress(self._num_done, total)
 
@@ -258,7 +263,7 @@ class _Simulation:
             return
         replica.is_up = False
         replica.life += 1
-        self._ledger.lost(replica.index, list(replica.requests.values()))
+        self._ledger.lost(replica.index, len(replica.requests))
         self._past.append(replica.scheduler.stats)
         self._push(self._now_s + self._scenario.faults.restart_s, replica.index, 0, "restart")
 

@@ -1,0 +1,106 @@
+"""Bad luck: whatever comes late, goes slowly or dies, every request is answered in full, and the
+schedulers' books (checked after every step) stay right."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+
+from seesaw.errors import ConfigError
+from seesaw.simulate.faults import Death, Faults, SlowRank
+from seesaw.simulate.simulation import simulate
+from seesaw.simulate.trace import Spans
+from tests.simulate.scenarios import make_scenario, random_scenario, watched
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_everything_finishes_whatever_goes_wrong(seed: int) -> None:
+    scenario = random_scenario(random.Random(seed), with_faults=True)
+    result = simulate(scenario)
+    assert result.output_tokens == sum(answer for _, _, answer in scenario.requests)
+    steady, tail = result.steady, result.tail
+    assert steady.output_tokens + tail.output_tokens == result.output_tokens
+    assert min(steady.output_tokens, steady.input_tokens, tail.output_tokens) >= 0
+    assert sum(result.phase_s.values()) == pytest.approx(result.elapsed_s)
+
+
+def test_what_the_random_faults_meet() -> None:
+    """The property above is worth as much as what goes wrong in it."""
+    met: dict[str, int] = defaultdict(int)
+    for seed in range(120):
+        result = simulate(random_scenario(random.Random(seed), with_faults=True))
+        met["lost"] += result.num_lost > 0
+        met["preempted"] += result.num_preemptions > 0
+        met["transitions"] += result.num_transitions > 0
+        met["stored back"] += result.scheduler["num_stored_back"] > 0
+        met["discarded"] += result.scheduler["num_discarded_tokens"] > 0
+    assert min(met[name] for name in ("lost", "preempted", "transitions", "discarded")) >= 10, met
+    assert met["stored back"] >= 1, met
+
+
+def test_reports_may_overtake_each_other_and_steps_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = make_scenario([(0.0, 8, 30)] * 8, "pp4", max_num_seqs=8)
+    late = replace(scenario, faults=Faults(late_share=0.5, late_s=3.0), seed=5)
+    with watched(monkeypatch) as seen:
+        result = simulate(late)
+    assert [step.step_id for _, step, _ in seen] == list(range(len(seen)))
+    done = [ran.done_s for _, _, ran in seen]
+    assert done == sorted(done)
+    assert result.elapsed_s > simulate(scenario).elapsed_s
+    # The same draws in another order would be another run.
+    assert simulate(replace(late, seed=6)).elapsed_s != result.elapsed_s
+
+
+def test_a_slow_rank_slows_its_stage_for_as_long_as_it_is_slow() -> None:
+    faults = Faults(slow=[SlowRank(rank=0, begin_s=2.0, end_s=9.0, times=3.0)])
+    spans = Spans()
+    result = simulate(make_scenario([(0.0, 4, 6)], "tp2", faults=faults), spans)
+    # Steps of 1 s: two, then those that begin at 2, 5 and 8, and one more.
+    assert result.elapsed_s == 12.0
+    for rank in (0, 1):
+        ends = [span.end_s for span in spans.spans if span.rank == rank]
+        assert ends == [1.0, 2.0, 5.0, 8.0, 11.0, 12.0]
+
+
+def test_a_death_loses_what_a_replica_was_at_and_nothing_else() -> None:
+    """Two replicas with two requests each, answered after 4 s; one dies at 2.5 s and is back at
+    12.5 s. Its requests run again from the prompt."""
+    faults = Faults(deaths=[Death(rank=1, at_s=2.5)], restart_s=10.0)
+    spans = Spans()
+    result = simulate(make_scenario([(0.0, 4, 4)] * 4, "dp2", faults=faults), spans)
+    assert result.num_lost == 2
+    assert sorted(result.samples["end_to_end"]) == [4.0, 4.0, 16.5, 16.5]
+    assert sorted(result.samples["first_token"]) == [1.0, 1.0, 13.5, 13.5]
+    busy = [(span.start_s, span.end_s) for span in spans.spans if span.rank == 1]
+    # The third step is cut off; nothing of its life before is left.
+    assert busy == [(0, 1), (1, 2), (2, 2.5), (12.5, 13.5), (13.5, 14.5), (14.5, 15.5),
+                    (15.5, 16.5)]  # fmt: skip
+    assert result.busy_share == [pytest.approx(4.0 / 16.5), pytest.approx(6.5 / 16.5)]
+
+
+def test_a_replica_that_is_down_gets_its_requests_when_it_is_back() -> None:
+    faults = Faults(deaths=[Death(rank=0, at_s=0.5), Death(rank=0, at_s=0.7)], restart_s=2.0)
+    result = simulate(make_scenario([(0.0, 4, 1), (1.0, 4, 1)], faults=faults))
+    assert result.samples["end_to_end"] == [3.5, 2.5]
+    assert result.num_lost == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "named"),
+    [
+        (Faults(late_share=1.5), "late_share"),
+        (Faults(late_s=-1.0), "late_s"),
+        (Faults(restart_s=-1.0), "restart_s"),
+        (Faults(slow=[SlowRank(1, 0.0, 1.0, 2.0)]), "rank from 0 to 0"),
+        (Faults(slow=[SlowRank(0, 1.0, 1.0, 2.0)]), "begin_s before end_s"),
+        (Faults(slow=[SlowRank(0, 0.0, 1.0, 0.5)]), "times from 1"),
+        (Faults(deaths=[Death(3, 1.0)]), "rank from 0 to 0"),
+        (Faults(deaths=[Death(0, -1.0)]), "seconds from 0"),
+    ],
+)
+def test_impossible_faults_are_refused(faults: Faults, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make_scenario([(0.0, 4, 1)], faults=faults)
