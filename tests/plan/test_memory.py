@@ -195,7 +195,7 @@ def test_the_rank_with_the_least_room_decides(layout: str) -> None:
 
 def test_two_layouts_need_the_arena_of_both_and_room_to_stage_a_layer() -> None:
     model, fmt = spec(), PlainFormat(spec(), 2)
-    made = plan("pp2", "tp2", device_memory="64MiB", model=model)
+    made = plan("pp2", "tp2", device_memory="64MiB", model=model, reshard_from="peers")
     both = [
         [rank_ranges(ParallelLayout.parse(text), model, rank) for rank in range(2)]
         for text in ("pp2", "tp2")
@@ -204,6 +204,9 @@ def test_two_layouts_need_the_arena_of_both_and_room_to_stage_a_layer() -> None:
     assert made.arena_bytes > plan("pp2", device_memory="64MiB").arena_bytes
     # ... and a rank's part of a tier block of 64 tokens, twice: on its way to or from the tier
     assert made.work_bytes == 3 * MIB + layer_bytes(fmt) + 2 * 2 * made.block_bytes
+    # From the host only what a rank has already, but elsewhere, is held aside.
+    from_host = plan("pp2", "tp2", device_memory="64MiB", model=model, reshard_from="host")
+    assert from_host.work_bytes < made.work_bytes
 
 
 def test_replicas_are_alike() -> None:
