@@ -27,6 +27,7 @@ from seesaw.kvcache.tier import HostTier
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
+from seesaw.plan.weight_bytes import from_peers
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
 from seesaw.scheduler.scheduler import Scheduler
@@ -93,9 +94,6 @@ def _setup(
     dtype: torch.dtype, device: torch.device,
 ) -> RankSetup:  # fmt: skip
     """Of the first rank; `_of_rank` makes the others of it."""
-    peers = config.reshard_from == "peers" or (
-        config.reshard_from == "auto" and device.type == "cuda"
-    )
     return RankSetup(
         rank=0,
         num_ranks=layouts.num_ranks // layouts.dp,
@@ -109,7 +107,7 @@ def _setup(
         prefill_blocks=plan.prefill_blocks,
         tier=TierSetup(plan.tier_blocks, plan.tier_block_size) if plan.tier_blocks else None,
         reload=config.reload,
-        peers=peers,
+        peers=from_peers(config, "cuda" if device.type == "cuda" else "cpu"),
         store_path="",
         num_threads=max(1, int(usable_cores()) // layouts.num_ranks),
         cores=None,
