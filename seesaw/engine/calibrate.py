@@ -35,6 +35,9 @@ COPY_BYTES = 32 * 2**20
 LINK_BYTES = tuple(2**power for power in range(10, 25, 2))
 MOST_SPREAD = 0.5
 """Between the quartiles of what was measured, in units of its median; more is no measurement."""
+LEAST_CPU_SHARE = 0.85
+"""Of a core's time that a rank must get while it measures, or others have slowed it."""
+LINKS = ("all_reduce/", "send/", "peer")
 
 Progress = Callable[[str, int, int], None]
 """(what is being measured, rounds done, rounds in all)"""
@@ -86,10 +89,31 @@ class Way:
     num_ranks: int
     num_threads: int
     figures: Mapping[str, Figure]
+    cpu_share: float
+    """Of the time of its cores that the slowest rank got; 1 on CUDA."""
 
     @property
     def noisy(self) -> tuple[Figure, ...]:
-        return tuple(one for one in self.figures.values() if one.spread > MOST_SPREAD)
+        """Figures of the device that are no measurement. Those of links between processes vary on
+        a quiet machine too: messages wait for threads to wake."""
+        return tuple(
+            one
+            for one in self.figures.values()
+            if one.spread > MOST_SPREAD and not one.name.startswith(LINKS)
+        )
+
+    @property
+    def complaint(self) -> str | None:
+        """Why this must not be relied on, for people; None where it may."""
+        if self.cpu_share < LEAST_CPU_SHARE:
+            return f"they got {self.cpu_share:.0%} of their cores' time"
+        if noisy := self.noisy:
+            shown = ", ".join(f"{one.name} by {one.spread:.0%}" for one in noisy[:3])
+            more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
+            return (
+                f"figures are spread by more than {MOST_SPREAD:.0%} of their median: {shown}{more}"
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +211,8 @@ def _measure(
         samples[name], amounts[name] = values, 1.0
     progress(what, total, total)
     figures = {name: _figure(name, values, amounts[name]) for name, values in samples.items()}
-    return Way(count, reports[0].num_threads, figures)
+    share = min(report.cpu_share for report in reports)
+    return Way(count, reports[0].num_threads, figures, share)
 
 
 def _figure(name: str, values: Sequence[float], amount: float) -> Figure:

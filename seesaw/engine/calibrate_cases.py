@@ -73,11 +73,13 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`run` does `amount` of what `name` counts (operations, bytes, layers)."""
+    """`run` does `amount` of what `name` counts (operations, bytes, layers). `keeps_busy`: all
+    threads compute all the time, if they get to."""
 
     name: str
     amount: float
     run: Callable[[], object]
+    keeps_busy: bool = False
 
 
 def device_cases(
@@ -109,7 +111,8 @@ def _matmuls(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
     for rows in sizes.matmul_rows:
         x_TH, x_TN = _random((rows, hidden), device, dtype), _random((rows, inner), device, dtype)
         flops = 2.0 * rows * inner * hidden
-        yield Case(f"matmul/{name}/{rows}", flops, partial(by_column, x_TH))
+        large = rows == max(sizes.matmul_rows)
+        yield Case(f"matmul/{name}/{rows}", flops, partial(by_column, x_TH), keeps_busy=large)
         yield Case(f"row_matmul/{name}/{rows}", flops, partial(by_row, x_TN))
 
 

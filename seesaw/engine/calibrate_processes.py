@@ -23,11 +23,13 @@ MOST_ERROR_TEXT = 4000
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """Seconds of one run by case, one figure per round, and what one run amounts to."""
+    """Seconds of one run by case, one figure per round, and what one run amounts to. `cpu_share`
+    of its threads' time was computed in, where they had enough to do."""
 
     samples: Mapping[str, Sequence[float]]
     amounts: Mapping[str, float]
     num_threads: int
+    cpu_share: float
 
 
 def run_ranks(task: RankTask, num_threads: int, heard: Callable[[int], None]) -> list[RankReport]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class RankMeasurement:
             torch.set_num_threads(task.num_threads)
         self._device = torch.device(task.device)
         self._close: list[Callable[[], None]] = []
+        self._cpu_shares: list[float] = []
         self._group: RankGroup | None = None
         self._all: Comm | None = None
         if task.num_ranks > 1:
@@ -89,6 +91,7 @@ class RankMeasurement:
             "samples": samples,
             "amounts": {case.name: case.amount for case in cases},
             "num_threads": torch.get_num_threads(),
+            "cpu_share": statistics.median(self._cpu_shares) if self._cpu_shares else 1.0,
         }
         for close in self._close:
             close()
@@ -106,10 +109,14 @@ class RankMeasurement:
         self._mean(0.0)
         if self._device.type == "cuda":
             return self._cuda_sample(case, runs)
-        began_s = time.perf_counter()
+        began_s, cpu_began_s = time.perf_counter(), time.process_time()
         for _ in range(runs):
             case.run()
-        return (time.perf_counter() - began_s) / runs
+        seconds = time.perf_counter() - began_s
+        if case.keeps_busy:
+            cpu_s = time.process_time() - cpu_began_s
+            self._cpu_shares.append(cpu_s / seconds / torch.get_num_threads())
+        return seconds / runs
 
     def _cuda_sample(self, case: Case, runs: int) -> float:
         begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))

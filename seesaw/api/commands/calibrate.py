@@ -15,7 +15,7 @@ from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.errors import ConfigError, SeesawError
 
 if TYPE_CHECKING:
-    from seesaw.engine.calibrate import Calibration, Effort, Figure, Way
+    from seesaw.engine.calibrate import Calibration, Effort, Way
     from seesaw.plan.machine import Machine
 
 
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
             ["--force"],
             is_flag=True,
             section="Measuring",
-            help="write the file even if figures are spread so widely that something else must "
-            "have been running",
+            help="write the file even where it shows that something else ran meanwhile",
         ),
         Flag(
             ["--output"],
@@ -90,9 +89,14 @@ def calibrate(
         write(_summary(found))
         if output_json != STDOUT:
             _print_table(found)
-        noisy = [(way, figure) for way in found.ways for figure in way.noisy]
-        if noisy and not force:
-            raise SeesawError(_too_noisy(noisy))
+        told = "; ".join(
+            f"{way.num_ranks} x {way.num_threads} threads: {way.complaint}" for way in found.ways if way.complaint
+        )
+        if told and not force:
+            raise SeesawError(
+                f"{told}. Something else ran on this machine, so nothing was written. Measure "
+                "again when it is quiet, or add --force."
+            )
         try:
             write_machines(path, found.machines)
         except OSError as error:
@@ -153,6 +157,8 @@ def _summary(found: Calibration) -> dict[str, Any]:
             {
                 "num_ranks": way.num_ranks,
                 "num_threads": way.num_threads,
+                "cpu_share": way.cpu_share,
+                "complaint": way.complaint,
                 "figures": {
                     one.name: {
                         "seconds": one.seconds,
@@ -186,6 +192,7 @@ def _print_table(found: Calibration) -> None:
         *(f"{_middle(way):.0%} / {max(one.spread for one in way.figures.values()):.0%}"
           for way in found.ways),
     )  # fmt: skip
+    table.add_row("share of the cores' time", *(f"{way.cpu_share:.0%}" for way in found.ways))
     Console().print(table)
 
 
@@ -223,17 +230,3 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str]]:
     if len(machine.devices) > 1:
         yield "send of 1,024 KiB", f"{links.send_s(2**20) * 1e6:,.0f} us"
         yield "weights from peers", f"{links.peer_bytes_per_s / 1e9:,.2f} GB/s"
-
-
-def _too_noisy(noisy: Sequence[tuple[Way, Figure]]) -> str:
-    from seesaw.engine.calibrate import MOST_SPREAD
-
-    shown = ", ".join(
-        f"{one.name} ({way.num_ranks} ranks) {one.spread:.0%}" for way, one in noisy[:5]
-    )
-    more = f" and {len(noisy) - 5} more" if len(noisy) > 5 else ""
-    return (
-        f"{len(noisy)} figures are spread by more than {MOST_SPREAD:.0%} of their median: {shown}"
-        f"{more}. Something else ran on this machine, so nothing was written. Measure again when "
-        "it is quiet, or add --force."
-    )
