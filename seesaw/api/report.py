@@ -44,7 +44,7 @@ def machine_output(target: str | None) -> Iterator[Callable[[Any], None]]:
             yield lambda value: print(_dump(value, stdout.encoding), file=stdout, flush=True)
     else:
         path = Path(target)
-        _check_writable(path)
+        check_writable(path, "--output-json")
         yield lambda value: _write(path, _dump(value, "utf-8"))
 
 
@@ -58,13 +58,14 @@ def _dump(value: Any, encoding: str) -> str:
     return text
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path, flag: str) -> None:
+    """Raises ConfigError, naming the flag, where a file cannot be written there."""
     if path.is_dir():
-        raise ConfigError(f"--output-json {path}: is a folder, expected a file name.")
+        raise ConfigError(f"{flag} {path}: is a folder, expected a file name.")
     if not path.parent.is_dir():
-        raise ConfigError(f"--output-json {path}: the folder {path.parent} does not exist.")
+        raise ConfigError(f"{flag} {path}: the folder {path.parent} does not exist.")
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--output-json {path}: no permission to write in {path.parent}.")
+        raise ConfigError(f"{flag} {path}: no permission to write in {path.parent}.")
 
 
 def _write(path: Path, text: str) -> None:

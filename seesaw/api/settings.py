@@ -103,11 +103,13 @@ def engine_flags(**defaults: Any) -> list[click.Option]:
 
 def take_engine_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Remove what belongs to EngineConfig from parsed `values`; return its arguments, checked.
+    Those that a command has no flag for are left out.
 
     `values` must hold nothing but settings of the engine and of its policy by then. Raises
     ConfigError.
     """
-    settings = {f.name: values.pop(f.name) for f, _, _ in flag_fields(EngineConfig)}
+    names = [f.name for f, _, _ in flag_fields(EngineConfig)]
+    settings = {name: values.pop(name) for name in names if name in values}
     settings["policy_options"] = dict(values)
     values.clear()
     # Before anything heavy is imported: a bad setting is told at once.

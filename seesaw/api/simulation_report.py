@@ -1,0 +1,87 @@
+"""What `seesaw simulate` says to people: one simulation in a few lines, several in a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from seesaw.config import format_bytes
+from seesaw.plan.estimate import Estimate
+from seesaw.simulate.results import Result
+
+WIDTH = 140
+
+
+def describe(result: Result) -> list[str]:
+    """Lines of text; all seconds are those of the simulated machine."""
+    layouts = result.decode_layout
+    if result.prefill_layout != result.decode_layout:
+        layouts = f"{result.prefill_layout} -> {result.decode_layout}"
+    lines = [
+        f"{result.model} on {result.machine} in {layouts}, policy {result.policy}: "
+        f"{result.num_requests} requests of {result.workload} ({result.arrivals}) in "
+        f"{result.elapsed_s:,.1f} s, simulated",
+        f"{result.requests_per_s:.3f} requests/s, {result.output_tokens_per_s:,.1f} tokens/s out, "
+        f"{result.tokens_per_s:,.1f} in and out (steady {result.steady.tokens_per_s:,.1f} for "
+        f"{result.steady.seconds:,.1f} s, tail {result.tail.tokens_per_s:,.1f} for "
+        f"{result.tail.seconds:,.1f} s)",
+        "time: " + ", ".join(
+            f"{name} {seconds:,.1f} s" for name, seconds in result.phase_s.items() if seconds
+        ) + f"; devices compute {min(result.busy_share):.0%} to {max(result.busy_share):.0%} of it",
+        f"{result.mean_decode_batch:.1f} rows per decode step, {result.num_preemptions} "
+        "preemptions",
+    ]  # fmt: skip
+    if result.num_transitions:
+        moved = ", ".join(
+            f"{format_bytes(nbytes)} ({source})"
+            for source, nbytes in result.weight_bytes_moved.items()
+            if nbytes and source != "resident"
+        )
+        lines.append(
+            f"{result.num_transitions} transitions, {result.transition_s:.2f} s; weights moved "
+            f"{moved or 'none'}; KV stored {format_bytes(result.kv_store_bytes)}, loaded "
+            f"{format_bytes(result.kv_load_bytes)}"
+        )
+    if result.num_lost:
+        lines.append(f"{result.num_lost} requests were lost with a rank and ran again")
+    for name, spread in result.latency_s.items():
+        lines.append(
+            f"{name.replace('_', ' '):<12} mean {spread.mean:10.4f} s   p50 {spread.p50:10.4f}   "
+            f"p90 {spread.p90:10.4f}   p99 {spread.p99:10.4f}"
+        )
+    return lines
+
+
+def comparison(results: Sequence[Result], estimates: Sequence[Estimate | None]) -> list[str]:
+    """Lines of a table, fastest first, with what the plan had estimated."""
+    first = results[0]
+    table = Table(
+        title=f"{first.model} on {first.machine}: {first.num_requests} requests of "
+        f"{first.workload} ({first.arrivals}), simulated",
+        title_justify="left",
+    )
+    for name in ("prefill", "decode"):
+        table.add_column(name)
+    for name in ("policy", "requests/s", "tokens/s", "estimated", "batch", "transitions",
+                 "p50 end to end"):  # fmt: skip
+        table.add_column(name, justify="right")
+    order = sorted(range(len(results)), key=lambda at: -results[at].requests_per_s)
+    for at in order:
+        result, estimate = results[at], estimates[at]
+        table.add_row(
+            result.prefill_layout,
+            result.decode_layout,
+            result.policy,
+            f"{result.requests_per_s:.3f}",
+            f"{result.tokens_per_s:,.0f}",
+            "" if estimate is None else f"{estimate.tokens_per_s:,.0f}",
+            f"{result.mean_decode_batch:.1f}",
+            str(result.num_transitions),
+            f"{result.latency_s['end_to_end'].p50:,.1f} s",
+        )
+    text = io.StringIO()
+    Console(file=text, width=WIDTH).print(table)
+    return text.getvalue().rstrip().split("\n")
