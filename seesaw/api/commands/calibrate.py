@@ -90,7 +90,9 @@ def calibrate(
         if output_json != STDOUT:
             _print_table(found)
         told = "; ".join(
-            f"{way.num_ranks} x {way.num_threads} threads: {way.complaint}" for way in found.ways if way.complaint
+            f"{way.num_ranks} x {way.num_threads} threads: {way.complaint}"
+            for way in found.ways
+            if way.complaint
         )
         if told and not force:
             raise SeesawError(
