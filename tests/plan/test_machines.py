@@ -301,7 +301,26 @@ def test_devices_by_name_bring_their_usual_links(tmp_path: Path) -> None:
 
 # -- what is refused -------------------------------------------------------------------------------
 
-SAMPLE = encode_machines((random_machine(random.Random(5)),))
+
+def small_machine() -> Machine:
+    """Two devices with short curves, every optional field set."""
+    device, links = device_by_slug("l4")
+    curve = Curve((1.0, 64.0), (1e9, 1e12))
+    curves = {"bfloat16": curve}
+    rates = replace(device.rates, matmul_flops=curves, row_matmul_flops=curves)
+    return Machine(
+        slug="small",
+        name="Small",
+        devices=(replace(device, rates=rates),) * 2,
+        links=replace(links, measured={2: curve}),
+        host_memory_bytes=2**36,
+        host_bytes_per_s=1e10,
+        price_per_hour=1.0,
+        sources={"links": "measured"},
+    )
+
+
+SAMPLE = encode_machines((small_machine(),))
 OPTIONAL = {
     "row_matmul_flops", "row_overhead_s", "step_row_overhead_s", "torch_names", "sources",
     "compute_capability", "num_sms", "shared_memory_bytes", "l2_bytes", "dtypes", "measured",
@@ -371,7 +390,7 @@ def test_numbers_that_are_none_are_refused_wherever_they_stand(tmp_path: Path) -
             message = refusal(changed(path, value), tmp_path / "x.json")
             assert name in message, (path, value, message)
             seen += 1
-    assert seen > 300
+    assert seen > 200
 
 
 def test_texts_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -396,7 +415,7 @@ def test_missing_fields_are_named(tmp_path: Path) -> None:
             if name not in OPTIONAL and holder.get(name) is not None and name != "peak":
                 assert name in refusal(changed((*path, name), ...), tmp_path / "x.json")
                 missing += 1
-    assert missing > 30
+    assert missing > 20
 
 
 def test_unknown_fields_are_refused_with_the_nearest(tmp_path: Path) -> None:
