@@ -89,6 +89,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
     in_checkout = {str(path.relative_to(ROOT)) for path in (ROOT / "seesaw").rglob("*.py")}
     assert in_checkout == {name for name in names if name.endswith(".py")}
+    data = {str(path.relative_to(ROOT)) for path in (ROOT / "seesaw").rglob("*.json")}
+    assert data == {name for name in names if name.endswith(".json")} != set()
     assert "seesaw/py.typed" in names
     assert any(name.startswith("seesaw/_cpu.") and name.endswith(".so") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

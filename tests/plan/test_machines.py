@@ -285,6 +285,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_machines(path, (replace(broken, host_bytes_per_s=math.nan),))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
+    with pytest.raises(OSError, match=r"folder\.json"):
+        write_machines(folder, read_machines("2xl4"))
+    assert sorted(tmp_path.iterdir()) == [folder, path]
 
 
 def test_devices_by_name_bring_their_usual_links(tmp_path: Path) -> None:
