@@ -17,7 +17,7 @@ import pytest
 
 from seesaw.errors import ConfigError
 from seesaw.plan.curve import Curve
-from seesaw.plan.machine import Device, Links, Machine
+from seesaw.plan.machine import Device, Links, Machine, Rates
 from seesaw.plan.machine_files import (
     CPU_MEMORY_BYTES_PER_S,
     builtin_cpu,
@@ -548,5 +548,6 @@ def test_the_example_of_the_page_is_a_whole_machine(tmp_path: Path) -> None:
     assert set(shown) == {*Machine.__dataclass_fields__}
     device = shown["devices"][0]["device"]
     assert set(device) == {*Device.__dataclass_fields__}
+    assert set(device["rates"]) == {*Rates.__dataclass_fields__}
     assert set(shown["links"]) == {*Links.__dataclass_fields__}
     assert machine.slug == shown["slug"]
