@@ -1,0 +1,218 @@
+"""`seesaw simulate`: flags in, figures, files and exit codes out, and no torch on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seesaw import cli
+from seesaw.api.simulation_inputs import choose_arrivals, parse_faults
+from seesaw.errors import ConfigError
+from seesaw.plan.workload import Arrivals, parse_workload
+from seesaw.simulate.faults import Death, Faults, SlowRank
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 64, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 16384,
+    "rms_norm_eps": 1e-5, "torch_dtype": "float16",
+}  # fmt: skip
+SPLIT = ["--prefill-layout", "pp4", "--decode-layout", "tp4"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> list[str]:
+    """Thirty requests on four L4."""
+    folder = tmp_path / "llama-15b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return ["simulate", "--model", str(folder), "--machine", "4xl4", "--workload", "64:8",
+            "--num-requests", "30"]  # fmt: skip
+
+
+def run(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def figures(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    assert run([*args, "--output-json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_result_for_people_and_for_machines(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "result.json"
+    assert run([*job, *SPLIT, "--output-json", str(target)]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(target.read_text())
+    assert found["layouts"] == {"prefill": "dp1-tp1-pp4", "decode": "dp1-tp4-pp1"}
+    assert (found["model"], found["machine"], found["policy"]) == ("llama-15b", "4xl4", "seesaw")
+    assert (found["num_requests"], found["input_tokens"], found["output_tokens"]) == (30, 1920, 240)
+    assert found["tokens_per_s"] == pytest.approx(2160 / found["elapsed_s"])
+    assert found["num_transitions"] >= 1
+    assert found["kv_store_bytes"] == found["kv_load_bytes"] > 0
+    assert len(found["busy_share"]) == 4
+    assert "30 requests of 64:8 (closed)" in told
+    assert "transitions" in told
+    assert figures([*job, *SPLIT], capsys) == found
+
+
+def test_without_layouts_it_is_what_a_plan_recommends(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = figures(job, capsys)
+    assert run([*job, "--compare", "3"]) == 0
+    table = capsys.readouterr().out
+    several = figures([*job, "--compare", "3"], capsys)["results"]
+    assert len(several) == 3
+    assert any(result["layouts"] == one["layouts"] for result in several)
+    for result in several:
+        assert result["layouts"]["decode"] in table
+
+
+def test_options_of_the_policy_and_settings_of_the_engine(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = figures([*job, *SPLIT], capsys)
+    tier = ["--host-kv-memory", "64MiB", "--no-tail"]
+    small = figures([*job, *SPLIT, *tier], capsys)
+    assert small["memory"]["tier_blocks"] < plain["memory"]["tier_blocks"]
+    assert small["num_transitions"] > plain["num_transitions"]
+    eager = figures([*job, *SPLIT, *tier, "--switch", "prefill-first"], capsys)
+    assert eager["num_transitions"] != small["num_transitions"]
+    chunked = figures([*job, "--decode-layout", "tp4", "--max-prefill-chunk", "16"], capsys)
+    whole = figures([*job, "--decode-layout", "tp4"], capsys)
+    assert chunked["policy"] == "continuous"
+    assert chunked["elapsed_s"] != whole["elapsed_s"]
+
+
+def test_arrivals_faults_and_costs_of_the_driver_change_the_result(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = figures([*job, *SPLIT], capsys)
+    for flags in (
+        ["--rate", "2"], ["--arrivals", "gamma", "--rate", "2", "--cv", "3"],
+        ["--arrivals", "constant", "--rate", "2"], ["--late", "1:0.5"], ["--slow", "0:0:100:3"],
+        ["--death", "2:0.5", "--restart-s", "7"], ["--host-step-s", "0.2"],
+        ["--no-answers-known", "--max-tokens", "50"],
+    ):  # fmt: skip
+        found = figures([*job, *SPLIT, *flags], capsys)
+        assert found["elapsed_s"] > plain["elapsed_s"], flags
+        assert found["output_tokens"] == 240, flags
+    assert figures([*job, *SPLIT, "--rate", "2"], capsys)["arrivals"] == "2 requests/s, cv 1"
+    died = figures([*job, *SPLIT, "--death", "2:0.5"], capsys)
+    assert died["faults"]["deaths"] == [[2, 0.5]]
+    assert died["num_lost"] > 0
+
+
+def test_the_seed_draws_lengths_and_arrivals(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = [*job, *SPLIT, "--workload", "azure-code", "--arrivals", "trace"]
+    one, again, other = (figures([*job, "--seed", seed], capsys) for seed in ("1", "1", "2"))
+    assert one == again
+    assert one["input_tokens"] != other["input_tokens"]
+
+
+def test_a_trace_and_a_plot(job: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    trace, plot = tmp_path / "trace.json", tmp_path / "timeline.svg"
+    assert run([*job, *SPLIT, "--trace", str(trace), "--plot", str(plot)]) == 0
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1, 2, 3}
+    assert plot.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--machine", "4xl5"], "'l5' is not known"),
+        (["--workload", "sharegtp"], "sharegpt"),
+        (["--arrivals", "poisson"], "--rate"),
+        (["--slow", "1:2"], "RANK:BEGIN:END:TIMES"),
+        (["--death", "9:1", *SPLIT], "rank from 0 to 3"),
+        (["--trace", "/nowhere/at/all.json"], "--trace"),
+        (["--compare", "2", "--trace", "t.json"], "--compare"),
+        (["--compare", "2", *SPLIT], "--compare"),
+        (["--low-mark", "0.5"], "--policy seesaw"),
+        (["--prefill-layout", "pp3", "--decode-layout", "tp4"], "pp3"),
+        (["--max-tokens", "4", *SPLIT], "answers_known"),
+        (["--experiment", "throughput-l5"], "--model"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_runs(
+    job: list[str], flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, *flags]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_no_usage_error(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, "--machine", "1xt4"]) == 1
+    assert "GiB" in capsys.readouterr().err
+    assert run([*job, *SPLIT, "--device-memory", "1GiB"]) == 1
+
+
+def test_experiments_are_named_and_unknown_ones_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from seesaw.simulate.experiments import EXPERIMENTS
+
+    assert run(["simulate", "--list-experiments"]) == 0
+    assert capsys.readouterr().out.split() == list(EXPERIMENTS)
+    assert run(["simulate", "--experiment", "throughput-l5"]) == 2
+    assert "throughput-l4" in capsys.readouterr().err
+    assert run(["simulate"]) == 2
+
+
+def test_it_loads_no_torch(job: list[str]) -> None:
+    code = f"""
+import sys
+from seesaw.cli import main
+try:
+    main({[*job, *SPLIT]!r})
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+print([name for name in ("torch", "transformers", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_arrivals_by_flags() -> None:
+    plain, service = parse_workload("64:8"), parse_workload("azure-conv")
+    assert choose_arrivals(None, None, None, plain) is None
+    assert choose_arrivals("closed", None, None, service) is None
+    assert choose_arrivals(None, 2.0, None, plain) == Arrivals(2.0, 1.0)
+    assert choose_arrivals("constant", 2.0, None, plain) == Arrivals(2.0, 0.0)
+    assert choose_arrivals("gamma", 2.0, 5.0, plain) == Arrivals(2.0, 5.0)
+    assert choose_arrivals("trace", None, None, service) == service.arrivals
+    for kind, rate, cv in (
+        ("closed", 1.0, None), ("poisson", None, None), ("poisson", 1.0, 2.0),
+        ("gamma", 1.0, None), ("trace", 1.0, None), ("trace", None, None),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            choose_arrivals(kind, rate, cv, plain)
+
+
+def test_faults_by_flags() -> None:
+    assert parse_faults(None, (), (), 60.0) == Faults(slow=(), deaths=())
+    assert parse_faults("0.5:0.01", ("1:0:2.5:3",), ("0:4",), 7.0) == Faults(
+        late_share=0.5,
+        late_s=0.01,
+        slow=(SlowRank(1, 0.0, 2.5, 3.0),),
+        deaths=(Death(0, 4.0),),
+        restart_s=7.0,
+    )
+    for late, slow, death in (("1", (), ()), (None, ("a:1:2:3",), ()), (None, (), ("0.5:1",))):
+        with pytest.raises(ConfigError):
+            parse_faults(late, slow, death, 1.0)
