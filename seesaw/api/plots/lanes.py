@@ -73,6 +73,7 @@ def timeline(
                 ]
             drawn = PolyCollection(boxes, facecolors=colour, edgecolors="none")
             drawn.set_rasterized(count > MAX_VECTORS)
+            drawn.set_snap(False)  # to pixels, by which short spans would vanish
             axes.add_collection(drawn, autolim=False)
         axes.set_xlim(begin_s, end_s if end_s > begin_s else begin_s + 1.0)
         axes.set_ylim(len(order) - 0.4, -0.6)
