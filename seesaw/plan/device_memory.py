@@ -273,21 +273,22 @@ def _both_pools(setting: Setting, rank: RankNeeds) -> int:
 def _pools(setting: Setting, ranks: Sequence[RankNeeds], budget: int) -> tuple[int, int]:
     """Blocks of the prefill and of the decode pool, as many as every rank can hold.
 
-    The prefill pool is a ring: it needs the longest prompt, or a micro-batch for each stage, one
-    that is on its way to the tier and one that is planned.
+    A prompt holds all its blocks of the prefill pool from its first chunk until it is in the tier.
+    So that no stage waits, the pool needs a micro-batch for each stage, and beside it the prompt
+    that is being cut and the one on its way to the tier.
     """
     config, least = setting.config, setting.least_blocks
     rooms = [(rank, rank.kv_room(budget)) for rank in ranks]
     prefill_blocks = 0
     if setting.uses_tier:
-        ring = max(setting.wanted_len, (setting.prefill.pp + 2) * config.max_num_batched_tokens)
+        flowing = setting.prefill.pp * config.max_num_batched_tokens + 2 * setting.wanted_len
         # A block of one pool may be many times the other's: answers keep the least they need.
         share = min(
             min(int(room * PREFILL_SHARE_OF_KV), room - least * rank.block_bytes)
             // rank.prefill_block_bytes
             for rank, room in rooms
         )
-        prefill_blocks = min(-(-ring // config.block_size), max(share, least))
+        prefill_blocks = min(-(-flowing // config.block_size), max(share, least))
     num_blocks = min(
         (room - prefill_blocks * rank.prefill_block_bytes) // rank.block_bytes
         for rank, room in rooms

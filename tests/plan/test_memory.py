@@ -263,11 +263,11 @@ def kv_room(made: MemoryPlan) -> int:
 def test_the_prefill_pool_is_as_small_as_keeps_the_pipeline_full(prefill: str, stages: int) -> None:
     decode = {"pp2": "tp2", "pp4": "tp4", "tp2": "pp2", "tp1": "tp1"}[prefill]
     made = plan(prefill, decode, tier=True, device_memory="512MiB", max_num_batched_tokens=2000)
-    tokens = max(4096, (stages + 2) * 2000)
+    tokens = stages * 2000 + 2 * 4096
     assert made.prefill_blocks == -(-tokens // 32)
     short = {"device_memory": "512MiB", "max_num_batched_tokens": 64, "max_model_len": 100}
     few = plan(prefill, decode, tier=True, **short)
-    assert few.prefill_blocks * 32 - 32 < max(100, (stages + 2) * 64) <= few.prefill_blocks * 32
+    assert few.prefill_blocks * 32 - 32 < stages * 64 + 2 * 100 <= few.prefill_blocks * 32
 
 
 def test_the_prefill_pool_takes_a_third_at_most() -> None:
