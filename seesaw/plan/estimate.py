@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
@@ -180,16 +180,14 @@ class Steps:
             through += (self.pp - 1) * self.costs.send_s(work.num_tokens)
         return self.costs.stage(slowest, work), stages[slowest], through
 
-    def prompts(self, into: Spent, tokens: float, chunk: float) -> None:
-        """Back to back, after each other through the stages: `tokens` in steps of `chunk`."""
-        terms, slowest, through = self.step(chunk, 0)
-        into.add(terms, max(slowest, through / (self.pp + 1)), tokens / chunk)
+    def groups(self, requests: float) -> float:
+        """Of rows that are in different stages at once."""
+        return min(float(self.pp), max(1.0, requests))
 
-    def rounds(self, into: Spent, chunk: float, requests: float, rounds: float) -> None:
-        """Each of `requests` decodes a token in each of `rounds`, as a group for each stage,
-        with `chunk` tokens of prompts in each of the steps."""
-        groups = min(float(self.pp), max(1.0, requests))
-        terms, slowest, through = self.step(chunk, requests / groups)
+    def rounds(self, into: Spent, requests: float, rounds: float) -> None:
+        """Each of `requests` decodes a token in each of `rounds`."""
+        groups = self.groups(requests)
+        terms, slowest, through = self.step(0, requests / groups)
         into.add(terms, max(slowest, through / groups), rounds * groups)
 
 
@@ -212,6 +210,15 @@ class Phases:
     def elapsed_s(self) -> float:
         spent = self.prefill.seconds + self.decode.seconds + self.mixed.seconds
         return spent + self.transition_s
+
+
+class Wave(NamedTuple):
+    """`size` requests that decode together, `times` one after the other; `prompts` requests come
+    with it."""
+
+    size: float
+    times: float
+    prompts: float
 
 
 class Replica:
@@ -240,42 +247,107 @@ class Replica:
         by_memory = max(1.0, self.memory.num_blocks * block / held)
         return min(self.max_num_seqs, by_memory, self.demand.num_requests)
 
+    @cached_property
+    def is_crowded(self) -> bool:
+        """Requests that were let in together cannot all stay to their ends: memory is short before,
+        so that they come and go one by one, not as a wave."""
+        demand, memory = self.demand, self.memory
+        together = min(self.max_num_seqs, demand.num_requests)
+        ends = together * (demand.prompt + demand.answer)
+        return ends > memory.num_blocks * memory.block_size
+
+    def waves(self) -> list[Wave]:
+        """What decodes together, one after the other, to the end of the job.
+
+        Equal requests stay in waves, of which the last is smaller. Where they come and go one by
+        one, there is always a batch until nobody is left to come in; then it shrinks to nothing
+        within one answer.
+        """
+        left, batch = float(self.demand.num_requests), self.batch
+        if left <= batch:
+            return [Wave(left, 1.0, left)]
+        if self.is_crowded:
+            return [Wave(batch, left / batch - 0.5, left), Wave(batch / 2, 1.0, 0.0)]
+        full = left // batch
+        rest = left - full * batch
+        waves = [Wave(batch, full, full * batch)]
+        return [*waves, Wave(rest, 1.0, rest)] if rest else waves
+
     # -- one layout ------------------------------------------------------------------------------
 
     def continuous(self) -> Phases:
         """Chunks of prompts beside rows that decode."""
-        demand, steps, batch = self.demand, self.steps["decode"], self.batch
-        phases = Phases.of(batch)
-        left = float(demand.num_requests)
-        while left > 1e-9:
-            wave = min(batch, left)
-            self._wave(phases, steps, wave)
-            left -= wave
+        phases = Phases.of(self.batch)
+        extra = 1 + self._recomputed() / (self.demand.num_requests * self.demand.prompt)
+        waves = self.waves()
+        steps = self.steps["decode"]
+        for number, wave in enumerate(waves):
+            num_mixed = self._wave(phases, wave, extra, is_first=number == 0)
+        if not self.is_crowded or len(waves) == 1:
+            # Those of the last wave end in the order in which they began.
+            groups = steps.groups(wave.size)
+            rounds = min(self.rounds, num_mixed / max(1.0, wave.times) / groups)
+            steps.rounds(phases.decode, wave.size / 2, rounds)
         return phases
 
-    def _wave(self, phases: Phases, steps: Steps, wave: float) -> None:
-        """`wave` requests from their prompts to their last tokens."""
-        prompt = self.demand.prompt
-        groups = min(float(steps.pp), max(1.0, wave))
-        rows = wave / groups
-        room = max(self.chunk - rows, self.chunk / 4)
-        num_mixed = wave * prompt / room
-        num_steps = self.rounds * groups
-        if num_mixed > num_steps:
+    def _recomputed(self) -> float:
+        """Tokens of requests that yield to others and begin again: those that are let in although
+        they cannot stay."""
+        if not self.is_crowded:
+            return 0.0
+        demand, memory = self.demand, self.memory
+        tokens = memory.num_blocks * memory.block_size
+        let_in = min(self.max_num_seqs, demand.num_requests, tokens / demand.prompt)
+        stay = tokens / (demand.prompt + demand.answer)
+        return max(0.0, let_in - stay) * (demand.prompt + demand.answer / 2)
+
+    def _wave(self, phases: Phases, wave: Wave, extra: float, *, is_first: bool) -> float:
+        """From the prompts of a wave to its last tokens, `extra` times the prompts' tokens
+        computed. Returns the number of steps with prompts in them."""
+        steps, demand = self.steps["decode"], self.demand
+        groups = steps.groups(wave.size)
+        rows = wave.size / groups
+        each = self.rounds * groups
+        num_steps = each * wave.times
+        tokens = wave.prompts * demand.prompt * extra
+        ramp = 0.0
+        if is_first and tokens:
+            # Nobody decodes when the job begins.
+            room = self._room(rows / 2)
+            ramp = min(tokens / max(1.0, wave.times) / room, each)
+            tokens -= ramp * room
+            self._mixed(phases, ramp, room, rows / 2)
+        num_mixed = tokens / self._room(rows)
+        if ramp + num_mixed > num_steps:
             # Prompts are all that limits: rows are those that decode meanwhile.
-            rows = self.chunk * self.rounds / (prompt + self.rounds)
-            room = self.chunk - rows
-            num_mixed = num_steps = wave * prompt / room
-        terms, slowest, through = steps.step(room, rows)
-        phases.mixed.add(terms, max(slowest, through / (steps.pp + 1)), num_mixed)
-        steps.rounds(phases.decode, 0, rows * groups, (num_steps - num_mixed) / groups)
+            rows = min(rows, self.chunk * self.rounds / (demand.prompt + self.rounds))
+            num_mixed = tokens / self._room(rows)
+            num_steps = ramp + num_mixed
+        if num_mixed:
+            self._mixed(phases, num_mixed, self._room(rows), rows)
+        if ramp + num_mixed and steps.pp > 1:
+            # Where prompts begin after steps without, stages behind the first wait for them.
+            with_prompts, alone = steps.step(self._room(rows), rows)[1], steps.step(0, rows)[1]
+            waits = wave.times * (steps.pp - 1)
+            phases.mixed.wait(BUBBLES, waits * max(0.0, with_prompts - alone))
+        steps.rounds(phases.decode, rows * groups, (num_steps - ramp - num_mixed) / groups)
+        return ramp + num_mixed
+
+    def _room(self, rows: float) -> float:
+        """Tokens of prompts that fit a step beside `rows`."""
+        return max(self.chunk - rows, self.chunk / 4)
+
+    def _mixed(self, phases: Phases, times: float, chunk: float, rows: float) -> None:
+        steps = self.steps["decode"]
+        terms, slowest, through = steps.step(chunk, rows)
+        phases.mixed.add(terms, max(slowest, through / (steps.pp + 1)), times)
 
     # -- two phases ------------------------------------------------------------------------------
 
     def seesaw(self, to_decode_s: float, to_prefill_s: float) -> Phases:
         """Prompts until the tier is full, then answers until it is drained, and so on."""
         demand, memory = self.demand, self.memory
-        prefill, decode = self.steps["prefill"], self.steps["decode"]
+        decode = self.steps["decode"]
         phases = Phases.of(self.batch)
         per_request = -(-demand.prompt // memory.tier_block_size)
         tier = max(1.0, memory.tier_blocks // per_request)
@@ -285,13 +357,42 @@ class Replica:
             cycles += math.ceil((demand.num_requests - first) / tier)
         phases.num_transitions = 2 * cycles - 1
         phases.transition_s = cycles * to_decode_s + (cycles - 1) * to_prefill_s
-        prefill.prompts(phases.prefill, demand.num_requests * demand.prompt, self.chunk)
-        left = float(demand.num_requests)
-        while left > 1e-9:
-            wave = min(self.batch, left)
-            decode.rounds(phases.decode, 0, wave, self.rounds)
-            left -= wave
+        self._prompts(phases.prefill, cycles)
+        if self.rounds == 0:
+            phases.num_transitions, phases.transition_s = 0, 0.0
+            return phases
+        for wave in self.waves():
+            decode.rounds(phases.decode, wave.size, self.rounds * wave.times)
+        loads_s = demand.num_requests * self._transfer_s(load=True)
+        phases.decode.wait(HOST_LINK, max(0.0, loads_s - phases.decode.seconds))
         return phases
+
+    def _prompts(self, into: Spent, cycles: int) -> None:
+        """All prompts, through the ring of blocks that hold them until they are stored."""
+        demand, memory, steps = self.demand, self.memory, self.steps["prefill"]
+        chunk = min(float(self.chunk), demand.num_requests * demand.prompt)
+        terms, slowest, through = steps.step(chunk, 0)
+        step_s = max(slowest, through / (steps.pp + 1))
+        num_steps = demand.num_requests * demand.prompt / chunk
+        into.add(terms, step_s, num_steps)
+        into.wait(BUBBLES, cycles * (through - slowest))
+        # A prompt holds its blocks until it has passed all stages and is stored.
+        store_s = self._transfer_s(load=False)
+        at_once = max(1.0, memory.prefill_blocks // -(-demand.prompt // memory.block_size))
+        held_s = math.ceil(demand.prompt / chunk) * slowest + through - slowest + store_s
+        ring_s = demand.num_requests * held_s / at_once
+        into.wait(BUBBLES, max(0.0, ring_s - into.seconds))
+        stores_s = demand.num_requests * store_s
+        into.wait(HOST_LINK, max(0.0, stores_s - into.seconds))
+
+    def _transfer_s(self, *, load: bool) -> float:
+        """Seconds that a rank needs to copy one prompt's KV to the host, or from it."""
+        memory = self.memory
+        costs = self.steps["decode" if load else "prefill"].costs
+        rate = costs.load_bytes_per_s if load else costs.store_bytes_per_s
+        block_bytes = memory.block_bytes if load else memory.prefill_block_bytes
+        blocks = -(-self.demand.prompt // memory.block_size)
+        return blocks * block_bytes / min(rate(rank) for rank in range(costs.layout.num_ranks))
 
 
 class Estimator:
