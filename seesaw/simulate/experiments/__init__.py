@@ -15,6 +15,10 @@ EXPERIMENTS: Mapping[str, str] = {
     "links": "sweeps:links",
     "a100": "a100:a100",
     "pools": "pools:pools",
+    "tier": "beyond:tier",
+    "arrivals": "beyond:arrivals",
+    "batches": "beyond:batches",
+    "unequal": "beyond:unequal",
 }
 
 
