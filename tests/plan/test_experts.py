@@ -85,7 +85,7 @@ def test_loads_lie_between_an_equal_share_and_everything(
         assert 0 < touched <= widest * (1 + 1e-9)
         assert rows >= touched
         assert num_chosen / num_ranks * (1 - 1e-6) <= rows / tokens <= num_chosen * 1.1
-    assert all(load.touched(a) <= load.touched(b) for a, b in pairwise(counts))
+    assert all(load.touched(a) <= load.touched(b) * (1 + 1e-9) for a, b in pairwise(counts))
     assert load.touched(counts[-1]) == pytest.approx(widest)
     again = ExpertLoad(num_experts, num_chosen, num_ranks)
     assert [again.touched(n) for n in counts] == [load.touched(n) for n in counts]
