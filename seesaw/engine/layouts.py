@@ -6,20 +6,32 @@ Settled, and every error told, before any weight is read. What a rank then holds
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 
-from seesaw.config import EngineConfig
+from seesaw.config import DType, EngineConfig
+from seesaw.engine.at_hand import AtHand, calibrated, of_cpu, of_gpus
 from seesaw.engine.host import device_space, usable_cores
-from seesaw.errors import ConfigError
+from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair, layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
-from seesaw.plan.device_memory import DeviceSplit, Setting
+from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
+from seesaw.plan.machine_files import device_by_torch_name, local_path
+from seesaw.plan.search import known_dtypes, search
+from seesaw.plan.workload import Constant, Lengths
 from seesaw.scheduler import policies
 
 logger = get_logger(__name__)
+
+ASSUMED = Lengths(1024, 256)
+"""Requests that layouts are chosen for where none are given: the engine does not know its job."""
+
+ASSUMED_REQUESTS = 1000
 
 
 def choose_layouts(
@@ -69,11 +81,86 @@ def _choose(
     device: torch.device,
     num_devices: int,
 ) -> LayoutChoice:
-    """Replicas where the model fits one device, since they need not talk to each other; else as
-    many stages as can be for prompts, and as wide a cut as can be for answers."""
+    """What the planner recommends; by a rule where nothing is known of the devices."""
     replicas = ParallelLayout(dp=num_devices)
     if num_devices == 1:
         return LayoutChoice(replicas, replicas, "the default")
+    name = str(dtype).removeprefix("torch.")
+    at_hand = _figures(device, num_devices, name)
+    if isinstance(at_hand, str):
+        return _by_rule(config, spec, dtype, device, num_devices, at_hand)
+    planned = _plan(replace(config, dtype=cast(DType, name)), spec, device, at_hand)
+    if isinstance(planned, str):
+        return _by_rule(config, spec, dtype, device, num_devices, planned)
+    return planned
+
+
+def _plan(
+    config: EngineConfig, spec: ModelSpec, device: torch.device, at_hand: AtHand
+) -> LayoutChoice | str:
+    """The best layouts for an assumed job, or in words why there are none."""
+    policy = config.resolve_policy(False)
+    uses_tier = None if config.policy == "auto" else policies.uses_tier(policy)
+    lengths = _assumed_lengths(config, spec)
+    job = f"{ASSUMED_REQUESTS} requests of {lengths.prompt} tokens in and {lengths.answer} out"
+    (machine,) = at_hand.machines
+    try:
+        found = search(
+            spec, at_hand.machines, Constant("assumed", "assumed", lengths), ASSUMED_REQUESTS,
+            config, chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
+            space=device_space(device, len(machine.devices)),
+        )  # fmt: skip
+    except DoesNotFit:
+        return f"no layout has room for requests of {lengths.prompt + lengths.answer} tokens"
+    best = found.recommended
+    return LayoutChoice(
+        best.prefill,
+        best.decode,
+        f"planned for {job}, see `seesaw plan`; {at_hand.source}; {found.verdict}",
+    )
+
+
+def _figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
+    """The way to use this machine with so many devices, or in words why its figures are of no
+    use."""
+    if local_path().is_file():
+        found = calibrated()
+        where = f"{local_path()} has no figures for"
+    elif device.type == "cuda":
+        names = [torch.cuda.get_device_name(index) for index in range(num_devices)]
+        unknown = [name for name in names if device_by_torch_name(name) is None]
+        if unknown:
+            return f"no figures for {unknown[0]}, run `seesaw calibrate`"
+        found = of_gpus(names)
+        where = "there are no figures for"
+    else:
+        found = of_cpu()
+        where = "there are no figures for"
+    for machine in found.machines:
+        if machine.kind == device.type and len(machine.devices) == num_devices:
+            if dtype not in known_dtypes(machine):
+                return f"{where} {dtype}, run `seesaw calibrate`"
+            return found._replace(machines=(machine,))
+    return f"{where} {num_devices} devices of kind {device.type}, run `seesaw calibrate`"
+
+
+def _assumed_lengths(config: EngineConfig, spec: ModelSpec) -> Lengths:
+    """ASSUMED, or as much of each as the longest request may have."""
+    share = min(1.0, longest_wanted(config, spec) / sum(ASSUMED))
+    return Lengths(*(max(1, int(share * tokens)) for tokens in ASSUMED))
+
+
+def _by_rule(
+    config: EngineConfig,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_devices: int,
+    why: str,
+) -> LayoutChoice:
+    """Replicas where the model fits one device, since they need not talk to each other; else as
+    many stages as can be for prompts, and as wide a cut as can be for answers."""
+    replicas = ParallelLayout(dp=num_devices)
     has_tier = policies.uses_tier(config.resolve_policy(False))
     setting = Setting(
         config=config,
@@ -86,7 +173,7 @@ def _choose(
         uses_tier=has_tier,
     )
     if DeviceSplit.of(setting).fits:
-        return LayoutChoice(replicas, replicas, "the model fits one device")
+        return LayoutChoice(replicas, replicas, f"the model fits one device; {why}")
     options = layouts_for(num_devices, spec, dp=1)
     if not options:
         fewer = next(n for n in range(num_devices - 1, 0, -1) if layouts_for(n, spec, dp=1))
@@ -99,5 +186,5 @@ def _choose(
     decode = max(options, key=lambda layout: layout.tp)
     if config.policy != "auto" and not has_tier:
         reason = f"the model does not fit one device; policy {config.policy} runs one layout"
-        return LayoutChoice(decode, decode, reason)
-    return LayoutChoice(prefill, decode, "the model does not fit one device")
+        return LayoutChoice(decode, decode, f"{reason}; {why}")
+    return LayoutChoice(prefill, decode, f"the model does not fit one device; {why}")

@@ -75,13 +75,14 @@ def search(
     kv_dtype: str | None = None,
     chunks: Sequence[int] | None = None,
     uses_tier: bool | None = None,
+    space: Space | None = None,
 ) -> Plan:
     """Rank every layout and pair of layouts of every way to use a machine.
 
     `kv_dtype` where KV is stored in another one than the model's. `chunks`: values of
     `max_num_batched_tokens` to choose from (default: CHUNKS and the config's). A policy other than
     `auto` is taken for all, and `uses_tier` says whether it keeps KV on the host: one that does not
-    cannot change layouts.
+    cannot change layouts. `space`: memory that there is (default: all of the machine's).
 
     Raises DoesNotFit where no candidate has room, with the figures of the one that lacks least;
     ConfigError where the machine cannot be used so.
@@ -97,6 +98,7 @@ def search(
         kv_bytes=None if kv_dtype is None else KV_BYTES[kv_dtype],
         chunks=sorted(chunks or {*CHUNKS, config.max_num_batched_tokens}),
         uses_tier=uses_tier,
+        space=space,
     )
     found: list[_Found] = []
     refused: list[Refused] = []
@@ -120,6 +122,7 @@ class _Asked:
     kv_bytes: int | None
     chunks: Sequence[int]
     uses_tier: bool | None
+    space: Space | None
 
     @property
     def element_bytes(self) -> int:
@@ -194,7 +197,7 @@ def _best_chunk(
         try:
             memory = plan_memory(
                 replace(config, max_num_batched_tokens=chunk), spec, asked.element_bytes,
-                Space.of(machine), layouts, uses_tier,
+                asked.space or Space.of(machine), layouts, uses_tier,
                 kv_element_bytes=asked.kv_bytes, name_others=False,
             )  # fmt: skip
             _check_length(asked.demand, memory)
@@ -306,11 +309,23 @@ def dtype_of(config: EngineConfig, spec: ModelSpec) -> str:
 
 
 def check_dtype(machine: Machine, dtype: str) -> None:
-    """Raises ConfigError where a device does not compute in `dtype`, or no rate is known."""
-    for device in machine.devices:
-        known = [name for name in device.dtypes if name in device.rates.matmul_flops]
-        if dtype not in known:
-            raise ConfigError(
-                f"dtype={dtype}: {device.name} computes in {', '.join(known)}. Use --dtype "
-                f"{'float16' if 'float16' in known else known[0]}."
-            )
+    """Raises ConfigError where not all devices compute in `dtype`, as far as is known."""
+    known = known_dtypes(machine)
+    if dtype not in known:
+        other = "float16" if "float16" in known else (*known, dtype)[0]
+        raise ConfigError(
+            f"dtype={dtype}: {machine.name} is known to compute in {', '.join(known) or 'none'}. "
+            f"Use --dtype {other}."
+        )
+
+
+def known_dtypes(machine: Machine) -> tuple[str, ...]:
+    """What all devices compute in, at rates that are known."""
+    return tuple(
+        dtype
+        for dtype in ELEMENT_BYTES
+        if all(
+            dtype in device.dtypes and dtype in device.rates.matmul_flops
+            for device in machine.devices
+        )
+    )

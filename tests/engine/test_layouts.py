@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,13 +13,17 @@ import pytest
 import torch
 
 from seesaw.config import EngineConfig
-from seesaw.engine import host, layouts
+from seesaw.engine import at_hand, host, layouts
 from seesaw.engine.layouts import choose_layouts
 from seesaw.errors import ConfigError
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
 from seesaw.plan import device_memory
 from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.curve import Curve
+from seesaw.plan.machine_files import local_path, read_machines, write_machines
+from seesaw.plan.memory import plan_memory
+from seesaw.scheduler import policies
 from seesaw.scheduler.policies.continuous import Continuous
 
 MIB = 2**20
@@ -47,15 +53,23 @@ def model(num_layers: int = 30, num_heads: int = 9, num_kv_heads: int = 3) -> Mo
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 cores, 64 GiB, 4 GPUs of 24 GiB."""
-    gpu = type("Properties", (), {"total_memory": 24 * 2**30})
-    monkeypatch.setattr(layouts, "usable_cores", lambda: 4.0)
-    monkeypatch.setattr(host, "host_memory", lambda: (64 * 2**30, 64 * 2**30))
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """4 cores, 64 GiB, 4 GPUs of 24 GiB of which nothing is known."""
+    gpu = type("Properties", (), {"total_memory": 24 * 2**30, "name": "Unheard Of 9000"})
+    monkeypatch.setenv("SEESAW_CACHE_ROOT", str(tmp_path))
+    for module in (layouts, at_hand):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4.0)
+    for module in (host, at_hand):
+        monkeypatch.setattr(module, "host_memory", lambda: (64 * 2**30, 64 * 2**30))
     monkeypatch.setattr(device_memory, "workspace_bytes", lambda spec, **sizes: 64 * MIB)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (23 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+
+
+@pytest.fixture
+def many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 64)
 
 
 def choose(
@@ -85,10 +99,11 @@ def test_one_device_on_cpu_all_on_cuda() -> None:
     assert pair(CUDA, num_devices=3) == "dp3-tp1-pp1 dp3-tp1-pp1"
 
 
-def test_a_model_that_fits_one_device_is_replicated() -> None:
-    choice = choose(num_devices=4, device_memory="1GiB")
+def test_without_figures_a_model_that_fits_one_device_is_replicated() -> None:
+    choice = choose(CUDA, device_memory="1GiB")
     assert (choice.num_ranks, choice.dp) == (4, 4)
-    assert "layout dp4-tp1-pp1 on 4 devices: the model fits one" in choice.describe()
+    assert "layout dp4-tp1-pp1 on 4 devices: the model fits one device" in choice.describe()
+    assert "no figures for Unheard Of 9000, run `seesaw calibrate`" in choice.describe()
 
 
 @pytest.mark.parametrize(
@@ -101,20 +116,20 @@ def test_a_model_that_fits_one_device_is_replicated() -> None:
         (60, (9, 3), "dp1-tp2-pp30 dp1-tp6-pp10"),
     ],
 )
-def test_a_larger_model_is_cut_into_stages_for_prompts_and_by_heads_for_answers(
-    num_devices: int, heads: tuple[int, int], expected: str
+def test_without_figures_a_larger_model_is_cut_into_stages_for_prompts_and_by_heads_for_answers(
+    num_devices: int, heads: tuple[int, int], expected: str, many_gpus: None
 ) -> None:
-    found = pair(spec=model(30, *heads), num_devices=num_devices, device_memory="300MiB")
-    assert found == expected
-    choice = choose(spec=model(30, *heads), num_devices=num_devices, device_memory="300MiB")
+    asked = {"num_devices": num_devices, "device_memory": "300MiB"}
+    choice = choose(CUDA, model(30, *heads), **asked)
+    assert f"{choice.prefill} {choice.decode}" == expected
     assert "does not fit one device" in choice.describe()
     assert f"prefill in {choice.prefill}, decode in {choice.decode}" in choice.describe()
 
 
 def test_a_policy_of_one_layout_gets_one() -> None:
     small = {"num_devices": 4, "device_memory": "300MiB"}
-    assert pair(policy="continuous", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
-    assert pair(policy="seesaw-cost", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
+    assert pair(CUDA, policy="continuous", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
+    assert pair(CUDA, policy="seesaw-cost", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
 
 
 def test_a_policy_of_ones_own_says_whether_it_can_change_layouts(monkeypatch) -> None:
@@ -125,15 +140,15 @@ def test_a_policy_of_ones_own_says_whether_it_can_change_layouts(monkeypatch) ->
     vars(module).update(Phased=Mine, Plain=Continuous)
     monkeypatch.setitem(sys.modules, "mine", module)
     small = {"num_devices": 4, "device_memory": "300MiB"}
-    assert pair(policy="mine:Phased", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
-    assert pair(policy="mine:Plain", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
+    assert pair(CUDA, policy="mine:Phased", **small) == "dp1-tp1-pp4 dp1-tp4-pp1"
+    assert pair(CUDA, policy="mine:Plain", **small) == "dp1-tp4-pp1 dp1-tp4-pp1"
 
 
-def test_a_number_that_no_dimension_allows_is_told_with_one_that_it_does() -> None:
+def test_a_number_that_no_dimension_allows_is_told_with_one_that_it_does(many_gpus: None) -> None:
     with pytest.raises(ConfigError, match=r"num_devices=37: .* 30 layers and 9 query heads") as e:
-        choose(num_devices=37, device_memory="300MiB")
+        choose(CUDA, num_devices=37, device_memory="300MiB")
     assert "Use num_devices=36" in str(e.value)
-    assert pair(num_devices=36, device_memory="300MiB") == "dp1-tp2-pp18 dp1-tp9-pp4"
+    assert pair(CUDA, num_devices=36, device_memory="300MiB") == "dp1-tp2-pp18 dp1-tp9-pp4"
 
 
 @pytest.mark.parametrize(
@@ -163,8 +178,9 @@ def test_more_cuda_devices_than_there_are(settings: dict[str, Any]) -> None:
 def test_a_model_fits_with_what_its_policy_needs() -> None:
     # A prompt of the longest length takes 360 MiB in each pool.
     asked = {"num_devices": 2, "max_model_len": 8192, "device_memory": "1000MiB"}
-    assert pair(**asked) == pair(policy="continuous", **asked) == "dp2-tp1-pp1 dp2-tp1-pp1"
-    assert pair(policy="seesaw", **asked) == "dp1-tp1-pp2 dp1-tp2-pp1"
+    assert pair(CUDA, **asked) == pair(CUDA, policy="continuous", **asked)
+    assert pair(CUDA, **asked) == "dp2-tp1-pp1 dp2-tp1-pp1"
+    assert pair(CUDA, policy="seesaw", **asked) == "dp1-tp1-pp2 dp1-tp2-pp1"
 
 
 def test_more_ranks_than_cores_are_warned_of_once(
@@ -181,3 +197,108 @@ def test_more_ranks_than_cores_are_warned_of_once(
         logging.getLogger("seesaw").removeHandler(caplog.handler)
     (record,) = caplog.records
     assert "5 ranks on 4 usable cores" in record.getMessage()
+
+
+# -- planned ---------------------------------------------------------------------------------------
+
+
+def as_gpus(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    gpu = type("Properties", (), {"total_memory": 24 * 2**30, "name": name})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+
+
+def large() -> ModelSpec:
+    """15 B parameters: not on one GPU of 24 GiB in 2 bytes each."""
+    return spec_from_hf(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "torch_dtype": "float16",
+        }
+    )
+
+
+def planned(device: torch.device, spec: ModelSpec, **settings: Any) -> LayoutChoice:
+    config = EngineConfig(model="m", **settings)
+    choice = choose_layouts(config, spec, torch.float16, device)
+    # What is chosen must pass the engine's own memory plan.
+    policy = config.resolve_policy(choice.prefill != choice.decode)
+    space = host.device_space(device, choice.num_ranks)
+    plan_memory(config, spec, 2, space, choice, policies.uses_tier(policy))
+    return choice
+
+
+def test_known_gpus_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    choice = planned(CUDA, large())
+    assert choice.num_ranks == 4
+    assert "planned for 1000 requests of 1024 tokens in and 256 out" in choice.reason
+    assert "see `seesaw plan`" in choice.reason
+    assert "NVIDIA L4 by name" in choice.reason
+    # The tier is what 64 GiB leave beside weights: it would be filled and drained a dozen times.
+    assert choice.prefill == choice.decode
+    assert "no split pays here" in choice.reason
+    for module in (host, at_hand):
+        monkeypatch.setattr(module, "host_memory", lambda: (2**40, 2**40))
+    choice = planned(CUDA, large())
+    # Slow links, and both phases count: prompts in stages, answers cut further.
+    assert choice.prefill.pp == 4
+    assert choice.decode.tp > 1
+    assert "split gains" in choice.reason
+
+
+def test_a_policy_that_mixes_is_planned_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    choice = planned(CUDA, large(), policy="continuous")
+    assert choice.prefill == choice.decode
+    assert "planned for" in choice.reason
+
+
+def test_a_short_model_is_planned_for_requests_that_it_can_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    choice = planned(CUDA, large(), max_model_len=100)
+    assert "1000 requests of 80 tokens in and 20 out" in choice.reason
+
+
+def test_ranks_on_cpu_are_planned_by_another_cpus_figures() -> None:
+    choice = planned(CPU, model(), num_devices=2)
+    assert choice.num_ranks == 2
+    assert "planned for" in choice.reason
+    assert "run `seesaw calibrate`" in choice.reason
+
+
+def test_ways_that_are_not_known_fall_back_to_the_rule() -> None:
+    # 4 cores do not make 3 equal ranks.
+    choice = planned(CPU, model(), num_devices=3)
+    assert "there are no figures for 3 devices of kind cpu" in choice.reason
+
+
+def test_what_was_measured_counts_before_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    (measured,) = read_machines("4xl4")
+    # All-reduces as fast as memory: nothing speaks for stages.
+    links = replace(measured.links, bus_bytes_per_s=3e11, latency_s=Curve.flat(1e-6))
+    write_machines(local_path(), (replace(measured, links=links),))
+    choice = planned(CUDA, large())
+    assert f"measured by seesaw calibrate: {local_path()}" in choice.reason
+    assert choice.prefill.tp == choice.decode.tp == 4
+    # It was measured with four devices: two are another machine.
+    choice = planned(CUDA, large(), num_devices=2, device_memory="22GiB")
+    assert "has no figures for 2 devices of kind cuda" in choice.reason
+
+
+def test_a_model_that_no_planned_layout_can_hold_is_left_to_the_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    choice = choose(CUDA, large(), device_memory="2GiB")
+    assert "no layout has room for requests of 1280 tokens" in choice.reason
