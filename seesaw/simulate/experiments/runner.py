@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -16,7 +16,7 @@ from seesaw.simulate.simulation import simulate
 Key = TypeVar("Key", bound=Hashable)
 
 
-SHORTLIST = 5
+SHORTLIST = 3
 """Scenarios of a group that are run in full."""
 
 
@@ -55,17 +55,18 @@ def run_all(scenarios: Mapping[Key, Scenario], options: ExperimentOptions) -> di
 
 def run_best(
     scenarios: Mapping[Key, Scenario],
-    group: Callable[[Key], Hashable],
+    groups: Callable[[Key], Iterable[Hashable]],
     options: ExperimentOptions,
 ) -> dict[Key, Result]:
     """Results of the best few scenarios of each group, which are found with fewer requests: a
     quarter of them, and a hundred at least."""
     pilots = {key: replace(one, requests=_fewer(one)) for key, one in scenarios.items()}
-    rates: dict[Hashable, list[tuple[float, int, Key]]] = {}
+    ranked: dict[Hashable, list[tuple[float, int, Key]]] = {}
     for index, (key, result) in enumerate(run_all(pilots, options).items()):
-        rates.setdefault(group(key), []).append((-result.requests_per_s, index, key))
-    chosen = [key for found in rates.values() for _, _, key in sorted(found)[:SHORTLIST]]
-    return run_all({key: scenarios[key] for key in chosen}, options)
+        for group in groups(key):
+            ranked.setdefault(group, []).append((-result.requests_per_s, index, key))
+    chosen = {key for found in ranked.values() for _, _, key in sorted(found)[:SHORTLIST]}
+    return run_all({key: one for key, one in scenarios.items() if key in chosen}, options)
 
 
 def _fewer(scenario: Scenario) -> Sequence[Arrival | tuple[float, int, int]]:

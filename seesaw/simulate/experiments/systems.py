@@ -24,7 +24,7 @@ HOST_MEMORY = 80 * 2**30
 """Per device, in all runs of the paper."""
 SEQUENCES = 256
 """max_num_seqs of each scheduler of vLLM 0.5.4: its default."""
-CHUNKS = (512, 1024, 2048)
+CHUNKS = (512, 2048)
 """Token budgets among which the baseline's is tuned."""
 PREFILL_TOKENS = (1024, 2048, 4096)
 """Micro-batches of a pure prefill; the paper's artifact has 4096 at most. Small ones leave more

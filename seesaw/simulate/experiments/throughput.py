@@ -5,12 +5,12 @@ single layout and in the best two.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from seesaw.layout.pairs import layouts_for
 from seesaw.simulate.experiments.models import model
-from seesaw.simulate.experiments.runner import ExperimentOptions, run_all
+from seesaw.simulate.experiments.runner import ExperimentOptions, run_best
 from seesaw.simulate.experiments.systems import (
     CHUNKS,
     PREFILL_TOKENS,
@@ -69,12 +69,19 @@ def l4(options: ExperimentOptions) -> dict[str, Any]:
 
 
 def _device(device: str, options: ExperimentOptions) -> dict[str, Any]:
-    runs = {
+    runs: dict[tuple[Cell, str, str, int], Scenario] = {
         (cell, *key): scenario
         for cell in PUBLISHED[device]
         for key, scenario in _scenarios(device, cell, options).items()
     }
-    results = run_all(runs, options)
+
+    def groups(key: tuple[Cell, str, str, int]) -> Iterator[Hashable]:
+        cell, system, layouts, _ = key
+        yield cell, system
+        if layouts in PUBLISHED[device][cell]:
+            yield cell, system, layouts
+
+    results = run_best(runs, groups, options)
     cells = []
     for cell, published in PUBLISHED[device].items():
         own = {key[1:]: result for key, result in results.items() if key[0] == cell}
@@ -88,6 +95,20 @@ def _device(device: str, options: ExperimentOptions) -> dict[str, Any]:
             sum(math.log(one["gain_over_own_static"]) for one in cells) / len(cells)
         ),
         "cells": cells,
+        "plots": [
+            {
+                "kind": "bars",
+                "title": f"Two layouts over the best of vLLM 0.5.4, {device.upper()}",
+                "y_label": "throughput gain",
+                "groups": {
+                    f"{one['dataset']} {one['model']}": {
+                        "over vLLM 0.5.4": one["gain"],
+                        "over our own static": one["gain_over_own_static"],
+                    }
+                    for one in cells
+                },
+            }
+        ],
     }
 
 
