@@ -59,7 +59,7 @@ QUICK = Effort(
     sample_s=0.004,
     sizes=Sizes(
         walk_bytes=WALK_BYTES // 4,
-        copy_bytes=COPY_BYTES // 8,
+        copy_bytes=COPY_BYTES,
         matmul_rows=(1, 16, 256, 1024),
     ),
     link_bytes=LINK_BYTES[::3],
@@ -144,14 +144,14 @@ def calibrate(
                 f"dtype={dtype!r}: not known.{nearest(dtype, ELEMENT_BYTES)} "
                 f"Known: {', '.join(ELEMENT_BYTES)}."
             )
-    found = pick_device(device)
+    dtypes, found = tuple(dict.fromkeys(dtypes)), pick_device(device)
     counts = tuple(dict.fromkeys(num_devices)) or ways_of(found)
     _check_counts(counts, found)
     ways, machines = [], []
     for count in counts:
-        way = _measure(count, found, tuple(dict.fromkeys(dtypes)), effort, progress)
+        way = _measure(count, found, dtypes, effort, progress)
         ways.append(way)
-        machines.append(_machine(way, name, found, tuple(dict.fromkeys(dtypes))))
+        machines.append(_machine(way, name, found, dtypes, effort.sizes))
     return Calibration(tuple(ways), tuple(machines))
 
 
@@ -178,7 +178,7 @@ def _check_counts(counts: Sequence[int], device: torch.device) -> None:
 
 
 def _measure(
-    count: int, device: torch.device, dtypes: tuple[str, ...], effort: Effort, progress: Progress
+    count: int, device: torch.device, dtypes: Sequence[str], effort: Effort, progress: Progress
 ) -> Way:
     threads = max(1, int(usable_cores()) // count)
     unit = "GPU" if device.type == "cuda" else "rank"
@@ -206,7 +206,7 @@ def _measure(
             samples.setdefault(name, []).extend(values)
     amounts = dict(reports[0].amounts)
     for name, values in step_samples(
-        count, device.type, dtypes[0], effort.rounds, effort.sample_s
+        effort.sizes.layer, count, device.type, dtypes[0], effort.rounds
     ).items():
         samples[name], amounts[name] = values, 1.0
     progress(what, total, total)
@@ -220,13 +220,15 @@ def _figure(name: str, values: Sequence[float], amount: float) -> Figure:
     return Figure(name, middle, (high - low) / middle, amount)
 
 
-def _machine(way: Way, name: str, device: torch.device, dtypes: tuple[str, ...]) -> Machine:
+def _machine(
+    way: Way, name: str, device: torch.device, dtypes: Sequence[str], sizes: Sizes
+) -> Machine:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     threads = f"{way.num_threads} thread{'s' if way.num_threads > 1 else ''}"
     source = f"measured by seesaw calibrate on {today}, torch {torch.__version__}, {threads}"
     seconds = {one.name: one.seconds for one in way.figures.values()}
     amounts = {one.name: one.amount for one in way.figures.values()}
-    rates = rates_of(seconds, amounts, dtypes)
+    rates = rates_of(seconds, amounts, dtypes, sizes)
     memory, total = _memory(device)
     known = device_by_torch_name(torch.cuda.get_device_name(device)) if _is_cuda(device) else None
     own = Device(
@@ -236,7 +238,7 @@ def _machine(way: Way, name: str, device: torch.device, dtypes: tuple[str, ...])
         memory_bytes=memory,
         peak=None if known is None else known.peak,
         rates=rates,
-        dtypes=dtypes,
+        dtypes=tuple(dtypes),
         sources={"rates": source},
     )
     unit = "GPUs" if _is_cuda(device) else "ranks"

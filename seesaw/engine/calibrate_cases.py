@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from seesaw.engine.calibrate_model import calibration_spec, random_params
+from seesaw.engine.calibrate_model import LayerSizes, calibration_spec, random_params
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
@@ -36,39 +36,26 @@ from seesaw.plan.cost_model import HEAD_PASSES, MLP_PASSES, STREAM_PASSES
 from seesaw.plan.workspace import COPY_THREADS
 
 MATMUL_ROWS = (1, 4, 16, 64, 256, 1024, 2048)
-DECODE_ROWS = ((1, 1024), (16, 128), (16, 1024), (64, 128), (64, 512))
-"""(rows, keys of each)."""
-PREFILL_ROWS = ((256, 256), (1024, 1024), (512, 1024))
-"""(queries, keys of the row)."""
-MANY_LAYERS = 16
+DECODE_ROWS = ((1, 1024), (16, 48), (16, 512), (64, 48), (64, 256))
+"""(rows, keys of each in the mean)."""
+PREFILL_ROWS = ((16, 32, 32), (8, 128, 128), (2, 512, 512), (1, 1024, 2048))
+"""(rows, queries, keys of each)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Of what is measured, in elements but for `walk_bytes` (of weights, on this rank) and
-    `copy_bytes`. Sizes of a small model: rates hardly depend on them beyond that."""
+    """Of what is measured. `walk_bytes`: of weights, on this rank; `tokens`: of element-wise
+    operations."""
 
     walk_bytes: int
     copy_bytes: int
-    hidden: int = 1024
-    inner: int = 3072
-    kv_heads: int = 4
-    group: int = 3
-    head_dim: int = 64
+    layer: LayerSizes = field(default_factory=LayerSizes)
+    num_layers: int = 8
     block_size: int = 32
-    tokens: int = 512
-    """Of element-wise operations."""
+    tokens: int = 2048
     matmul_rows: Sequence[int] = MATMUL_ROWS
     decode_rows: Sequence[Sequence[int]] = DECODE_ROWS
     prefill_rows: Sequence[Sequence[int]] = PREFILL_ROWS
-
-    @property
-    def query_columns(self) -> int:
-        return self.kv_heads * self.group * self.head_dim
-
-    @property
-    def kv_columns(self) -> int:
-        return 2 * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +78,12 @@ def device_cases(
     dtype = dtypes[0]
     yield from _attention(sizes, device, dtype)
     yield _elementwise(sizes, device, dtype)
-    yield from _layers(device, dtype)
+    yield from _layers(sizes, device, dtype)
     yield from _copies(sizes, device, dtype, close)
 
 
 def _matmuls(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    inner, hidden = sizes.inner, sizes.hidden
+    inner, hidden = sizes.layer.inner, sizes.layer.hidden
     name = str(dtype).removeprefix("torch.")
     count = max(1, sizes.walk_bytes // (inner * hidden * dtype.itemsize))
     weights = _random((count, inner, hidden), device, dtype)
@@ -118,26 +105,36 @@ def _matmuls(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
 
 def _attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     for rows, keys in sizes.decode_rows:
-        run = _attend(sizes, device, dtype, rows, 1, keys)
-        yield Case(f"decode/{rows}/{keys}", rows * keys * sizes.kv_columns * dtype.itemsize, run)
-    for queries, keys in sizes.prefill_rows:
-        run = _attend(sizes, device, dtype, 1, queries, keys)
-        pairs = queries * keys - queries * (queries - 1) // 2
-        yield Case(f"prefill/{queries}/{keys}", 4.0 * pairs * sizes.query_columns, run)
+        run = _attend(sizes, device, dtype, 1, _lengths(rows, keys, sizes.block_size))
+        yield Case(f"decode/{rows}/{keys}", float(rows * keys), run)
+    for rows, queries, keys in sizes.prefill_rows:
+        run = _attend(sizes, device, dtype, queries, [keys] * rows)
+        pairs = rows * (queries * keys - queries * (queries - 1) // 2)
+        yield Case(
+            # Pairs of a query and a key over keys, as the planner has them.
+            f"prefill/{pairs / (rows * keys):g}", 4.0 * pairs * sizes.layer.query_columns, run
+        )  # fmt: skip
+
+
+def _lengths(rows: int, mean: int, block_size: int) -> list[int]:
+    """Keys of rows that decode, `mean` in the mean: their last blocks are as full as it happens."""
+    found = [mean + index * 7 % block_size - block_size // 2 for index in range(rows)]
+    found[0] += rows * mean - sum(found)
+    return found
 
 
 def _attend(
-    sizes: Sizes, device: torch.device, dtype: torch.dtype, rows: int, queries: int, keys: int
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, queries: int, seq_lens: list[int]
 ) -> Callable[[], object]:
-    """Attention of `rows` rows of `queries` queries that see `keys` keys, planned as a step's."""
-    size, heads = sizes.head_dim, sizes.kv_heads * sizes.group
-    kv, table = _cache(sizes, device, dtype, rows, keys)
-    q_THD = _random((rows * queries, heads, size), device, dtype)
-    cu_seqlens, seq_lens = list(range(0, rows * queries + 1, queries)), [keys] * rows
+    """Attention of rows of `queries` queries, planned as a step's."""
+    layer, rows = sizes.layer, len(seq_lens)
+    kv, table = _cache(sizes, device, dtype, rows, max(seq_lens))
+    q_THD = _random((rows * queries, layer.kv_heads * layer.group, layer.head_dim), device, dtype)
+    cu_seqlens = list(range(0, rows * queries + 1, queries))
     shape = AttentionShape(
-        num_heads=heads,
-        num_kv_heads=sizes.kv_heads,
-        head_dim=size,
+        num_heads=layer.kv_heads * layer.group,
+        num_kv_heads=layer.kv_heads,
+        head_dim=layer.head_dim,
         block_size=sizes.block_size,
         element_bytes=dtype.itemsize,
         unfused=device.type == "cuda",
@@ -146,10 +143,10 @@ def _attend(
     layers = itertools.cycle(range(kv.pool.shape[0]))
 
     def run() -> object:
-        layer = next(layers)
+        index = next(layers)
         return paged_attention(
-            q_THD, kv.k_cache(layer), kv.v_cache(layer), table, cu_seqlens, seq_lens,
-            sm_scale=size**-0.5, plan=plan,
+            q_THD, kv.k_cache(index), kv.v_cache(index), table, cu_seqlens, seq_lens,
+            sm_scale=layer.head_dim**-0.5, plan=plan,
         )  # fmt: skip
 
     return run
@@ -161,23 +158,25 @@ def _cache(
     """A pool with blocks for `rows` rows of `keys` keys, in as many layers as make it larger than
     the caches (at most 16), and a table that gives blocks out in no order."""
     per_row = -(-keys // sizes.block_size)
-    layer_bytes = rows * per_row * sizes.block_size * sizes.kv_columns * dtype.itemsize
-    layers = max(1, min(16, sizes.walk_bytes // (2 * layer_bytes)))
+    blocks = rows * per_row
+    layer_bytes = blocks * sizes.block_size * sizes.layer.kv_columns * dtype.itemsize
     kv = KVCache.allocate(
-        layers, rows * per_row, sizes.kv_heads, sizes.block_size, sizes.head_dim, dtype, device
-    )
+        max(1, min(16, sizes.walk_bytes // (2 * layer_bytes))), blocks, sizes.layer.kv_heads,
+        sizes.block_size, sizes.layer.head_dim, dtype, device,
+    )  # fmt: skip
     kv.pool.normal_()
-    table = torch.randperm(rows * per_row, device=device).to(torch.int32).view(rows, per_row)
+    table = torch.randperm(blocks, device=device).to(torch.int32).view(rows, per_row)
     return kv, table
 
 
 def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """All of a layer, as `CostModel` counts it."""
-    tokens, hidden, size = sizes.tokens, sizes.hidden, sizes.head_dim
-    weight = _random((hidden,), device, dtype)
-    x, residual = _random((2, tokens, hidden), device, dtype)
-    qkv = _random((tokens, sizes.kv_heads, sizes.group + 2, size), device, dtype)
-    gate_up = _random((tokens, 2 * sizes.inner), device, dtype)
+    tokens, layer = sizes.tokens, sizes.layer
+    group, size = layer.group, layer.head_dim
+    weight = _random((layer.hidden,), device, dtype)
+    x, residual = _random((2, tokens, layer.hidden), device, dtype)
+    qkv = _random((tokens, layer.kv_heads, group + 2, size), device, dtype)
+    gate_up = _random((tokens, 2 * layer.inner), device, dtype)
     cos, sin = _random((2, tokens, size // 2), device, dtype)
     kv, table = _cache(sizes, device, dtype, 1, tokens)
     within = torch.arange(tokens, device=device)
@@ -186,55 +185,62 @@ def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case
 
     def run() -> None:
         rms_norm(x, weight, 1e-6, residual_NH=residual)
-        group = sizes.group
         q, k = rope(qkv[:, :, :group], qkv[:, :, group], cos, sin)
         kv_write(k, qkv[:, :, -1], kv.k_cache(0), kv.v_cache(0), slots)
         q.flatten(1, 2)
         rms_norm(x, weight, 1e-6, residual_NH=residual)
         gated_activation(gate_up, "silu")
 
-    passes = STREAM_PASSES * hidden + MLP_PASSES * sizes.inner
-    passes += HEAD_PASSES * (sizes.query_columns + sizes.kv_columns)
+    passes = STREAM_PASSES * layer.hidden + MLP_PASSES * layer.inner
+    passes += HEAD_PASSES * (layer.query_columns + layer.kv_columns)
     return Case("elementwise", float(tokens * passes * dtype.itemsize), run)
 
 
-def _layers(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One row through layers so small that only calls cost; the first one also pays for what is
-    done once a step."""
-    spec = calibration_spec(MANY_LAYERS, dtype)
+def _layers(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One row through whole layers: one by one, which also pays each time for what is done once a
+    step, and all in one go. What matrix products leave of it is what a layer costs at least, with
+    caches as cold as weights leave them.
+    """
+    count, block_size = sizes.num_layers, sizes.block_size
+    spec = calibration_spec(sizes.layer, count, str(dtype).removeprefix("torch."))
     decoder = Decoder(spec, random_params(spec, dtype, device))
     kv = KVCache.allocate(
-        MANY_LAYERS, 2, spec.num_key_value_heads, 32, spec.head_dim, dtype, device
+        count, 2, spec.num_key_value_heads, block_size, spec.head_dim, dtype, device
     )
+    keys = block_size + 1
     inputs = StepInputs(
         token_ids_T=torch.zeros(1, dtype=torch.int64, device=device),
-        positions_T=torch.tensor([40], device=device),
-        slot_mapping_T=torch.tensor([40], device=device),
+        positions_T=torch.tensor([keys - 1], device=device),
+        slot_mapping_T=torch.tensor([keys - 1], device=device),
         block_table_RP=torch.tensor([[0, 1]], dtype=torch.int32, device=device),
         cu_seqlens_q_list=[0, 1],
-        seq_lens_list=[41],
+        seq_lens_list=[keys],
         sample_index_S=torch.zeros(1, dtype=torch.int64, device=device),
     )
     hidden = decoder.embed(inputs.token_ids_T)
-    for layers in (1, MANY_LAYERS):
-        run = partial(decoder.run_layers, hidden, inputs, kv, 0, layers)
-        yield Case(f"layers/{layers}", float(layers), run)
+
+    def one_by_one() -> None:
+        for layer in range(count):
+            decoder.run_layers(hidden, inputs, kv, layer, layer + 1)
+
+    yield Case("layers/one_by_one", float(count), one_by_one)
+    yield Case(
+        "layers/in_one_go", float(count), lambda: decoder.run_layers(hidden, inputs, kv, 0, count)
+    )
 
 
 def _copies(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, close: list[Callable[[], None]]
 ) -> Iterator[Case]:
     """KV to the host tier and back by the engine's own copies, and a plain copy on the device."""
-    layers, heads = Range(0, 8), Range(0, sizes.kv_heads)
-    tier_tokens = 2 * sizes.block_size
-    token_bytes = layers.size * sizes.kv_columns * dtype.itemsize
+    layers, heads = Range(0, 8), Range(0, sizes.layer.kv_heads)
+    tier_tokens, size = 2 * sizes.block_size, sizes.layer.head_dim
+    token_bytes = layers.size * sizes.layer.kv_columns * dtype.itemsize
     count = max(1, sizes.copy_bytes // (token_bytes * tier_tokens))
-    shape = TierShape(count, heads.size, layers.size, tier_tokens, sizes.head_dim, dtype.itemsize)
+    shape = TierShape(count, heads.size, layers.size, tier_tokens, size, dtype.itemsize)
     tier = HostTier.create(shape)
     tier.commit(count)
-    kv = KVCache.allocate(
-        layers.size, 2 * count, heads.size, sizes.block_size, sizes.head_dim, dtype, device
-    )
+    kv = KVCache.allocate(layers.size, 2 * count, heads.size, sizes.block_size, size, dtype, device)
     kv.pool.normal_()
     transfers = KVTransfers(tier, lambda *done: None, device, COPY_THREADS)
     close += [transfers.close, tier.close]

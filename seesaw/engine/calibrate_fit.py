@@ -7,48 +7,81 @@ Arithmetic only; cases are known by their names (`calibrate_cases`, `calibrate_r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from seesaw.engine.calibrate_cases import MANY_LAYERS
-from seesaw.engine.calibrate_steps import STEP_LAYERS, STEP_ROWS
-from seesaw.plan.cost_model import ELEMENT_BYTES
+from seesaw.engine.calibrate_cases import Sizes
+from seesaw.engine.calibrate_model import calibration_spec
+from seesaw.engine.calibrate_steps import STEP_KEYS, STEP_LAYERS, STEP_ROWS
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.curve import Curve
-from seesaw.plan.machine import Links, Rates
+from seesaw.plan.machine import Device, Links, Machine, Rates
+from seesaw.plan.work import WorkCounter
 
 Numbers = Mapping[str, float]
 
 
-def rates_of(seconds: Numbers, amounts: Numbers, dtypes: Sequence[str]) -> Rates:
-    """Of one device. `seconds` and `amounts` of a run by case; KV, element-wise operations and
-    calls were measured in the first of `dtypes`."""
-    matmul = {dtype: _curve(seconds, amounts, f"matmul/{dtype}/") for dtype in dtypes}
-    row_matmul = {dtype: _curve(seconds, amounts, f"row_matmul/{dtype}/") for dtype in dtypes}
-    layer_s = (seconds[f"layers/{MANY_LAYERS}"] - seconds["layers/1"]) / (MANY_LAYERS - 1)
-    _, row_s, byte_s = _decode_fit(seconds, amounts)
-    few, many = STEP_ROWS
-    few_s, many_s = seconds[f"steps/{few}"], seconds[f"steps/{many}"]
-    step_row_s = (many_s - few_s) / (many - few) - STEP_LAYERS * row_s
-    step_row_s = max(0.0, step_row_s)
-    step_s = few_s - STEP_LAYERS * (layer_s + few * row_s) - few * step_row_s
-    return Rates(
+def rates_of(seconds: Numbers, amounts: Numbers, dtypes: Sequence[str], sizes: Sizes) -> Rates:
+    """Of one device. `seconds` and `amounts` of a run by case; all but matrix products was measured
+    in the first of `dtypes`.
+
+    What layers and steps cost beside what `CostModel` knows of is what it leaves of measured ones.
+    """
+    dtype = dtypes[0]
+    matmul = {name: _curve(seconds, amounts, f"matmul/{name}/") for name in dtypes}
+    keys_s, row_keys = _decode_fit(seconds, amounts)
+    bare = Rates(
         matmul_flops=matmul,
-        row_matmul_flops=row_matmul,
+        row_matmul_flops={name: _curve(seconds, amounts, f"row_matmul/{name}/") for name in dtypes},
         # One row waits for weights alone: 2 operations for each.
         memory_bytes_per_s=max(
-            curve.ys[0] / 2 * ELEMENT_BYTES[dtype] for dtype, curve in matmul.items()
+            curve.ys[0] / 2 * ELEMENT_BYTES[name] for name, curve in matmul.items()
         ),
-        kv_bytes_per_s=1.0 / byte_s,
+        kv_bytes_per_s=sizes.layer.kv_columns * ELEMENT_BYTES[dtype] / keys_s,
+        row_overhead_keys=row_keys,
         attention_flops=_total_rate(seconds, amounts, "prefill/"),
+        attention_flops_by_share=_curve(seconds, amounts, "prefill/"),
         elementwise_bytes_per_s=amounts["elementwise"] / seconds["elementwise"],
         load_bytes_per_s=amounts["load"] / seconds["load"],
         store_bytes_per_s=amounts["store"] / seconds["store"],
         copy_bytes_per_s=amounts["copy"] / seconds["copy"],
-        layer_overhead_s=max(0.0, layer_s),
-        step_overhead_s=max(0.0, step_s),
-        row_overhead_s=row_s,
-        step_row_overhead_s=step_row_s,
+        layer_overhead_s=0.0,
+        step_overhead_s=0.0,
     )
+    count = sizes.num_layers
+    all_s = seconds["layers/in_one_go"]
+    # Run one by one, each layer but the first pays once more for what a step does once.
+    once_s = (seconds["layers/one_by_one"] - all_s) / max(1, count - 1)
+    known_s = _known_s(bare, sizes, count, dtype, [(1, sizes.block_size + 1, False)])
+    layer_s = max(0.0, (all_s - max(0.0, once_s) - known_s) / count)
+    left_s = {
+        rows: seconds[f"steps/{rows}"]
+        - _known_s(bare, sizes, STEP_LAYERS, dtype, [(1, STEP_KEYS, True)] * rows)
+        - STEP_LAYERS * layer_s
+        for rows in STEP_ROWS
+    }
+    few, many = STEP_ROWS
+    row_s = max(0.0, (left_s[many] - left_s[few]) / (many - few))
+    return replace(
+        bare,
+        layer_overhead_s=layer_s,
+        step_overhead_s=max(0.0, left_s[few] - few * row_s),
+        step_row_overhead_s=row_s,
+    )
+
+
+def _known_s(
+    rates: Rates, sizes: Sizes, num_layers: int, dtype: str, rows: list[tuple[int, int, bool]]
+) -> float:
+    """What the cost model makes of a step of the model that was measured, from `rates` alone."""
+    spec = calibration_spec(sizes.layer, num_layers, dtype)
+    device = Device(slug="one", name="one", kind="cpu", memory_bytes=1, rates=rates)
+    links = links_of({}, {}, 1, rates)
+    machine = Machine(slug="one", name="one", devices=(device,), links=links, host_memory_bytes=1)
+    costs = CostModel(spec, machine, ParallelLayout(), dtype)
+    return costs.stage(0, WorkCounter(spec).count(rows)).total_s
 
 
 def links_of(seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates) -> Links:
@@ -57,7 +90,7 @@ def links_of(seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates) -
         return Links(
             name="none: one rank",
             bus_bytes_per_s=rates.copy_bytes_per_s,
-            latency_s=Curve.flat(rates.layer_overhead_s or 1e-6),
+            latency_s=Curve.flat(1e-6),
             send_bytes_per_s=rates.copy_bytes_per_s,
             send_latency_s=0.0,
             peer_bytes_per_s=rates.copy_bytes_per_s,
@@ -100,16 +133,18 @@ def non_negative_fit(columns: Sequence[Sequence[float]], ys: Sequence[float]) ->
     return fit
 
 
-def _decode_fit(seconds: Numbers, amounts: Numbers) -> tuple[float, float, float]:
-    """Seconds (of a call, of a row, of a byte) in attention of rows with one query."""
+def _decode_fit(seconds: Numbers, amounts: Numbers) -> tuple[float, float]:
+    """Attention of rows with one query: seconds of a key, and what a row costs in keys. What a call
+    costs is part of a layer's overhead."""
     names = [name for name in seconds if name.startswith("decode/")]
     rows = [float(name.split("/")[1]) for name in names]
-    columns = [[1.0] * len(names), rows, [amounts[name] for name in names]]
-    call_s, row_s, byte_s = non_negative_fit(columns, [seconds[name] for name in names])
-    if byte_s == 0.0:  # as noisy as that, all of it counts as reading
-        byte_s = 1.0 / _total_rate(seconds, amounts, "decode/")
-        row_s = 0.0
-    return call_s, row_s, byte_s
+    keys = [amounts[name] for name in names]
+    _, row_s, key_s = non_negative_fit(
+        [[1.0] * len(names), rows, keys], [seconds[name] for name in names]
+    )
+    if key_s == 0.0:  # as noisy as that, all of it counts as reading
+        return 1.0 / _total_rate(seconds, amounts, "decode/"), 0.0
+    return key_s, row_s / key_s
 
 
 def _send_fit(seconds: Numbers, amounts: Numbers) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,9 @@ from seesaw.layout.plain import stored_params
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.image import WeightImage
 
-_TINY: Mapping[str, Any] = {
+_CONFIG: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "vocab_size": 256,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
@@ -30,10 +26,38 @@ _TINY: Mapping[str, Any] = {
 }
 
 
-def calibration_spec(num_layers: int, dtype: torch.dtype) -> ModelSpec:
-    """So small that only its calls take time."""
-    name = str(dtype).removeprefix("torch.")
-    return spec_from_hf({**_TINY, "num_hidden_layers": num_layers, "dtype": name}, "calibration")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSizes:
+    """Of a decoder layer, in elements and heads: those of a small model, whose layers still do not
+    stay in a cache. Rates hardly depend on them beyond that."""
+
+    hidden: int = 768
+    inner: int = 2048
+    kv_heads: int = 4
+    group: int = 3
+    """Query heads of a KV head."""
+    head_dim: int = 64
+
+    @property
+    def query_columns(self) -> int:
+        return self.kv_heads * self.group * self.head_dim
+
+    @property
+    def kv_columns(self) -> int:
+        return 2 * self.kv_heads * self.head_dim
+
+
+def calibration_spec(sizes: LayerSizes, num_layers: int, dtype: str) -> ModelSpec:
+    own = {
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
+        "num_attention_heads": sizes.kv_heads * sizes.group,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim,
+        "num_hidden_layers": num_layers,
+        "dtype": dtype,
+    }
+    return spec_from_hf({**_CONFIG, **own}, "calibration")
 
 
 def random_params(
@@ -41,7 +65,7 @@ def random_params(
 ) -> dict[str, torch.Tensor]:
     """All parameters as the decoder takes them."""
     return {
-        param.name: (0.1 * torch.randn(param.shape, device=device)).to(dtype)
+        param.name: torch.empty(param.shape, dtype=dtype, device=device).normal_(std=0.02)
         for param in stored_params(spec)
     }
 
@@ -56,10 +80,8 @@ class MadeCheckpoint(Checkpoint):
         return random_params(self.spec, dtype, device)
 
     def load_image(self, image: WeightImage, dtype: torch.dtype, progress: object = None) -> None:
-        image.tensor.view(dtype).normal_(std=0.1)
+        image.tensor.view(dtype).normal_(std=0.02)
 
 
-def made_checkpoint(num_layers: int, dtype: torch.dtype) -> MadeCheckpoint:
-    spec = calibration_spec(num_layers, dtype)
-    config = EngineConfig(model="calibration")
-    return MadeCheckpoint(config, Path("calibration"), replace(spec), {}, {})
+def made_checkpoint(spec: ModelSpec) -> MadeCheckpoint:
+    return MadeCheckpoint(EngineConfig(model="calibration"), Path("calibration"), spec, {}, {})

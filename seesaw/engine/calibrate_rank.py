@@ -21,6 +21,7 @@ import torch
 from seesaw.distributed import RankGroup
 from seesaw.engine.build import torch_dtype
 from seesaw.engine.calibrate_cases import Case, Sizes, device_cases
+from seesaw.engine.calibrate_model import LayerSizes
 from seesaw.layers.comm import Comm
 from seesaw.layout.parallel import ParallelLayout
 
@@ -51,7 +52,9 @@ class RankTask:
     @classmethod
     def from_json(cls, text: str) -> RankTask:
         values = json.loads(text)
-        return cls(**{**values, "sizes": Sizes(**values["sizes"])})
+        sizes = values.pop("sizes")
+        layer = LayerSizes(**sizes.pop("layer"))
+        return cls(**values, sizes=Sizes(**sizes, layer=layer))
 
 
 class RankMeasurement:

@@ -1,5 +1,5 @@
 """What a step costs beside its layers: scheduler, messages, inputs and sampling, measured by
-running the engine's own replicas on a model so small that nothing else takes time.
+running the engine's own replicas on a model of few layers, whose time is known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from seesaw.config import EngineConfig
 from seesaw.engine.build import torch_dtype
-from seesaw.engine.calibrate_model import made_checkpoint
+from seesaw.engine.calibrate_model import LayerSizes, calibration_spec, made_checkpoint
 from seesaw.engine.loader import load_replicas
 from seesaw.engine.replicas import Replicas
 from seesaw.layout.parallel import ParallelLayout
@@ -25,30 +25,35 @@ from seesaw.scheduler.request import Request
 
 STEP_LAYERS = 4
 STEP_ROWS = (1, 64)
-WARM_UP_STEPS, STEPS_AT_ONCE = 4, 8
-MOST_STEPS = 1000
-_PROMPT, _ANSWER = 8, 1500
+STEPS = 16
+"""In a sample, after WARM_UP_STEPS."""
+WARM_UP_STEPS = 4
+_PROMPT, _ANSWER = 32, 96
+STEP_KEYS = _PROMPT + WARM_UP_STEPS + STEPS // 2
+"""Of a row in the middle of a sample."""
 
 
 def step_samples(
-    num_ranks: int, device: str, dtype: str, rounds: int, sample_s: float
+    sizes: LayerSizes, num_ranks: int, device: str, dtype: str, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of a decode step, `steps/ROWS` -> one figure per round, over about `sample_s` each.
+    """Seconds of a decode step, `steps/ROWS` -> one figure per round, over STEPS of them.
 
     Every rank is a replica, all of them decoding at once: each does all that a step needs of a
     rank, and nothing that depends on a layout.
     """
     found: dict[str, list[float]] = {f"steps/{rows}": [] for rows in STEP_ROWS}
-    with _replicas(num_ranks, device, torch_dtype(dtype)) as replicas:
+    with _replicas(sizes, num_ranks, device, torch_dtype(dtype)) as replicas:
         numbers = itertools.count()
         for _ in range(rounds):
             for rows in STEP_ROWS:
-                found[f"steps/{rows}"].append(_decode(replicas, rows, sample_s, numbers))
+                found[f"steps/{rows}"].append(_decode(replicas, rows, numbers))
     return found
 
 
 @contextlib.contextmanager
-def _replicas(num_ranks: int, device: str, dtype: torch.dtype) -> Iterator[Replicas]:
+def _replicas(
+    sizes: LayerSizes, num_ranks: int, device: str, dtype: torch.dtype
+) -> Iterator[Replicas]:
     layout = str(ParallelLayout(dp=num_ranks))
     config = EngineConfig(
         model="calibration",
@@ -61,7 +66,8 @@ def _replicas(num_ranks: int, device: str, dtype: torch.dtype) -> Iterator[Repli
         enable_prefix_caching=False,
     )
     with _quiet():
-        loaded = load_replicas(config, made_checkpoint(STEP_LAYERS, dtype))
+        spec = calibration_spec(sizes, STEP_LAYERS, str(dtype).removeprefix("torch."))
+        loaded = load_replicas(config, made_checkpoint(spec))
     try:
         yield loaded.replicas
     finally:
@@ -80,7 +86,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _decode(replicas: Replicas, rows: int, sample_s: float, numbers: Iterator[int]) -> float:
+def _decode(replicas: Replicas, rows: int, numbers: Iterator[int]) -> float:
     """Seconds per step of `rows` requests on each replica, all of which decode."""
     count = rows * len(replicas.schedulers)
     ids = [str(next(numbers)) for _ in range(count)]
@@ -93,16 +99,14 @@ def _decode(replicas: Replicas, rows: int, sample_s: float, numbers: Iterator[in
             )
         )
     _run(replicas, WARM_UP_STEPS)
-    steps = 0
     began_s = time.perf_counter()
-    while (seconds := time.perf_counter() - began_s) < sample_s and steps < MOST_STEPS:
-        _run(replicas, STEPS_AT_ONCE)
-        steps += STEPS_AT_ONCE
+    _run(replicas, STEPS)
+    seconds = time.perf_counter() - began_s
     for name in ids:
         replicas.finish(name, "abort")
     while replicas.num_in_flight:
         replicas.update(replicas.collect())
-    return seconds / steps
+    return seconds / STEPS
 
 
 def _run(replicas: Replicas, steps: int) -> None:

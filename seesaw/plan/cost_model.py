@@ -183,7 +183,7 @@ class CostModel:
         tensor_bytes = tokens * self.spec.hidden_size * self._element
         tp = self.layout.tp
         time.all_reduce_s += 2 * layers * self._links.all_reduce_s(tp, tensor_bytes)
-        time.overhead_s += layers * (rates.layer_overhead_s + work.num_rows * rates.row_overhead_s)
+        time.overhead_s += layers * rates.layer_overhead_s
         time.overhead_s += rates.step_overhead_s + work.num_rows * rates.step_row_overhead_s
         if rank.is_first:
             time.elementwise_s += 2 * tensor_bytes / rates.elementwise_bytes_per_s
@@ -227,9 +227,15 @@ class CostModel:
         read_s = rank.kv_columns * self._kv / rates.kv_bytes_per_s
         chunks_s = 0.0
         if work.pairs:
-            compute_s = 4.0 * work.pairs * rank.query_columns / rates.attention_flops
+            flops = rates.attention_flops
+            if rates.attention_flops_by_share is not None:
+                flops = rates.attention_flops_by_share(work.pairs / work.chunk_keys)
+            compute_s = 4.0 * work.pairs * rank.query_columns / flops
             chunks_s = layers * max(compute_s, work.chunk_keys * read_s)
-        return chunks_s, layers * work.decode_keys * read_s
+        decode_keys = work.decode_keys
+        if decode_keys:
+            decode_keys += work.num_rows * rates.row_overhead_keys
+        return chunks_s, layers * decode_keys * read_s
 
     # -- what moves ------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ class Rates:
     """Of keys and values as rows with one query read them."""
     attention_flops: float
     """Of rows with many queries: 4 * head_dim operations per (query head, query, key)."""
+    attention_flops_by_share: Curve | None = None
+    """The same where it was measured over (query, key) pairs per key: short prompts are slower."""
     elementwise_bytes_per_s: float
     """Of norms, rotations, activations, sampling: what is read and written."""
     load_bytes_per_s: float
@@ -52,8 +54,8 @@ class Rates:
     """Of one layer of one step, whatever its size: launches, calls."""
     step_overhead_s: float
     """Of one step on one rank, whatever its size: messages, inputs, sampling's calls."""
-    row_overhead_s: float = 0.0
-    """Of each row of a step in each layer (block tables, padding)."""
+    row_overhead_keys: float = 0.0
+    """Keys that a row with one query costs beyond its own: padding to blocks, calls per head."""
     step_row_overhead_s: float = 0.0
     """Of each row of a step, once: scheduler, inputs, sampling."""
 

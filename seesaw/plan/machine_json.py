@@ -117,8 +117,8 @@ def encode(value: Any, without: tuple[str, ...] = ()) -> Json:
 def decode(kind: type[_T], value: Json, where: str) -> _T:
     """An object with the fields of dataclass `kind`, which says their types.
 
-    Numbers are finite and positive; times that may be nothing (`..._overhead_s`, `..._latency_s`)
-    may be 0. Raises ConfigError naming the field, what was got and what is expected.
+    Numbers are finite and positive; overheads and latencies may
+    be 0. Raises ConfigError naming the field, what was got and what is expected.
     """
     return _build(kind, value, where, {})
 
@@ -173,7 +173,7 @@ def _value(hint: Any, value: Json, where: str) -> Any:
 
 def _number(kind: type[int] | type[float], value: Json, where: str) -> int | float:
     allowed = (int,) if kind is int else (int, float)
-    may_be_zero = where.endswith(("_overhead_s", "_latency_s"))
+    may_be_zero = where.endswith(("_overhead_s", "_overhead_keys", "_latency_s"))
     if (
         isinstance(value, bool)
         or not isinstance(value, allowed)

@@ -12,6 +12,7 @@ import pytest
 from seesaw import cli
 from seesaw.engine import calibrate as engine
 from seesaw.engine.calibrate import Calibration
+from seesaw.engine.calibrate_model import LayerSizes
 from seesaw.plan.machine_files import read_machines
 from seesaw.plan.machine_json import encode_machines
 
@@ -27,8 +28,9 @@ def run(*args: str) -> int:
 def found() -> Calibration:
     """One device, measured as little as can be."""
     sizes = replace(
-        engine.QUICK.sizes, walk_bytes=2**20, copy_bytes=2**18, hidden=64, inner=128, tokens=8,
-        matmul_rows=(1, 64), decode_rows=((1, 64), (8, 64), (8, 128)), prefill_rows=((32, 32),),
+        engine.QUICK.sizes, walk_bytes=2**20, copy_bytes=2**18, num_layers=2, tokens=8,
+        layer=LayerSizes(hidden=64, inner=128, kv_heads=2, group=2, head_dim=32),
+        matmul_rows=(1, 64), decode_rows=((1, 64), (8, 64), (8, 128)), prefill_rows=((2, 32, 32),),
     )  # fmt: skip
     effort = replace(engine.QUICK, rounds=2, sample_s=0.001, sizes=sizes)
     return engine.calibrate("a processor", device="cpu", num_devices=(1,), effort=effort)

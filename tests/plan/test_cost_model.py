@@ -130,12 +130,12 @@ def test_overheads_are_of_steps_layers_and_rows(
     spec, layout = case
     costs = costs_of(
         spec, layout,
-        make_device(step_overhead_s=1000.0, layer_overhead_s=10.0, row_overhead_s=0.1),
+        make_device(step_overhead_s=1000.0, layer_overhead_s=10.0, step_row_overhead_s=0.1),
     )  # fmt: skip
     for stage in range(layout.pp):
         layers = rank_ranges(layout, spec, stage * layout.tp).layers.size
         found = costs.stage(stage, work_of(spec, rows))
-        assert found.total_s == pytest.approx(1000 + layers * (10 + 0.1 * len(rows)))
+        assert found.total_s == pytest.approx(1000 + layers * 10 + 0.1 * len(rows))
         assert costs.stage(stage, Work()).total_s == 1000
 
 

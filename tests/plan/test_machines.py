@@ -231,7 +231,7 @@ def random_machine(rng: random.Random) -> Machine:
         device.rates,
         matmul_flops={"bfloat16": curve(), "float32": curve()},
         row_matmul_flops={"bfloat16": curve()},
-        row_overhead_s=rng.random(),
+        row_overhead_keys=rng.random(),
         layer_overhead_s=0.0,
     )
     other = replace(device, rates=rates, slug="mine", peak=None, num_sms=None, sources={})
@@ -327,7 +327,8 @@ def small_machine() -> Machine:
 
 SAMPLE = encode_machines((small_machine(),))
 OPTIONAL = {
-    "row_matmul_flops", "row_overhead_s", "step_row_overhead_s", "torch_names", "sources",
+    "attention_flops_by_share", "row_matmul_flops", "row_overhead_keys",
+    "step_row_overhead_s", "torch_names", "sources",
     "compute_capability", "num_sms", "shared_memory_bytes", "l2_bytes", "dtypes", "measured",
     "host_bytes_per_s", "price_per_hour", "count", "links",
 }  # fmt: skip
@@ -389,7 +390,7 @@ def test_numbers_that_are_none_are_refused_wherever_they_stand(tmp_path: Path) -
             continue
         name = next(step for step in reversed(path) if isinstance(step, str))
         wrong: list[Any] = [-1, math.nan, math.inf, "12", True, [1], {}]
-        if not name.endswith(("_overhead_s", "_latency_s")):
+        if not name.endswith(("_overhead_s", "_overhead_keys", "_latency_s")):
             wrong.append(0)
         for value in wrong:
             message = refusal(changed(path, value), tmp_path / "x.json")

@@ -208,7 +208,10 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str]]:
         for dtype, curve in curves.items():
             for rows in (1, 16, 256, 1024):
                 yield f"{title} {dtype}, {rows} rows", f"{curve(rows) / 1e9:,.1f} GFLOP/s"
-    yield "attention of prompts", f"{rates.attention_flops / 1e9:,.1f} GFLOP/s"
+    if (shares := rates.attention_flops_by_share) is not None:
+        for keys in (32, 128, 512):
+            rate = shares(keys / 2)
+            yield f"attention of prompts of {keys}", f"{rate / 1e9:,.1f} GFLOP/s"
     for title, rate in (
         ("weights", rates.memory_bytes_per_s),
         ("KV of decode rows", rates.kv_bytes_per_s),
@@ -220,11 +223,11 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str]]:
         yield title, f"{rate / 1e9:,.2f} GB/s"
     for title, seconds in (
         ("per layer", rates.layer_overhead_s),
-        ("per row of a layer", rates.row_overhead_s),
         ("per step", rates.step_overhead_s),
         ("per row of a step", rates.step_row_overhead_s),
     ):
         yield title, f"{seconds * 1e6:,.1f} us"
+    yield "per decode row, in keys", f"{rates.row_overhead_keys:,.1f}"
     for ranks, curve in links.measured.items():
         for nbytes in (2**10, 2**20):
             title = f"all-reduce over {ranks}, {nbytes // 1024:,} KiB"
