@@ -16,7 +16,8 @@ from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import ELEMENT_BYTES
-from seesaw.plan.estimate import Demand, Estimate, Estimator, name_of
+from seesaw.plan.demand import Demand
+from seesaw.plan.estimate import Estimate, Estimator, name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
 from seesaw.plan.transition import missing_bytes, planned_bytes
