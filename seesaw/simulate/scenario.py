@@ -29,10 +29,12 @@ class Arrival(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCosts:
     """Seconds that the driver needs before a step can be handed over: for the step, and for each
-    of its rows. It does one thing at a time, for all replicas."""
+    of its rows. A driver does one thing at a time; there is one for all replicas, as in this
+    runtime, or one `per_replica`."""
 
     step_s: float = 0.0
     row_s: float = 0.0
+    per_replica: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

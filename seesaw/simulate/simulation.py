@@ -65,6 +65,8 @@ class _Replica:
         self.clock = clock
         self.life = 0
         self.is_up = True
+        self.driver_s = 0.0
+        """Until then a driver of its own is busy."""
         self.left = 0
         """Positions that unfinished requests may need."""
         self.requests: dict[str, Request] = {}
@@ -208,11 +210,15 @@ class _Simulation:
         scheduler, clock, host = replica.scheduler, replica.clock, self._scenario.host
         index, life = replica.index, replica.life
         while (step := scheduler.schedule()) is not None:
-            self._now_s += host.step_s + host.row_s * sum(len(lane.rows) for lane in step.lanes)
-            ran = clock.submit(step, self._now_s)
+            planning_s = host.step_s + host.row_s * sum(len(lane.rows) for lane in step.lanes)
+            if host.per_replica:
+                submitted_s = replica.driver_s = max(replica.driver_s, self._now_s) + planning_s
+            else:
+                submitted_s = self._now_s = self._now_s + planning_s
+            ran = clock.submit(step, submitted_s)
             if self._last:
                 self._draw(step, ran.output)
-            note = self._ledger.submitted(index, step, ran, self._now_s)
+            note = self._ledger.submitted(index, step, ran, submitted_s)
             self._push(ran.done_s + self._late_s(), index, life, StepDone(ran.output, note))
             for done_s, transfer in ran.transfers:
                 self._push(done_s + self._late_s(), index, life, transfer)

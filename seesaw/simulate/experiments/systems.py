@@ -53,7 +53,9 @@ def baseline_host() -> HostCosts:
     spec = model("llama3-8b")
     costs = CostModel(spec, machine, ParallelLayout(), "float16")
     work = WorkCounter(spec).count([(1, 500, True)] * SEQUENCES)
-    return HostCosts(row_s=0.29 / 0.38 * sum(costs.stages_s(work)) / SEQUENCES)
+    row_s = 0.29 / 0.38 * sum(costs.stages_s(work)) / SEQUENCES
+    # Replicas of that release are servers of their own.
+    return HostCosts(row_s=row_s, per_replica=True)
 
 
 def offline(prompt: int, answer: int, count: int) -> Sequence[Arrival]:
