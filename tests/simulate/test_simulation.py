@@ -13,6 +13,7 @@ from seesaw.errors import ConfigError, DoesNotFit, RequestError
 from seesaw.plan.workload import Arrivals, parse_workload
 from seesaw.scheduler.residency import Residency
 from seesaw.simulate.arrivals import draw_arrivals, draw_requests
+from seesaw.simulate.faults import Death, Faults
 from seesaw.simulate.simulation import HostCosts, simulate
 from tests.plan.devices import make_device, make_links, make_machine
 from tests.simulate.scenarios import layouts, make_scenario, tiny_spec, watched
@@ -141,6 +142,28 @@ def test_answers_of_unknown_length_end_where_they_do(monkeypatch: pytest.MonkeyP
     assert capped.output_tokens == 3 + 5
 
 
+def test_a_store_that_outlasts_the_last_answer_counts() -> None:
+    """The only answer ends with its first token, while its prompt is on the way to the tier."""
+    device = make_device(step_overhead_s=1.0, store_bytes_per_s=BLOCK_BYTES)
+    result = simulate(
+        make_scenario([(0.0, 4, 1)], answers_known=False, max_tokens=3, policy="seesaw",
+                      host_kv_memory="1MiB", machine=make_machine(device))
+    )  # fmt: skip
+    assert result.elapsed_s == 1.0
+    assert (result.kv_store_bytes, result.kv_load_bytes) == (BLOCK_BYTES, 0)
+
+
+def test_the_tail_begins_when_half_of_the_best_batch_is_gone() -> None:
+    """Four answers until 4; beside and after them chunks of one long prompt, which is no part of
+    the steady time as its answer did not begin in it."""
+    requests = [(0.0, 4, 4)] * 4 + [(0.0, 64, 1)]
+    result = simulate(make_scenario(requests, max_num_batched_tokens=16))
+    steady, tail = result.steady, result.tail
+    assert (steady.seconds, steady.input_tokens, steady.output_tokens) == (4.0, 16, 16)
+    assert (tail.seconds, tail.input_tokens, tail.output_tokens) == (2.0, 64, 1)
+    assert (steady.tokens_per_s, tail.output_tokens_per_s) == (8.0, 0.5)
+
+
 def test_each_replica_gets_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what is left to do, not by turns: the long request's replica gets no other."""
     requests = [(0.0, 4, 40), *[(0.0, 4, 4)] * 4]
@@ -149,6 +172,16 @@ def test_each_replica_gets_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> No
     home = {row.request_id: first for first, step, _ in seen
             for lane in step.lanes for row in lane.rows}  # fmt: skip
     assert home == {"0": 0, "1": 1, "2": 1, "3": 1, "4": 1}
+
+
+def test_a_replica_that_began_anew_gets_its_share_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [*[(0.0, 4, 40)] * 2, *[(5.0, 4, 4)] * 2]
+    faults = Faults(deaths=[Death(0, 0.5)], restart_s=1.0)
+    with watched(monkeypatch) as seen:
+        simulate(make_scenario(requests, "dp2", faults=faults))
+    home = {row.request_id: first for first, step, _ in seen
+            for lane in step.lanes for row in lane.rows}  # fmt: skip
+    assert home == {"0": 0, "1": 1, "2": 0, "3": 1}
 
 
 def test_a_job_keeps_no_more_in_the_engine_than_it_can_use(
