@@ -95,23 +95,25 @@ class Replica:
         """
         demand, batch, rounds = self.demand, self.batch, self.rounds
         left = float(demand.num_requests)
-        last = max(rounds, demand.longest_of(min(left, batch)) - 1.0)
+        # Of all replicas the one that has the longest answer is waited for.
+        longest = max(rounds, demand.answers[-1] - 1.0)
         if left <= batch:
-            return [Wave(left * rounds / last if last else left, last, left)]
+            return [Wave(left * rounds / longest if longest else left, longest, left)]
         if demand.is_even and not self.is_crowded:
             full = left // batch
             rest = left - full * batch
             waves = [Wave(batch, full * rounds, full * batch, full)]
             return [*waves, Wave(rest, rounds, rest)] if rest else waves
         if longest_first and not demand.is_even:
-            together = max(left * rounds / batch, demand.longest_of(left) - 1.0)
+            together = max(left * rounds / batch, longest)
             return [Wave(left * rounds / together, together, left)]
-        tail = batch * demand.residual
-        steady = max(0.0, left * rounds - tail) / batch
-        shrinking = min(tail, left * rounds)
+        to_come = batch * demand.residual
+        steady = max(0.0, left * rounds - to_come) / batch
+        # The longest of the last batch, or the longest of all, which begins halfway on average.
+        last = max(rounds, demand.longest_of(batch) - 1.0, longest - steady / 2)
         return [
             Wave(batch, steady, left, max(1.0, steady / max(1.0, rounds))),
-            Wave(shrinking / last, last),
+            Wave(min(to_come, left * rounds) / last, last),
         ]
 
     # -- one layout ------------------------------------------------------------------------------

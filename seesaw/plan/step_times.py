@@ -66,8 +66,10 @@ class Steps:
         self._demand = demand
         prompt = max(1, round(demand.prompt))
         size = min(prompt, chunk)
-        ends = [*range(size, prompt, size), prompt]
-        of_prompt = counter.count([(min(size, end), end, False) for end in ends])
+        starts = range(0, prompt, size)
+        of_prompt = counter.count(
+            [(min(size, prompt - start), min(start + size, prompt), False) for start in starts]
+        )
         # Long prompts count more than the mean one.
         longer = demand.prompt_square / demand.prompt**2
         self._pairs = of_prompt.pairs / prompt * longer
