@@ -19,7 +19,7 @@ from seesaw.simulate.simulation import Scenario, simulate
 from seesaw.simulate.trace import Spans
 from tests.simulate.scenarios import random_scenario, watched
 
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -125,6 +125,9 @@ def test_one_driver_hands_over_to_one_replica_after_the_other() -> None:
     host = HostCosts(step_s=0.5)
     result = simulate(make_scenario([(0.0, 4, 1)] * 2, "dp2", host=host))
     assert result.samples["end_to_end"] == [1.5, 2.0]
+    apart = HostCosts(step_s=0.5, per_replica=True)
+    result = simulate(make_scenario([(0.0, 4, 1)] * 2, "dp2", host=apart))
+    assert result.samples["end_to_end"] == [1.5, 1.5]
 
 
 def test_answers_of_unknown_length_end_where_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
