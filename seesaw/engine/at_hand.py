@@ -74,24 +74,45 @@ def of_cpu() -> AtHand:
 
 
 def gpu_names() -> list[str]:
-    """Of the GPUs that processes started now would see; empty without a driver."""
+    """Of the GPUs that processes started now would see; empty where there is no driver or GPU.
+
+    Raises ConfigError where the driver hangs.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
-    found = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=False,
-    )  # fmt: skip
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid,name", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"nvidia-smi did not answer within {NVIDIA_SMI_S} s. Give --machine, or see to the "
+            "driver."
+        ) from error
     if found.returncode != 0:
         return []
-    names = [line.strip() for line in found.stdout.splitlines() if line.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return names
-    return [names[int(part)] for part in visible.split(",") if part.strip() in _indices(names)]
+    lines = [line.split(",", 1) for line in found.stdout.splitlines() if "," in line]
+    gpus = [(uuid.strip(), name.strip()) for uuid, name in lines]
+    return _visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def _indices(names: Sequence[str]) -> set[str]:
-    return set(map(str, range(len(names))))
+def _visible(gpus: Sequence[tuple[str, str]], chosen: str | None) -> list[str]:
+    """Names of those that CUDA_VISIBLE_DEVICES names, by number or UUID; the first name that is
+    none ends the list, as it does for CUDA."""
+    if chosen is None:
+        return [name for _, name in gpus]
+    names: list[str] = []
+    for part in map(str.strip, chosen.split(",")):
+        found = [
+            name
+            for number, (uuid, name) in enumerate(gpus)
+            if part == str(number) or (part.startswith("GPU-") and uuid.startswith(part))
+        ]
+        if not found:
+            break
+        names += found[:1]
+    return names
 
 
 def _with_free_memory(machine: Machine) -> Machine:

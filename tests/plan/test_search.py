@@ -48,9 +48,9 @@ def names(plan: Plan) -> list[str]:
 # -- the published cases ---------------------------------------------------------------------------
 
 
+def paper_l4(num_devices: int) -> Machine:
     """L4s as in a sanity run of the paper's equation 1: 42 TFLOP/s for products, 85% of 300 GB/s
     for memory, a bus of 6 GB/s, and nothing that the equation leaves out."""
-    memory, a bus of 6 GB/s, and nothing that the equation leaves out."""
     rates = Rates(
         matmul_flops={"float16": Curve.flat(42e12)},
         memory_bytes_per_s=255e9,

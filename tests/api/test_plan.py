@@ -1,0 +1,421 @@
+"""`seesaw plan`: flags in, a table, JSON, exit codes and a command out, and no torch on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seesaw import cli
+from seesaw.api import batch_lengths
+from seesaw.api.commands.run_batch import run_batch
+from seesaw.batch.body import CHAT_URL, COMPLETIONS_URL
+from seesaw.config import EngineConfig
+from seesaw.engine import at_hand
+from seesaw.errors import ConfigError
+from seesaw.plan.machine_files import local_path, read_machines, write_machines
+from seesaw.plan.workload import Lengths
+from tests.plan.models import config_of
+
+CHUNK = ["--max-num-batched-tokens", "2048"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEESAW_CACHE_ROOT", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "llama 15b", config_of("15B"))
+
+
+@pytest.fixture
+def asked(model: Path) -> list[str]:
+    return ["plan", "--model", str(model), "--machine", "4xl4", "--num-requests", "200", *CHUNK]
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def run(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def planned(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    assert run([*args, "--output-json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    assert run(args) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    return told.err
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def test_the_plan_for_machines(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned([*asked, "--workload", "arxiv"], capsys)
+    best = found["recommended"]
+    assert best["prefill_layout"] == "dp1-tp1-pp4"
+    assert best["policy"] == "seesaw"
+    assert best["tokens_per_s"] == pytest.approx(200 * 3250 / best["elapsed_s"])
+    assert best["command"].startswith("seesaw run-batch ")
+    names = [(one["prefill_layout"], one["decode_layout"]) for one in found["candidates"]]
+    assert len(set(names)) == len(names)
+    assert (best["prefill_layout"], best["decode_layout"]) in names
+    speeds = [one["tokens_per_s"] for one in found["candidates"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(one["missing_bytes"] > 0 and one["reason"] for one in found["refused"])
+    assert ("dp4-tp1-pp1", "dp4-tp1-pp1") in {
+        (one["prefill_layout"], one["decode_layout"]) for one in found["refused"]
+    }
+    assert found["machine"]["ways"] == [{"slug": "4xl4", "name": "4 NVIDIA L4", "num_devices": 4}]
+    assert found["workload"]["name"] == "arxiv"
+    assert found["workload"]["mean_prompt_tokens"] == 3000
+    assert found["workload"]["num_requests"] == 200
+    assert "split gains" in found["verdict"]
+    memory = best["memory"]
+    assert (
+        memory["arena_bytes"] + memory["work_bytes"] + memory["kv_bytes"]
+        <= (memory["budget_bytes"])
+    )
+
+
+def test_the_plan_for_people(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "plan.json"
+    args = [*asked, "--workload", "arxiv", "--price-per-hour", "4", "--top", "3"]
+    assert run([*args, "--output-json", str(target)]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(target.read_text())
+    assert "4 NVIDIA L4" in told
+    assert "200 requests of 3000 tokens in and 250 out" in told
+    assert "tokens/s" in told
+    assert "$/1M tokens" in told
+    for name in ("pp4 -> tp4", "seesaw", "matrix products", "do not fit: "):
+        assert name in told
+    for one in found["candidates"][:3]:
+        assert f"{one['tokens_per_s']:,.0f}" in told
+        price = 4 / 3600 / one["tokens_per_s"] * 1e6
+        assert one["price_per_million_tokens"] == pytest.approx(price)
+        assert f"{price:.3f}" in told
+    left = len(found["candidates"]) - 3
+    assert f"{left} more candidates" in told
+    assert "memory budget" in told
+    assert "KV tier" in told
+    assert found["verdict"][:40] in told
+    assert found["recommended"]["command"] in told
+    assert run(asked) == 0
+    assert "$/1M tokens" not in capsys.readouterr().out
+
+
+def test_no_split_pays(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned([*asked, "--workload", "64:1000"], capsys)
+    assert found["verdict"].startswith("no split pays here")
+    best = found["recommended"]
+    assert best["prefill_layout"] == best["decode_layout"]
+    assert best["policy"] == "continuous"
+    assert best["num_transitions"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["--max-num-seqs", "64", "--dtype", "float16", "--max-model-len", "4096"],
+        ["--host-kv-memory", "20GiB", "--gpu-memory-utilization", "0.85"],
+        ["--device-memory", "20GiB", "--num-devices", "2"],
+    ],
+)
+@pytest.mark.parametrize("workload", ["arxiv", "64:1000"])
+def test_the_command_is_one_that_run_batch_takes(
+    asked: list[str], settings: list[str], workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned([*asked, *settings, "--workload", workload], capsys)
+    best = found["recommended"]
+    words = shlex.split(best["command"])
+    assert words[:2] == ["seesaw", "run-batch"]
+    values = run_batch.make_context("run-batch", words[2:]).params
+    config = EngineConfig(
+        **{name: values[name] for name in EngineConfig.__dataclass_fields__ if name in values}
+    )
+    assert config.given_layouts is not None
+    assert [str(layout) for layout in config.given_layouts] == [
+        best["prefill_layout"], best["decode_layout"],
+    ]  # fmt: skip
+    assert config.max_num_batched_tokens == best["max_num_batched_tokens"] == 2048
+    assert config.resolve_policy(best["prefill_layout"] != best["decode_layout"]) == best["policy"]
+    assert Path(config.model).name == "llama 15b"
+    given = dict(zip(settings[::2], settings[1::2], strict=True))
+    for flag, value in given.items():
+        name = flag.removeprefix("--").replace("-", "_")
+        is_moot = name == "num_devices" or (
+            name == "host_kv_memory" and best["policy"] == "continuous"
+        )
+        assert is_moot or str(getattr(config, name)) == value
+
+
+def test_every_chunk_is_tried_unless_one_is_given(
+    asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = planned(asked, capsys)
+    assert {one["max_num_batched_tokens"] for one in given["candidates"]} == {2048}
+    free = planned([word for word in asked if word not in CHUNK], capsys)
+    assert len({one["max_num_batched_tokens"] for one in free["candidates"]}) > 1
+    assert free["recommended"]["tokens_per_s"] >= given["recommended"]["tokens_per_s"]
+
+
+def test_what_is_planned_only_is_said(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned([*asked, "--kv-dtype", "fp8"], capsys)
+    assert any("fp8 is planned only" in note for note in found["notes"])
+    assert any("no weights in" in note for note in found["notes"])
+    experts = write_model(
+        tmp_path / "moe",
+        config_of(
+            "8B", architectures=["MixtralForCausalLM"], num_local_experts=8, num_experts_per_tok=2
+        ),
+    )
+    found = planned([*asked, "--model", str(experts), "--machine", "8xl40s"], capsys)
+    assert any("experts are planned only" in note for note in found["notes"])
+    assert found["recommended"]["tokens_per_s"] > 0
+
+
+# -- batch files -----------------------------------------------------------------------------------
+
+
+def rows(*bodies: dict[str, Any]) -> str:
+    lines = [
+        json.dumps(
+            {
+                "custom_id": str(number),
+                "method": "POST",
+                "url": CHAT_URL if "messages" in body else COMPLETIONS_URL,
+                "body": body,
+            }
+        )
+        for number, body in enumerate(bodies)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_a_batch_file_is_counted_by_the_models_tokenizer(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from seesaw.tokenizer import open_tokenizer
+
+    folder = tiny_checkpoint("llama")
+    texts = ["The dog", "The dog and the cat and the rest of them"]
+    chat = [{"role": "user", "content": "Who is there?"}]
+    job = tmp_path / "in.jsonl"
+    job.write_text(
+        rows(
+            {"prompt": texts[0], "max_tokens": 5},
+            {"prompt": texts[1], "max_tokens": 7, "n": 2},
+            {"prompt": [1, 2, 3], "max_tokens": 9},
+            {"messages": chat, "max_tokens": 11},
+            {"prompt": "refused", "max_tokens": 0.5},
+        )
+    )
+    tokenizer = open_tokenizer(folder)
+    found = batch_lengths.batch_workload(job, tokenizer, None)
+    capsys.readouterr()
+    one, two = (len(tokenizer.encode(text)) for text in texts)
+    rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+    three = len(tokenizer.encode(rendered, add_special_tokens=False))
+    assert found.lengths == (
+        Lengths(one, 5), Lengths(two, 7), Lengths(two, 7), Lengths(3, 9), Lengths(three, 11),
+    )  # fmt: skip
+    assert "the model's tokenizer" in found.source
+    assert "1 rows that cannot be served left out" in found.source
+    plan = planned(
+        ["plan", "--model", str(folder), "--machine", "2xl4", "--workload", str(job),
+         "--dtype", "float32"], capsys,
+    )  # fmt: skip
+    assert plan["workload"]["num_requests"] == 5
+    assert plan["workload"]["mean_answer_tokens"] == pytest.approx(39 / 5)
+    assert f"-i {job}" in plan["recommended"]["command"]
+
+
+def test_without_a_tokenizer_characters_are_counted(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "in.jsonl"
+    job.write_text(rows({"prompt": "x" * 400}, {"prompt": "x" * 800, "max_tokens": 1000}))
+    args = [*asked, "--workload", str(job)]
+    assert "Give --answer-tokens" in fails(args, capsys)
+    found = planned([*args, "--answer-tokens", "30"], capsys)
+    assert found["workload"]["mean_prompt_tokens"] == 150
+    assert found["workload"]["mean_answer_tokens"] == 30
+    assert "4 to a token" in found["workload"]["source"]
+    # As many as were asked for, by the lengths of the file.
+    assert found["workload"]["num_requests"] == 200
+
+
+def test_a_batch_file_without_a_row_that_can_be_served(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "in.jsonl"
+    job.write_text("nonsense\n")
+    assert "none of 1 rows can be served" in fails([*asked, "--workload", str(job)], capsys)
+
+
+# -- the machine at hand ---------------------------------------------------------------------------
+
+
+def test_the_machine_at_hand_by_its_gpus(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 4)
+    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
+    found = planned(["plan", "--model", str(model), *CHUNK], capsys)
+    assert "NVIDIA L4 by name" in found["machine"]["source"]
+    assert found["machine"]["host_memory_bytes"] == 2**38
+    assert [way["num_devices"] for way in found["machine"]["ways"]] == [4]
+    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["Unheard Of 9000"])
+    assert "GPU 'Unheard Of 9000', of which no figures" in fails(
+        ["plan", "--model", str(model)], capsys
+    )
+
+
+def test_the_machine_at_hand_as_it_was_measured(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 8)
+    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
+    write_machines(local_path(), read_machines("2xl40s"))
+    found = planned(["plan", "--model", str(model), *CHUNK], capsys)
+    assert f"measured by seesaw calibrate: {local_path()}" in found["machine"]["source"]
+    assert [way["num_devices"] for way in found["machine"]["ways"]] == [2]
+
+
+def test_a_cpu_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(at_hand, "gpu_names", list)
+    monkeypatch.setattr(at_hand, "usable_cores", lambda: 4.0)
+    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**34, 2**34))
+    small = write_model(tmp_path / "small", config_of("tiny"))
+    args = ["plan", "--model", str(small), "--workload", "100:20", "--dtype", "bfloat16"]
+    found = planned(args, capsys)
+    assert [way["num_devices"] for way in found["machine"]["ways"]] == [1, 2, 4]
+    assert "run `seesaw calibrate`" in found["machine"]["source"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["A", "B", "C"]), ("", []), ("2", ["C"]), ("1,0", ["B", "A"]),
+        ("0,-1,2", ["A"]), ("0,9,2", ["A"]), ("GPU-c, GPU-a1", ["C", "A"]),
+    ],
+)  # fmt: skip
+def test_gpus_that_processes_would_see(
+    visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'GPU-a1, A\\nGPU-b2, B\\nGPU-c3, C\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert at_hand.gpu_names() == expected
+
+
+def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert at_hand.gpu_names() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    tool.chmod(0o755)
+    assert at_hand.gpu_names() == []
+    monkeypatch.setattr(at_hand, "NVIDIA_SMI_S", 0.1)
+    tool.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    with pytest.raises(ConfigError, match="did not answer"):
+        at_hand.gpu_names()
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--machine", "8xl5"], "'l5' is not known"),
+        (["--machine", "nowhere.json"], "no such file"),
+        (["--workload", "sharegtp"], "Did you mean 'sharegpt'?"),
+        (["--workload", "100:-5"], "expected 1 or more of both"),
+        (["--workload", "nowhere.jsonl"], "no such file"),
+        (["--workload", "arxiv", "--answer-tokens", "5"], "has answers of its own"),
+        (["--model", "nowhere"], "is not there"),
+        (["--model", "x.gguf"], "a GGUF file has none"),
+        (["--num-requests", "0"], "0 is not in the range"),
+        (["--price-per-hour", "-1"], "is not in the range"),
+        (["--num-devices", "5"], "num_devices=5"),
+        (["--max-model-len", "20000"], "max_model_len=20000"),
+        (["--device-memory", "lots"], "expected bytes"),
+        (["--kv-dtype", "int3"], "'int3' is not one of"),
+        (["--machine", "4xt4", "--dtype", "bfloat16"], "Use --dtype float16"),
+    ],
+)
+def test_mistakes_are_told(
+    asked: list[str], more: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails([*asked, *more], capsys)
+
+
+def test_a_config_that_is_not_known(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = write_model(tmp_path / "strange", config_of("8B", architectures=["LamaForCausalLM"]))
+    told = fails([*asked, "--model", str(strange / "config.json")], capsys)
+    assert "Did you mean 'LlamaForCausalLM'?" in told
+    odd = write_model(tmp_path / "odd", config_of("8B", hidden_size=-1))
+    assert "hidden_size" in fails([*asked, "--model", str(odd)], capsys)
+
+
+def test_nothing_fits(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails([*asked, "--machine", "l4"], capsys, code=1)
+    assert "none of 1 layouts has room" in told
+    assert "weights 27" in told
+    told = fails([*asked, "--host-kv-memory", "9TiB", "--machine", "1xl4"], capsys, code=1)
+    assert "more than there is" in told
+
+
+@pytest.mark.parametrize("arguments", [["--help"], None])
+def test_no_torch_and_no_numpy(arguments: list[str] | None, asked: list[str]) -> None:
+    code = f"""
+import sys
+from seesaw.cli import main
+try:
+    main({asked[:1] + arguments if arguments else asked!r})
+except SystemExit as stop:
+    assert stop.code in (0, None), stop.code
+print([name for name in ("torch", "numpy", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n[]\n")
