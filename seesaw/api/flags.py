@@ -7,6 +7,7 @@ setting by name, and imports nothing that loads torch.
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
@@ -31,6 +32,36 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # generic only since click 8.4
+
+
+LARGEST = 1e12
+"""Far beyond every time and rate that is of use, and far from where sums of them overflow."""
+
+
+class FiniteNumber(_ParamType):
+    """A number that is neither nan nor beyond `most`, from `least` or above it (`is_open`)."""
+
+    name = "number"
+
+    def __init__(
+        self, least: float = -LARGEST, *, is_open: bool = False, most: float = LARGEST
+    ) -> None:
+        self.least = least
+        self.is_open = is_open
+        self.most = most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        # Not the other way round: nan is not above anything.
+        if not (self.least <= found <= self.most) or (self.is_open and found == self.least):
+            low = f"above {self.least:g}" if self.is_open else f"from {self.least:g}"
+            self.fail(f"{value!r}: expected a number {low} to {self.most:g}.", param, ctx)
+        return found
 
 
 class JSONObject(_ParamType):

@@ -5,9 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from seesaw.api.plan_inputs import Job, ModelToPlan, read_machine, read_model, read_workload
+import click
+
+from seesaw.api.flags import FiniteNumber
+from seesaw.api.plan_inputs import (
+    CONFIG,
+    Job,
+    ModelToPlan,
+    read_machine,
+    read_model,
+    read_workload,
+)
 from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError
 from seesaw.layout.parallel import ParallelLayout
@@ -21,6 +32,7 @@ from seesaw.simulate.faults import Death, Faults, SlowRank
 from seesaw.simulate.scenario import HostCosts, Scenario
 
 DEFAULT_REQUESTS = 1000
+RESTART_S = Faults().restart_s
 CLOSED, TRACE = "closed", "trace"
 KINDS = (CLOSED, "constant", "poisson", "gamma", TRACE)
 
@@ -124,7 +136,7 @@ def read(asked: Asked, *, compares: bool) -> Inputs:
             "and --decode-layout, or --compare."
         )
     model = read_model(asked.model)
-    config = replace(config, model=model.folder.resolve().name)
+    config = replace(config, model=_label(asked.model, model))
     machines, source = read_machine(asked.machine)
     job = read_workload(
         asked.workload, model, asked.num_requests, asked.answer_tokens, DEFAULT_REQUESTS
@@ -138,6 +150,14 @@ def read(asked: Asked, *, compares: bool) -> Inputs:
             chunks=None if asked.chunk is None else (asked.chunk,), uses_tier=uses_tier,
         )  # fmt: skip
     return Inputs(asked, model, job, machines, source, arrivals, config, plan)
+
+
+def _label(given: str, model: ModelToPlan) -> str:
+    """The file's own name, where it is not that of every config."""
+    path = Path(given)
+    if path.is_file() and path.name != CONFIG:
+        return path.stem
+    return model.folder.resolve().name
 
 
 def choose_arrivals(
@@ -173,9 +193,13 @@ def choose_arrivals(
 
 
 def parse_faults(
-    late: str | None, slow: Sequence[str], death: Sequence[str], restart_s: float
+    late: str | None, slow: Sequence[str], death: Sequence[str], restart_s: float | None
 ) -> Faults:
     """`SHARE:SECONDS`, `RANK:BEGIN:END:TIMES` and `RANK:SECONDS`. Raises ConfigError."""
+    if restart_s is not None and not death:
+        raise ConfigError(
+            "--restart-s: nothing dies without --death RANK:SECONDS. Give one, or leave it out."
+        )
     share, late_s = _numbers("--late", late, "SHARE:SECONDS") if late is not None else (0.0, 0.0)
     slows = [_numbers("--slow", one, "RANK:BEGIN:END:TIMES") for one in slow]
     deaths = [_numbers("--death", one, "RANK:SECONDS") for one in death]
@@ -186,22 +210,21 @@ def parse_faults(
             SlowRank(_rank("--slow", rank), begin, end, by) for rank, begin, end, by in slows
         ),
         deaths=tuple(Death(_rank("--death", rank), at_s) for rank, at_s in deaths),
-        restart_s=restart_s,
+        restart_s=RESTART_S if restart_s is None else restart_s,
     )
 
 
 def _numbers(flag: str, text: str, form: str) -> list[float]:
     parts = text.split(":")
+    if len(parts) != form.count(":") + 1:
+        raise ConfigError(f"{flag} {text}: expected {form}.")
     try:
-        found = [float(part) for part in parts]
-    except ValueError:
-        found = []
-    if len(found) != form.count(":") + 1:
-        raise ConfigError(f"{flag} {text}: expected {form}, all numbers.")
-    return found
+        return [FiniteNumber(0.0).convert(part, None, None) for part in parts]
+    except click.BadParameter as error:
+        raise ConfigError(f"{flag} {text}: expected {form}. {error.message}") from error
 
 
 def _rank(flag: str, value: float) -> int:
     if value != int(value):
-        raise ConfigError(f"{flag}: rank {value} is not a whole number.")
+        raise ConfigError(f"{flag}: rank {value:g} is not a whole number.")
     return int(value)

@@ -65,7 +65,9 @@ def comparison(results: Sequence[Result], estimates: Sequence[Estimate | None]) 
     )
     for name in ("prefill", "decode"):
         table.add_column(name)
-    for name in ("policy", "requests/s", "tokens/s", "estimated", "batch", "transitions",
+    # A plan is of a job that is all there when it begins.
+    estimated = "estimated" if first.arrivals == "closed" else "if all at once"
+    for name in ("policy", "requests/s", "tokens/s", estimated, "batch", "transitions",
                  "p50 end to end"):  # fmt: skip
         table.add_column(name, justify="right")
     order = sorted(range(len(results)), key=lambda at: -results[at].requests_per_s)

@@ -10,6 +10,9 @@ from seesaw.errors import ConfigError
 from seesaw.plan.workload import Arrivals, Workload
 from seesaw.simulate.scenario import Arrival
 
+MOST_CV = 1000
+"""Beyond it nearly all requests come at once, and the numbers drawn lose their precision."""
+
 
 def draw_arrivals(arrivals: Arrivals | None, count: int, seed: int) -> list[float]:
     """Seconds, rising, the first at 0. None = all at 0.
@@ -22,8 +25,10 @@ def draw_arrivals(arrivals: Arrivals | None, count: int, seed: int) -> list[floa
     rate, cv = arrivals.rate_per_s, arrivals.cv
     if not 0 < rate < math.inf:
         raise ConfigError(f"rate={rate}: expected requests per second, above 0.")
-    if not 0 <= cv < math.inf:
-        raise ConfigError(f"cv={cv}: expected 0 (constant gaps) or more; 1 = Poisson arrivals.")
+    if not 0 <= cv <= MOST_CV:
+        raise ConfigError(
+            f"cv={cv}: expected 0 (constant gaps) to {MOST_CV}; 1 = Poisson arrivals."
+        )
     if cv == 0:
         return [index / rate for index in range(count)]
     rng = random.Random(f"{seed}/arrivals")

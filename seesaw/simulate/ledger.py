@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.stats import SchedulerStats
 from seesaw.simulate.replica import Ran
@@ -32,11 +32,13 @@ class _ReplicaNotes:
 
 @dataclass(slots=True)
 class StepNote:
-    """A step in flight: when it was handed over, what it does, and whose first token it draws."""
+    """A step in flight: when it was handed over, what it does, whose first token it draws, and to
+    which phase the layout changes before it."""
 
     handed_over_s: float
     kind: str
     first: Sequence[str]
+    changes_to: Phase | None
 
 
 class Ledger:
@@ -52,6 +54,7 @@ class Ledger:
         self._elapsed_s = 0.0
         self._bytes = {"store": 0, "load": 0}
         self._weights: dict[str, int] = {}
+        self._num_transitions = 0
         self._transition_s = 0.0
         self._num_lost = 0
 
@@ -63,16 +66,13 @@ class Ledger:
             notes.beginning[new.request_id] = len(new.prompt_token_ids)
         notes.moving.update((one.transfer_id, "store") for one in step.stores)
         notes.moving.update((one.transfer_id, "load") for one in step.loads)
-        if step.reshard:
-            for source, nbytes in self._setup.weight_bytes(step.phase).items():
-                self._weights[source] = self._weights.get(source, 0) + nbytes
         kind: str = step.phase
         if kind == "decode":
             notes.best_rows = max(notes.best_rows, work.num_sampled)
             if work.num_tokens > work.num_rows:
                 kind = "mixed"
         first = self._first_tokens(notes, step) if notes.beginning else ()
-        return StepNote(now_s, kind, first)
+        return StepNote(now_s, kind, first, step.phase if step.reshard else None)
 
     def _first_tokens(self, notes: _ReplicaNotes, step: SchedulerOutput) -> list[str]:
         beginning = notes.beginning
@@ -95,7 +95,11 @@ class Ledger:
             phase_s = notes.phase_s
             phase_s[note.kind] = phase_s.get(note.kind, 0.0) + seconds - reshard_s
             phase_s["reshard"] = phase_s.get("reshard", 0.0) + reshard_s
-        self._transition_s += done.reshard_s
+        if note.changes_to is not None:
+            self._num_transitions += 1
+            self._transition_s += done.reshard_s
+            for source, nbytes in self._setup.weight_bytes(note.changes_to).items():
+                self._weights[source] = self._weights.get(source, 0) + nbytes
         for request_id in note.first:
             self._first_s[int(request_id)] = now_s
 
@@ -151,7 +155,7 @@ class Ledger:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             phase_s=self._phases(),
-            num_transitions=stats.num_transitions,
+            num_transitions=self._num_transitions,
             transition_s=self._transition_s / setup.num_replicas,
             kv_store_bytes=self._bytes["store"],
             kv_load_bytes=self._bytes["load"],

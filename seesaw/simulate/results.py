@@ -71,7 +71,8 @@ class Result:
     "decode", "mixed" ones where one layout does both in a step, "reshard" for changes of layout,
     and "idle". `tail` begins when no request waits and those left are fewer than half of the best
     batch; `steady` is all before. `busy_share` is of each rank's compute lane, changes of layout
-    not counted. In `latency_s`, "first_token" and "end_to_end" count from the arrival; "per_token"
+    not counted. A change of layout counts once the step that it comes before is done. In
+    `latency_s`, "first_token" and "end_to_end" count from the arrival; "per_token"
     is the mean time between an answer's tokens.
     """
 

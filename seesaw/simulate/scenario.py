@@ -15,7 +15,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.machine import Machine
-from seesaw.simulate.faults import NO_FAULTS, Faults
+from seesaw.simulate.faults import MOST_S, NO_FAULTS, Faults, is_time
 
 
 class Arrival(NamedTuple):
@@ -84,8 +84,14 @@ class Scenario:
             )
         self._check_requests()
         self.faults.check(decode.num_ranks)
-        if self.transition_s is not None and self.transition_s < 0:
-            raise ConfigError(f"transition_s={self.transition_s}: expected seconds, 0 or more.")
+        seconds = {
+            "transition_s": self.transition_s or 0.0,
+            "host.step_s": self.host.step_s,
+            "host.row_s": self.host.row_s,
+        }
+        for name, value in seconds.items():
+            if not is_time(value):
+                raise ConfigError(f"{name}={value:g}: expected seconds, 0 or more.")
         for name in ("num_blocks", "prefill_blocks", "tier_blocks", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,10 +107,11 @@ class Scenario:
             raise ConfigError("requests: expected at least one.")
         before_s = 0.0
         for index, (arrival_s, prompt, answer) in enumerate(self.requests):
-            if arrival_s < before_s or prompt < 1 or answer < 1:
+            if not before_s <= arrival_s <= MOST_S or prompt < 1 or answer < 1:
                 raise ConfigError(
                     f"requests[{index}]: arrival {arrival_s} s, prompt {prompt}, answer {answer}: "
-                    f"expected no arrival before {before_s} s, and at least one token of each."
+                    f"expected an arrival from {before_s} s to {MOST_S:g} s, and at least one "
+                    "token of each."
                 )
             before_s = arrival_s
 

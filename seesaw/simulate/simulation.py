@@ -113,7 +113,8 @@ class _Simulation:
                 self._now_s = at_s
             self._handle(event, index, life)
         self._settle()
-        stats = [replica.scheduler.stats for replica in self._replicas]
+        # What a replica that is down did is of the past already.
+        stats = [replica.scheduler.stats for replica in self._replicas if replica.is_up]
         return self._ledger.result(
             stats=SchedulerStats.total([*stats, *self._past]),
             busy_s=[seconds for replica in self._replicas for seconds in replica.clock.busy_s],

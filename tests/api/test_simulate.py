@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from seesaw import cli
+from seesaw.api.experiment_report import describe
 from seesaw.api.simulation_inputs import choose_arrivals, parse_faults
 from seesaw.errors import ConfigError
 from seesaw.plan.workload import Arrivals, parse_workload
@@ -139,13 +140,23 @@ def test_a_trace_and_a_plot(job: list[str], tmp_path: Path) -> None:
         (["--workload", "sharegtp"], "sharegpt"),
         (["--arrivals", "poisson"], "--rate"),
         (["--slow", "1:2"], "RANK:BEGIN:END:TIMES"),
-        (["--death", "9:1", *SPLIT], "rank from 0 to 3"),
+        (["--death", "9:1", *SPLIT], "death 9:1: expected a rank from 0 to 3"),
+        (["--slow", "9:0:1:2", *SPLIT], "slow 9:0:1:2: expected a rank from 0 to 3"),
+        (["--arrivals", "gamma", "--rate", "5", "--cv", "1e200"], "--cv"),
+        (["--arrivals", "gamma", "--rate", "5", "--cv", "1e9", *SPLIT], "cv=1000000000.0"),
+        (["--rate", "1e-300", *SPLIT], "requests[1]"),
         (["--trace", "/nowhere/at/all.json"], "--trace"),
         (["--compare", "2", "--trace", "t.json"], "--compare"),
         (["--compare", "2", *SPLIT], "--compare"),
         (["--low-mark", "0.5"], "--policy seesaw"),
         (["--prefill-layout", "pp3", "--decode-layout", "tp4"], "pp3"),
-        (["--max-tokens", "4", *SPLIT], "answers_known"),
+        (["--max-tokens", "4", *SPLIT], "--no-answers-known"),
+        (["--restart-s", "5", *SPLIT], "--death"),
+        (["--scale", "0.5", *SPLIT], "--scale"),
+        (["--jobs", "1", *SPLIT], "--jobs"),
+        (["--experiment", "pools", "--machine", "8xl4"], "--model"),
+        (["--trace", "trace.txt"], ".json"),
+        (["--plot", "timeline.gif"], ".svg"),
         (["--experiment", "throughput-l5"], "--model"),
     ],
 )
@@ -154,6 +165,45 @@ def test_what_cannot_be_is_told_before_anything_runs(
 ) -> None:
     assert run([*job, *flags]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e308", "-1", "x"])
+@pytest.mark.parametrize(
+    ("flag", "form"),
+    [
+        ("--rate", "{}"), ("--cv", "{}"), ("--host-step-s", "{}"), ("--host-row-s", "{}"),
+        ("--restart-s", "{}"), ("--scale", "{}"), ("--late", "{}:1"), ("--late", "1:{}"),
+        ("--slow", "{}:0:1:2"), ("--slow", "0:{}:1:2"), ("--slow", "0:0:{}:2"),
+        ("--slow", "0:0:1:{}"), ("--death", "{}:1"), ("--death", "1:{}"),
+    ],
+)  # fmt: skip
+def test_only_finite_numbers_are_taken(
+    job: list[str], flag: str, form: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, *SPLIT, f"{flag}={form.format(number)}"]) == 2
+    told = capsys.readouterr().err
+    assert flag in told
+    assert number in told
+
+
+def test_a_config_by_its_own_name_is_the_model_s_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "llama-15b.json"
+    file.write_text(json.dumps(CONFIG))
+    job = ["simulate", "--model", str(file), "--machine", "4xl4", "--workload", "64:8"]
+    assert figures([*job, "--num-requests", "2", *SPLIT], capsys)["model"] == "llama-15b"
+
+
+def test_an_estimate_is_of_a_job_that_is_all_there(
+    job: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*job, "--compare", "2"]) == 0
+    assert " estimated " in capsys.readouterr().out
+    assert run([*job, "--compare", "2", "--rate", "5"]) == 0
+    table = capsys.readouterr().out
+    assert "if all at once" in table
+    assert "estimated" not in table
 
 
 def test_what_does_not_fit_is_no_usage_error(
@@ -168,10 +218,75 @@ def test_experiments_are_named_and_unknown_ones_too(capsys: pytest.CaptureFixtur
     from seesaw.simulate.experiments import EXPERIMENTS
 
     assert run(["simulate", "--list-experiments"]) == 0
-    assert capsys.readouterr().out.split() == list(EXPERIMENTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert "batches         Throughput over the number of requests of a job: what" in lines[-2]
+    assert all(len(line.split()) > 5 for line in lines)
     assert run(["simulate", "--experiment", "throughput-l5"]) == 2
     assert "throughput-l4" in capsys.readouterr().err
     assert run(["simulate"]) == 2
+
+
+def test_an_experiment_for_people_and_for_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    target, plot = tmp_path / "figures.json", tmp_path / "plot.svg"
+    command = ["simulate", "--experiment", "unequal", "--scale", "0.01"]
+    assert run([*command, "--plot", str(plot), "--output-json", str(target)]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(target.read_text())["requests_per_s"]
+    (row,) = (line.split() for line in told.splitlines() if line.strip().startswith("4 T4"))
+    assert [float(one) for one in row[2:]] == pytest.approx(list(found["4 T4"].values()), rel=1e-3)
+    assert "{" not in told
+    assert f"drawn: {plot}" in told.replace("\n", "")
+    assert plot.read_text().lstrip().startswith("<?xml")
+    assert run([*command, "--output-json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests_per_s"] == found
+
+
+def test_plots_of_an_experiment_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    from seesaw.simulate import experiments
+
+    plots: list[dict[str, Any]] = []
+    ran = []
+
+    def find(name: str) -> Any:
+        return lambda options: ran.append(name) or {"gain": 2.0, "plots": plots}
+
+    monkeypatch.setattr(experiments, "find", find)
+    command = ["simulate", "--experiment", "ratio", "--plot"]
+    assert run([*command, str(tmp_path / "missing" / "plot.svg")]) == 2
+    assert ran == [], "the file is checked first"
+    assert run([*command, str(tmp_path / "plot.svg")]) == 0
+    assert "nothing to draw" in capsys.readouterr().out
+    one = {"kind": "bars", "title": "t", "y_label": "y", "groups": {"a": {"b": 1.0}}}
+    plots += [one, one]
+    assert run([*command, str(tmp_path / "plot.svg")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot-1.svg", "plot-2.svg"]
+
+
+def test_figures_of_any_shape_are_shown() -> None:
+    figures = {
+        "gain": 1.23456, "seconds": {"vllm": 3.0, "small_pools": 0.5}, "bounds": [1, 2],
+        "in_turn": [(0.5, "pp8"), (1.0, "tp8")],
+        "series": {"pp8": [(2.0, 0.25), (1, 7.0)], "tp8": [(1, 8.0)]},
+        "deep": {"poisson": {"pp8": [{"rate_per_s": 1.5}, {"rate_per_s": 2.5, "p50": 9}]}},
+        "cells": [{f"field_{n}": {"best": n * 10} for n in range(12)}],
+        "plots": [{"kind": "never"}],
+    }  # fmt: skip
+    told = [line.split() for line in describe("any", figures)]
+    text = "\n".join(" ".join(line) for line in told)
+    for line in (
+        "gain: 1.235", "seconds: vllm: 3; small pools: 0.5", "bounds: 1, 2",
+        "in turn: 0.5: pp8; 1: tp8", "1 2", "pp8 7 0.25", "tp8 8", "deep, poisson, pp8",
+        "rate per s p50", "1 1.5", "2 2.5 9", "field 11 best 110",
+    ):  # fmt: skip
+        assert line.split() in told, f"{line!r} is not in\n{text}"
+    assert "never" not in text
 
 
 def test_it_loads_no_torch(job: list[str]) -> None:
@@ -205,7 +320,7 @@ def test_arrivals_by_flags() -> None:
 
 
 def test_faults_by_flags() -> None:
-    assert parse_faults(None, (), (), 60.0) == Faults(slow=(), deaths=())
+    assert parse_faults(None, (), (), None) == Faults(slow=(), deaths=())
     assert parse_faults("0.5:0.01", ("1:0:2.5:3",), ("0:4",), 7.0) == Faults(
         late_share=0.5,
         late_s=0.01,
@@ -215,4 +330,4 @@ def test_faults_by_flags() -> None:
     )
     for late, slow, death in (("1", (), ()), (None, ("a:1:2:3",), ()), (None, (), ("0.5:1",))):
         with pytest.raises(ConfigError):
-            parse_faults(late, slow, death, 1.0)
+            parse_faults(late, slow, death, None)

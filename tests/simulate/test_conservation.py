@@ -168,7 +168,7 @@ def slower(scenario: Scenario, rank: int, times: float) -> Scenario:
 def test_a_slower_device_never_makes_a_job_faster(seed: int) -> None:
     """With one replica, and a policy that does not look at measured times. Else which replica a
     request goes to, and when phases change, depends on times, so that a slower device can lead to
-    better decisions: of 135 such scenarios 9 became faster, by 7% at most."""
+    better decisions: of 222 such scenarios 11 became faster, by 7% at most."""
     rng = random.Random(seed)
     scenario = random_scenario(rng)
     rank = rng.randrange(scenario.layouts[1].num_ranks)

@@ -3,6 +3,7 @@ schedulers' books (checked after every step) stay right."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -14,6 +15,8 @@ from seesaw.simulate.faults import Death, Faults, SlowRank
 from seesaw.simulate.simulation import simulate
 from seesaw.simulate.trace import Spans
 from tests.simulate.scenarios import make_scenario, random_scenario, watched
+
+INF = math.inf
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -88,16 +91,47 @@ def test_a_replica_that_is_down_gets_its_requests_when_it_is_back() -> None:
     assert result.num_lost == 1
 
 
+def test_what_a_replica_did_counts_once_if_it_is_down_at_the_end() -> None:
+    """Its only request has three tokens of prompt and two of answer, and ends before it dies."""
+    requests = [(0.0, 3, 2), (0.0, 4, 8)]
+    faults = Faults(deaths=[Death(rank=0, at_s=3.5)], restart_s=100.0)
+    plain = simulate(make_scenario(requests, "dp2"))
+    died = simulate(make_scenario(requests, "dp2", faults=faults))
+    assert (died.elapsed_s, died.num_lost) == (8.0, 0)
+    assert died.scheduler == plain.scheduler
+    assert died.scheduler["num_steps"] == 2 + 8
+
+
+def test_a_change_of_layout_that_a_death_forestalls_is_none() -> None:
+    """The change to decode is planned while the prompt of 1 s is computed, and the rank dies at
+    0.5 s; what counts is the change of the next life."""
+    split = make_scenario(
+        [(0.0, 4, 2)], "pp2 -> tp2", policy="seesaw", host_kv_memory="1MiB", transition_s=5.0
+    )
+    plain = simulate(split)
+    died = simulate(replace(split, faults=Faults(deaths=[Death(0, 0.5)], restart_s=0.0)))
+    assert died.num_lost == 1
+    assert (died.num_transitions, died.transition_s) == (1, 5.0)
+    assert died.weight_bytes_moved == plain.weight_bytes_moved
+    assert sum(plain.weight_bytes_moved.values()) > 0
+
+
 @pytest.mark.parametrize(
     ("faults", "named"),
     [
-        (Faults(late_share=1.5), "late_share"),
-        (Faults(late_s=-1.0), "late_s"),
+        (Faults(late_share=1.5), "late 1.5:0: expected a share"),
+        (Faults(late_s=-1.0), "late 0:-1"),
+        (Faults(late_s=1e308), "late 0:1e.308"),
         (Faults(restart_s=-1.0), "restart_s"),
-        (Faults(slow=[SlowRank(1, 0.0, 1.0, 2.0)]), "rank from 0 to 0"),
-        (Faults(slow=[SlowRank(0, 1.0, 1.0, 2.0)]), "begin_s before end_s"),
-        (Faults(slow=[SlowRank(0, 0.0, 1.0, 0.5)]), "times from 1"),
-        (Faults(deaths=[Death(3, 1.0)]), "rank from 0 to 0"),
+        (Faults(restart_s=INF), "restart_s"),
+        (Faults(slow=[SlowRank(1, 0.0, 1.0, 2.0)]), "slow 1:0:1:2: expected a rank from 0 to 0"),
+        (Faults(slow=[SlowRank(0, 1.0, 1.0, 2.0)]), "the begin before the end"),
+        (Faults(slow=[SlowRank(0, 0.0, INF, 2.0)]), "the begin before the end"),
+        (Faults(slow=[SlowRank(0, 0.0, 1.0, 0.5)]), "a factor from 1"),
+        (Faults(slow=[SlowRank(0, 0.0, 1.0, INF)]), "a factor from 1"),
+        (Faults(deaths=[Death(3, 1.0)]), "death 3:1: expected a rank from 0 to 0"),
+        (Faults(deaths=[Death(0, INF)]), "seconds from 0"),
+        (Faults(deaths=[Death(0, math.nan)]), "seconds from 0"),
         (Faults(deaths=[Death(0, -1.0)]), "seconds from 0"),
     ],
 )

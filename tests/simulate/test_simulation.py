@@ -248,6 +248,11 @@ def test_requests_that_could_never_run_are_refused_before_any_runs() -> None:
         ({"requests": [(-1.0, 4, 4)]}, "requests.0"),
         ({"layouts": layouts("tp2")}, "takes 2 devices"),
         ({"transition_s": -1.0}, "transition_s"),
+        ({"transition_s": float("nan")}, "transition_s"),
+        ({"requests": [(float("nan"), 4, 4)]}, "requests.0"),
+        ({"requests": [(0.0, 4, 4), (float("inf"), 4, 4)]}, "requests.1"),
+        ({"host": HostCosts(row_s=float("inf"))}, "host.row_s"),
+        ({"host": HostCosts(step_s=-1.0)}, "host.step_s"),
         ({"num_blocks": 0}, "num_blocks"),
         ({"max_tokens": 4}, "answers_known"),
     ],
@@ -276,6 +281,7 @@ def test_arrivals_at_once_at_constant_gaps_and_by_seed() -> None:
     assert draw_arrivals(Arrivals(2.0, 1.0), 1, seed=1) == [0.0]
     first, again, other = (draw_arrivals(Arrivals(2.0, 2.0), 9, seed) for seed in (1, 1, 2))
     assert first == again != other
-    for wrong in (Arrivals(0.0, 1.0), Arrivals(1.0, -1.0), Arrivals(float("inf"), 1.0)):
+    for wrong in (Arrivals(0.0, 1.0), Arrivals(1.0, -1.0), Arrivals(float("inf"), 1.0),
+                  Arrivals(1.0, 1e200), Arrivals(1.0, float("nan"))):  # fmt: skip
         with pytest.raises(ConfigError):
             draw_arrivals(wrong, 1, seed=0)

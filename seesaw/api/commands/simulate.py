@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from seesaw.api.flags import Flag, make_flags
+from seesaw.api.flags import FiniteNumber, Flag, make_flags
 from seesaw.api.report import STDOUT, check_writable, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, take_engine_settings
 from seesaw.config import EngineConfig, FlagField, flag_fields
@@ -30,7 +29,8 @@ SETTINGS = (
     "host_kv_memory", "num_devices", "reload", "reshard_from", "seed",
 )  # fmt: skip
 """Of EngineConfig."""
-WITH_EXPERIMENT = ("experiment", "scale", "jobs", "seed", "output_json")
+WITH_EXPERIMENT = ("experiment", "scale", "jobs", "seed", "plot", "output_json")
+OF_EXPERIMENTS = ("scale", "jobs")
 SHOW_AFTER_S = 2
 
 
@@ -72,9 +72,9 @@ def _setting_flags() -> list[click.Option]:
              "with --rate)",
              type=click.Choice(("closed", "constant", "poisson", "gamma", "trace"))),
         _own("--rate", "What for", "requests per second",
-             type=click.FloatRange(min=0, min_open=True)),
+             type=FiniteNumber(0.0, is_open=True)),
         _own("--cv", "What for", "coefficient of variation of gamma arrivals; 1 = poisson",
-             type=click.FloatRange(min=0, min_open=True)),
+             type=FiniteNumber(0.0, is_open=True)),
         Flag(["answers_known", "--answers-known/--no-answers-known"], section="What for",
              default=True, help="policies know how long each answer will be [default]; else it "
              "ends at a token nobody foresaw"),
@@ -85,28 +85,29 @@ def _setting_flags() -> list[click.Option]:
         _own("--kv-dtype", "Settings", "of KV, where it is not kept in --dtype",
              type=click.Choice(("float32", "float16", "bfloat16", "fp8"))),
         _own("--host-step-s", "Settings", "seconds of the driver for each step",
-             type=click.FloatRange(min=0), default=0.0, show_default=True),
+             type=FiniteNumber(0.0), default=0.0, show_default=True),
         _own("--host-row-s", "Settings", "and for each of its rows",
-             type=click.FloatRange(min=0), default=0.0, show_default=True),
+             type=FiniteNumber(0.0), default=0.0, show_default=True),
         _own("--late", "Faults", "SHARE:SECONDS; so many reports of ranks are late, by so much in "
              "the mean"),
         _own("--slow", "Faults", "RANK:BEGIN:END:TIMES; a rank is so many times slower for a "
              "while; may be repeated", multiple=True),
         _own("--death", "Faults", "RANK:SECONDS; a rank dies then; may be repeated",
              multiple=True),
-        _own("--restart-s", "Faults", "seconds until its replica is back",
-             type=click.FloatRange(min=0), default=60.0, show_default=True),
+        _own("--restart-s", "Faults", "seconds until its replica is back (default: 60)",
+             type=FiniteNumber(0.0)),
         _own("--experiment", "Experiments", "run a committed experiment instead, by its name"),
         Flag(["--list-experiments"], section="Experiments", is_flag=True,
-             help="name them and do no more"),
+             help="say what they are and do no more"),
         _own("--scale", "Experiments", "times the published numbers of requests",
-             type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True),
+             type=FiniteNumber(0.0, is_open=True, most=1000), default=1.0, show_default=True),
         _own("--jobs", "Experiments", "processes to simulate in", type=POSITIVE, default=1,
              show_default=True),
         _own("--compare", "Options", "simulate so many layouts, those that a plan ranks first",
              type=POSITIVE),
         _own("--trace", "Options", "FILE.json of what every rank did, for ui.perfetto.dev"),
-        _own("--plot", "Options", "FILE.svg or FILE.png of the same, as a timeline"),
+        _own("--plot", "Options", "FILE.svg or FILE.png of the same, as a timeline; with "
+             "--experiment of its figures, FILE-1.svg, .. where there are several"),
         output_json_flag("the result"),
     ],
     examples=[
@@ -129,18 +130,16 @@ def simulate(
     1 nothing fits or a request could never run, 2 usage.
     """
     if list_experiments:
-        from seesaw.simulate.experiments import EXPERIMENTS
+        from seesaw.api.experiment_report import listing
 
-        for name in EXPERIMENTS:
-            click.echo(name)
+        click.echo("\n".join(listing()))
         return 0
+    _refuse_what_does_nothing(ctx, experiment)
     if experiment is not None:
-        _refuse_others(ctx)
         with machine_output(output_json) as write:
-            found = _run_experiment(experiment, scale, jobs, values["seed"])
+            found, lines = _run_experiment(experiment, scale, jobs, values["seed"], plot)
             write(found)
-        if output_json is None:
-            click.echo(json.dumps(found, indent=2))
+        _tell(lines, output_json)
         return 0
     with machine_output(output_json) as write:
         try:
@@ -149,29 +148,62 @@ def simulate(
             click.echo(f"seesaw: error: {error}", err=True)
             return 1
         write(figures)
-    if output_json != STDOUT:
-        for line in lines:
-            click.echo(line)
+    _tell(lines, output_json)
     return 0
 
 
-def _refuse_others(ctx: click.Context) -> None:
+def _tell(lines: Sequence[str], output_json: str | None) -> None:
+    if output_json != STDOUT:
+        click.echo("\n".join(lines))
+
+
+def _refuse_what_does_nothing(ctx: click.Context, experiment: str | None) -> None:
     for name in ctx.params:
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in WITH_EXPERIMENT:
-            flag = "--" + name.replace("_", "-")
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if experiment is not None and name not in WITH_EXPERIMENT:
             raise click.UsageError(
                 f"{flag}: an experiment has its own scenarios. Leave it out, or --experiment."
             )
+        if experiment is None and name in OF_EXPERIMENTS:
+            raise click.UsageError(
+                f"{flag}: is of experiments. Leave it out, or name an --experiment."
+            )
 
 
-def _run_experiment(name: str, scale: float, jobs: int, seed: int) -> dict[str, Any]:
+def _run_experiment(
+    name: str, scale: float, jobs: int, seed: int, plot: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures, and lines for people."""
+    from seesaw.api.experiment_report import describe
     from seesaw.simulate.experiments import find
     from seesaw.simulate.experiments.runner import ExperimentOptions
 
     run = find(name)
+    file = None
+    if plot is not None:
+        from seesaw.api.plots import check_plot_file
+
+        file = check_plot_file(plot)
     with _progress("simulations") as progress:
-        return run(ExperimentOptions(scale=scale, jobs=jobs, seed=seed, progress=progress))
+        found = run(ExperimentOptions(scale=scale, jobs=jobs, seed=seed, progress=progress))
+    drawn = [] if file is None else _draw(found.get("plots", ()), file)
+    return found, [*describe(name, found), *drawn]
+
+
+def _draw(plots: Sequence[Mapping[str, Any]], file: Path) -> list[str]:
+    """Says what was drawn."""
+    from seesaw.api.plots import draw
+
+    if not plots:
+        return [f"nothing to draw in {file}: this experiment has figures, and no plot of them"]
+    files = [file]
+    if len(plots) > 1:
+        files = [file.with_stem(f"{file.stem}-{at}") for at in range(1, len(plots) + 1)]
+    for plot, one in zip(plots, files, strict=True):
+        draw(plot, one)
+    return [f"drawn: {', '.join(map(str, files))}"]
 
 
 def _files(trace: str | None, plot: str | None, compare: int | None) -> Mapping[str, Path]:
@@ -180,6 +212,8 @@ def _files(trace: str | None, plot: str | None, compare: int | None) -> Mapping[
     if compare is not None and (trace or plot):
         raise ConfigError("--trace and --plot show one simulation. Leave out --compare.")
     if trace is not None:
+        if Path(trace).suffix != ".json":
+            raise ConfigError(f"--trace {trace}: expected a name that ends in .json.")
         check_writable(Path(trace), "--trace")
         found["trace"] = Path(trace)
     if plot is not None:
@@ -195,6 +229,11 @@ def _asked(values: dict[str, Any]) -> Asked:
 
     if values["model"] is None:
         raise click.UsageError("no model given. Pass --model DIR, or --experiment NAME.")
+    if values["answers_known"] and values["max_tokens"] is not None:
+        raise click.UsageError(
+            "--max-tokens: answers whose length is known end there. Add --no-answers-known, or "
+            "leave it out."
+        )
     own = {
         name: values.pop(name)
         for name in (
