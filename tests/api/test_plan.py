@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from seesaw.engine import at_hand
 from seesaw.errors import ConfigError
 from seesaw.plan.machine_files import local_path, read_machines, write_machines
 from seesaw.plan.workload import Lengths
+from seesaw.tokenizer import open_tokenizer
+from tests.checkpoints import write_tokenizer
 from tests.plan.models import config_of
 
 CHUNK = ["--max-num-batched-tokens", "2048"]
@@ -219,11 +220,10 @@ def rows(*bodies: dict[str, Any]) -> str:
 
 
 def test_a_batch_file_is_counted_by_the_models_tokenizer(
-    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from seesaw.tokenizer import open_tokenizer
-
-    folder = tiny_checkpoint("llama")
+    folder = write_model(tmp_path / "small", config_of("tiny"))
+    write_tokenizer(folder)
     texts = ["The dog", "The dog and the cat and the rest of them"]
     chat = [{"role": "user", "content": "Who is there?"}]
     job = tmp_path / "in.jsonl"
@@ -238,7 +238,6 @@ def test_a_batch_file_is_counted_by_the_models_tokenizer(
     )
     tokenizer = open_tokenizer(folder)
     found = batch_lengths.batch_workload(job, tokenizer, None)
-    capsys.readouterr()
     one, two = (len(tokenizer.encode(text)) for text in texts)
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
     three = len(tokenizer.encode(rendered, add_special_tokens=False))

@@ -257,6 +257,13 @@ def test_requests_that_are_longer_than_what_kv_holds() -> None:
         plan_of("8B", "l4", "15000:1000", max_model_len=None, device_memory="16.2GiB")
 
 
+@pytest.mark.parametrize(("limit", "says"), [(1000, "max_model_len"), (None, "the model")])
+def test_requests_that_are_longer_than_any_may_be(limit: int | None, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"up to 1200 tokens.*{says} allows 1000") as e:
+        plan_of(spec_of("8B", max_position_embeddings=1000), "l4", max_model_len=limit)
+    assert not isinstance(e.value, DoesNotFit)
+
+
 def test_memory_that_is_there_counts() -> None:
     space = Space("cuda", 18 * GIB, 18 * GIB, 200 * GIB, 200 * GIB)
     small = {one.name: one for one in plan_of("15B", "4xl4", space=space).candidates}
