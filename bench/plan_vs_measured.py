@@ -98,6 +98,9 @@ def run(*arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    for line in done.stderr.splitlines():
+        if "warning" in line.lower():
+            print(f"  {line.strip()}", flush=True)
     return done.stdout
 
 

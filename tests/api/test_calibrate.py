@@ -118,6 +118,7 @@ def test_a_busy_machine_is_written_by_force_only(
     assert json.loads(summary.read_text())["ways"][0]["cpu_share"] == 0.5
     assert run(*flags, "--force") == 0
     assert target.exists()
+    assert "50%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [(), ("--force",)])

@@ -123,6 +123,47 @@ def test_all_reduces_two_in_a_layer_one_for_the_embedding_one_to_sample(
         assert found.all_reduce_s == pytest.approx(expected if tp > 1 else 0.0)
 
 
+@given(models_and_layouts(), rows_of_steps, st.floats(0.1, 50.0))
+def test_a_row_with_one_query_costs_some_keys_more(
+    case: tuple[ModelSpec, ParallelLayout], rows: list[Row], extra: float
+) -> None:
+    """Rows with several queries do not, in a step of their own."""
+    spec, layout = case
+    spec = replace(spec, layers=tuple(replace(x, sliding_window=None) for x in spec.layers))
+    bare, padded = (
+        costs_of(spec, layout, make_device(kv_bytes_per_s=1e3, row_overhead_keys=keys))
+        for keys in (0.0, extra)
+    )
+    one, several = ([row for row in rows if (row[0] == 1) == alone] for alone in (True, False))
+    for stage in range(layout.pp):
+        work = work_of(spec, one)
+        keys = sum(row[1] for row in one)
+        expected = bare.stage(stage, work).kv_s
+        if one:
+            expected *= (keys + extra * len(one)) / keys
+        assert padded.stage(stage, work).kv_s == pytest.approx(expected)
+        work = work_of(spec, several)
+        assert padded.stage(stage, work).total_s == bare.stage(stage, work).total_s
+
+
+@given(models_and_layouts(), st.integers(2, 60), st.integers(0, 60), st.integers(1, 5))
+def test_attention_is_as_fast_as_measured_for_so_many_pairs_per_key(
+    case: tuple[ModelSpec, ParallelLayout], queries: int, before: int, count: int
+) -> None:
+    spec, layout = case
+    spec = replace(spec, layers=tuple(replace(x, sliding_window=None) for x in spec.layers))
+    work = work_of(spec, [(queries, queries + before, False)] * count)
+    pairs = sum(before + query + 1 for query in range(queries)) / (queries + before)
+    curve = Curve.of([(1, 10.0), (pairs + 1, 10.0 * (pairs + 1))], "a rate that is 10 times x")
+    measured = costs_of(
+        spec, layout, make_device(attention_flops=1e-9, attention_flops_by_share=curve)
+    )
+    flat = costs_of(spec, layout, make_device(attention_flops=10.0 * pairs))
+    for stage in range(layout.pp):
+        found = measured.stage(stage, work).attention_s
+        assert found == pytest.approx(flat.stage(stage, work).attention_s)
+
+
 @given(models_and_layouts(), rows_of_steps)
 def test_overheads_are_of_steps_layers_and_rows(
     case: tuple[ModelSpec, ParallelLayout], rows: list[Row]

@@ -99,6 +99,8 @@ def calibrate(
                 f"{told}. Something else ran on this machine, so nothing was written. Measure "
                 "again when it is quiet, or add --force."
             )
+        if told:
+            click.echo(f"warning: {told}. Something else ran on this machine.", err=True)
         try:
             write_machines(path, found.machines)
         except OSError as error:
