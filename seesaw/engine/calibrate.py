@@ -230,17 +230,26 @@ def _machine(
     amounts = {one.name: one.amount for one in way.figures.values()}
     rates = rates_of(seconds, amounts, dtypes, sizes)
     memory, total = _memory(device)
-    known = device_by_torch_name(torch.cuda.get_device_name(device)) if _is_cuda(device) else None
     own = Device(
         slug="local",
-        name=name if known is None else known.name,
+        name=name,
         kind="cuda" if _is_cuda(device) else "cpu",
         memory_bytes=memory,
-        peak=None if known is None else known.peak,
         rates=rates,
         dtypes=tuple(dtypes),
         sources={"rates": source},
     )
+    known = device_by_torch_name(torch.cuda.get_device_name(device)) if _is_cuda(device) else None
+    if known is not None:
+        # What its data sheet says of it stays true.
+        own = replace(
+            known,
+            slug="local",
+            memory_bytes=memory,
+            rates=rates,
+            dtypes=tuple(dtypes),
+            sources={**known.sources, "rates": source},
+        )
     unit = "GPUs" if _is_cuda(device) else "ranks"
     return Machine(
         slug=f"local-{way.num_ranks}",

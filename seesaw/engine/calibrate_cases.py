@@ -61,12 +61,14 @@ class Sizes:
 @dataclass(frozen=True, slots=True)
 class Case:
     """`run` does `amount` of what `name` counts (operations, bytes, layers). `keeps_busy`: all
-    threads compute all the time, if they get to."""
+    threads compute all the time, if they get to. `takes_part` is False on a rank that has nobody
+    to exchange with: its seconds are no sample."""
 
     name: str
     amount: float
     run: Callable[[], object]
     keeps_busy: bool = False
+    takes_part: bool = True
 
 
 def device_cases(

@@ -88,7 +88,9 @@ class RankMeasurement:
         samples: dict[str, list[float]] = {case.name: [] for case in cases}
         for number in range(task.rounds):
             for case in cases:
-                samples[case.name].append(self._sample(case, runs[case.name]))
+                seconds = self._sample(case, runs[case.name])
+                if case.takes_part:
+                    samples[case.name].append(seconds)
             yield {"done": 2 + number}
         yield {
             "samples": samples,
@@ -141,8 +143,11 @@ class RankMeasurement:
 
 def _link_cases(group: RankGroup, task: RankTask, dtype: torch.dtype) -> Iterator[Case]:
     """Sums over every number of ranks that divides all, all groups of them at once; hidden states
-    to the next rank and back, and weights both ways, in pairs of neighbours."""
+    to the next rank and back, and weights both ways, in pairs of neighbours. With an odd number of
+    ranks the last has none."""
     device = torch.device(task.device)
+    peer = group.rank ^ 1
+    paired = peer < group.num_ranks
     for ranks in range(2, task.num_ranks + 1):
         if task.num_ranks % ranks:
             continue
@@ -153,12 +158,13 @@ def _link_cases(group: RankGroup, task: RankTask, dtype: torch.dtype) -> Iterato
             yield Case(f"all_reduce/{ranks}/{nbytes}", float(nbytes), run)
     for nbytes in task.link_bytes:
         x = torch.zeros(nbytes // dtype.itemsize, dtype=dtype, device=device)
-        yield Case(f"send/{nbytes}", 2.0 * nbytes, partial(_there_and_back, group, x))
+        turn = partial(_there_and_back, group, x)
+        yield Case(f"send/{nbytes}", 2.0 * nbytes, turn, takes_part=paired)
     exchange = group.peer_exchange()
     ours, theirs = torch.zeros((2, task.exchange_bytes), dtype=torch.uint8, device=device)
-    peer = group.rank ^ 1
-    pieces = ([(peer, ours)], [(peer, theirs)]) if peer < group.num_ranks else ([], [])
-    yield Case("peer", float(len(ours)), partial(exchange.exchange, *pieces))
+    pieces = ([(peer, ours)], [(peer, theirs)]) if paired else ([], [])
+    both = partial(exchange.exchange, *pieces)
+    yield Case("peer", float(len(ours)), both, takes_part=paired)
 
 
 def _there_and_back(group: RankGroup, x: torch.Tensor) -> None:

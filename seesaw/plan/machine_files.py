@@ -152,6 +152,7 @@ def write_machines(path: Path, machines: tuple[Machine, ...]) -> None:
     try:
         with os.fdopen(draft, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(name, 0o644)  # a draft is its maker's alone; others may plan with it
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

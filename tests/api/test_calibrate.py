@@ -128,6 +128,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(
     for output, told in (
         (tmp_path, "is a folder"),
         (tmp_path / "no" / "machine.json", "does not exist"),
+        (tmp_path / "machine", "ends in .json"),
     ):
         assert run("--output", str(output), *args) == 2
         assert told in capsys.readouterr().err

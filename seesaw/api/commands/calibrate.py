@@ -113,6 +113,10 @@ def _check_output(path: Path, *, made: bool) -> None:
     """Before anything is measured. The folder of the default is `made` when it is written."""
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder, expected a file name.")
+    if path.suffix != ".json":
+        raise ConfigError(
+            f"--output {path}: expected a name that ends in .json, by which --machine knows a file."
+        )
     folder = path.parent
     while made and not folder.exists():
         folder = folder.parent
