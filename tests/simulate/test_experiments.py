@@ -183,7 +183,7 @@ def test_each_engine_has_a_step_in_flight_and_its_share_of_the_blocks(
 
 def test_engines_by_hand() -> None:
     """One request on each of two stages of 1 s; an engine alone would keep a stage idle."""
-    alone = make_scenario([(0.0, 4, 3)], "pp2", policy=BASELINE, max_steps_in_flight=1)
+    alone = make_scenario([(0.0, 4, 3)], "pp2", policy=BASELINE, num_blocks=100)
     assert simulate(alone).samples["end_to_end"] == [6.0]
     # One step takes all that waits and that there is a place for.
     both = replace(alone, requests=[(0.0, 4, 3)] * 2)
