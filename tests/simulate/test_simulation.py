@@ -167,6 +167,13 @@ def test_the_tail_begins_when_half_of_the_best_batch_is_gone() -> None:
     assert (steady.tokens_per_s, tail.output_tokens_per_s) == (8.0, 0.5)
 
 
+def test_the_tail_is_less_than_half_of_the_batch() -> None:
+    """Of four answers two are left at 4, which is half, and one at 6."""
+    result = simulate(make_scenario([(0.0, 4, answer) for answer in (2, 4, 6, 8)]))
+    assert (result.steady.seconds, result.tail.seconds) == (6.0, 2.0)
+    assert result.tail.output_tokens == 2
+
+
 def test_each_replica_gets_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what is left to do, not by turns: the long request's replica gets no other."""
     requests = [(0.0, 4, 40), *[(0.0, 4, 4)] * 4]
@@ -175,6 +182,16 @@ def test_each_replica_gets_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> No
     home = {row.request_id: first for first, step, _ in seen
             for lane in step.lanes for row in lane.rows}  # fmt: skip
     assert home == {"0": 0, "1": 1, "2": 1, "3": 1, "4": 1}
+
+
+def test_what_a_replica_has_done_is_not_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has nothing to do from 40 s on, the other has until 41 s, and had less in all."""
+    requests = [(0.0, 4, 40), (0.0, 4, 4), (10.0, 4, 31), (40.5, 4, 1)]
+    with watched(monkeypatch) as seen:
+        simulate(make_scenario(requests, "dp2"))
+    home = {row.request_id: first for first, step, _ in seen
+            for lane in step.lanes for row in lane.rows}  # fmt: skip
+    assert home == {"0": 0, "1": 1, "2": 1, "3": 0}
 
 
 def test_a_replica_that_began_anew_gets_its_share_again(monkeypatch: pytest.MonkeyPatch) -> None:
