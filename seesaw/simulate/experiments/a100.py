@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def a100(options: ExperimentOptions) -> dict[str, Any]:
-    """Throughput over that of vLLM with NVLink."""
+    """A 70B model on 8 A100 with PCIe and NVLink: throughput over vLLM's with NVLink."""
     spec = model("llama2-70b")
     runs: dict[tuple[str, str, str, int], Scenario] = {}
     for dataset, (prompt, answer, number) in DATASETS.items():

@@ -66,10 +66,12 @@ PUBLISHED: Mapping[str, Mapping[Cell, tuple[str, str]]] = {
 
 
 def a10(options: ExperimentOptions) -> dict[str, Any]:
+    """The paper's figure 10 on A10G: gains of two layouts over one, six cells."""
     return _device("a10", options)
 
 
 def l4(options: ExperimentOptions) -> dict[str, Any]:
+    """The paper's figure 10 on L4: gains of two layouts over one, six cells."""
     return _device("l4", options)
 
 
