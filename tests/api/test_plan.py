@@ -25,7 +25,7 @@ from seesaw.tokenizer import open_tokenizer
 from tests.checkpoints import write_tokenizer
 from tests.plan.models import config_of
 
-CHUNK = ["--max-num-batched-tokens", "2048"]
+CHUNK = ["--max-num-batched-tokens", "1024"]
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def test_the_command_is_one_that_run_batch_takes(
     assert [str(layout) for layout in config.given_layouts] == [
         best["prefill_layout"], best["decode_layout"],
     ]  # fmt: skip
-    assert config.max_num_batched_tokens == best["max_num_batched_tokens"] == 2048
+    assert config.max_num_batched_tokens == best["max_num_batched_tokens"] == 1024
     assert config.resolve_policy(best["prefill_layout"] != best["decode_layout"]) == best["policy"]
     assert Path(config.model).name == "llama 15b"
     given = dict(zip(settings[::2], settings[1::2], strict=True))
@@ -178,7 +178,7 @@ def test_every_chunk_is_tried_unless_one_is_given(
     asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = planned(asked, capsys)
-    assert {one["max_num_batched_tokens"] for one in given["candidates"]} == {2048}
+    assert {one["max_num_batched_tokens"] for one in given["candidates"]} == {1024}
     free = planned([word for word in asked if word not in CHUNK], capsys)
     assert len({one["max_num_batched_tokens"] for one in free["candidates"]}) > 1
     assert free["recommended"]["tokens_per_s"] >= given["recommended"]["tokens_per_s"]

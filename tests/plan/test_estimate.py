@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from seesaw.config import EngineConfig
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan.cost_model import CostModel
 from seesaw.plan.demand import Demand
 from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine import Machine
 from seesaw.plan.machine_files import read_machines
 from seesaw.plan.search import Plan, search
+from seesaw.plan.step_times import Steps
+from seesaw.plan.work import WorkCounter
 from seesaw.plan.workload import Constant, Lengths, Listed, Workload
 from seesaw.simulate.simulation import Scenario, simulate
 from tests.plan.models import spec_of
@@ -104,6 +108,20 @@ def test_the_moments_of_a_job() -> None:
     assert (uneven.longest_of(0.5), uneven.longest_of(100)) == (10, 30)
 
 
+@pytest.mark.parametrize("chunk", [500, 1000, 2000])
+def test_steps_ask_for_what_their_rows_would(chunk: int) -> None:
+    spec = spec_of("tiny")
+    (machine,) = read_machines("l4")
+    costs = CostModel(spec, machine, ParallelLayout(), "float16")
+    counter = WorkCounter(spec)
+    steps = Steps(costs, counter, Demand.of([Lengths(1000, 20)]), chunk)
+    prompt = [(min(chunk, 1000), end, end == 1000) for end in range(1000, 0, -chunk)]
+    expected = counter.count([*prompt, *prompt, *[(1, 1010, True)] * 5])
+    found = steps.work(2000, 5)
+    for name in ("num_tokens", "num_sampled", "pairs", "chunk_keys", "decode_keys"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+
+
 def test_phases_add_up_and_rates_follow() -> None:
     (machine,) = read_machines("8xl4")
     plan = planned("34B", machine, constant(1000, 200), 300)
@@ -159,7 +177,6 @@ def test_very_few_requests(num_requests: int) -> None:
 
 
 def test_faster_parts_never_make_a_job_slower() -> None:
-    """Seed printed by the parameter of the loop."""
     (machine,) = read_machines("4xa10g")
     workload = constant(700, 150)
     before = {one.name: one for one in planned("15B", machine, workload, 150).candidates}
