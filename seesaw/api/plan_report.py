@@ -58,6 +58,8 @@ class Report:
             words += ["--prefill-layout", best.prefill.short, "--decode-layout", best.decode.short]
         else:
             words += ["--decode-layout", best.decode.short]
+        if best.reshard_from == "host" and self.machines[0].kind == "cuda":
+            words += ["--reshard-from", best.reshard_from]  # else GPUs take them from each other
         words += ["--max-num-batched-tokens", str(best.max_num_batched_tokens)]
         defaults = {item.name: item.default for item in fields(EngineConfig)}
         for name in SHOWN_SETTINGS:
@@ -96,6 +98,7 @@ class Report:
             "decode_layout": str(one.decode),
             "policy": one.policy,
             "max_num_batched_tokens": one.max_num_batched_tokens,
+            "reshard_from": one.reshard_from if one.is_split else None,
             **{name: getattr(one, name) for name in FIGURES},
             "price_per_million_tokens": self.price_of(one),
             "memory": {name: getattr(one.memory, name) for name in MEMORY},

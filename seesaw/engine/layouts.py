@@ -117,6 +117,7 @@ def _plan(
         best.prefill,
         best.decode,
         f"planned for {job}, see `seesaw plan`; {at_hand.source}; {found.verdict}",
+        best.reshard_from,
     )
 
 
@@ -124,7 +125,10 @@ def _figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str
     """The way to use this machine with so many devices, or in words why its figures are of no
     use."""
     if local_path().is_file():
-        found = calibrated()
+        try:
+            found = calibrated()
+        except ConfigError as error:
+            return f"{error} Run `seesaw calibrate` again"
         where = f"{local_path()} has no figures for"
     elif device.type == "cuda":
         names = [torch.cuda.get_device_name(index) for index in range(num_devices)]
@@ -137,6 +141,8 @@ def _figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str
         found = of_cpu()
         where = "there are no figures for"
     for machine in found.machines:
+        if machine.kind == "cuda" and len(machine.devices) > num_devices:
+            machine = machine.first(num_devices)
         if machine.kind == device.type and len(machine.devices) == num_devices:
             if dtype not in known_dtypes(machine):
                 return f"{where} {dtype}, run `seesaw calibrate`"

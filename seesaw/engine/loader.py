@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +61,8 @@ def load_replicas(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.spec.torch_dtype, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
+    if layouts.reshard_from != "auto":
+        config = replace(config, reshard_from=layouts.reshard_from)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
     space = device_space(device, layouts.num_ranks)

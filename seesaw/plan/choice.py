@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from seesaw.config import ReshardFrom
 from seesaw.layout.parallel import ParallelLayout
 
 
@@ -15,6 +16,8 @@ class LayoutChoice:
     prefill: ParallelLayout
     decode: ParallelLayout
     reason: str
+    reshard_from: ReshardFrom = "auto"
+    """Where weights come from when the layout changes; `auto` = as the settings say."""
 
     @property
     def num_ranks(self) -> int:

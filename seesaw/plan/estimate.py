@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from seesaw.config import ReshardFrom
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.cost_model import CostModel
@@ -49,6 +50,8 @@ class Estimate:
     output_tokens_per_s: float
     prefill_bottleneck: str
     decode_bottleneck: str
+    reshard_from: ReshardFrom = "auto"
+    """Where weights come from when the layout changes."""
 
     @property
     def is_split(self) -> bool:

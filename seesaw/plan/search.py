@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from seesaw.config import EngineConfig, auto_policy, format_bytes
 from seesaw.errors import ConfigError, DoesNotFit
@@ -21,7 +22,7 @@ from seesaw.plan.device_memory import longest_wanted
 from seesaw.plan.estimate import Estimate, Estimator, name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
-from seesaw.plan.transition import missing_bytes, planned_bytes
+from seesaw.plan.transition import faster_source, missing_bytes, planned_bytes
 from seesaw.plan.workload import Workload
 
 KV_BYTES: Mapping[str, int] = {**ELEMENT_BYTES, "fp8": 1}
@@ -38,9 +39,6 @@ UNCERTAINTY = 0.03
 
 EQUAL = 1.01
 """Times that differ by less are not told apart."""
-
-MOST_EXACT = 3
-"""Splits whose change of layout is planned to the byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def search(
     refused: list[Refused] = []
     for machine in usable(machines, config.num_devices):
         check_dtype(machine, asked.dtype)
-        _try_all(asked, machine, found, refused)
+        _try_all(asked.on(machine), machine, found, refused)
     if not found:
         raise _nothing_fits(refused)
     candidates = [one.estimate for one in _with_exact_transitions(found)]
@@ -134,6 +132,11 @@ class _Asked:
     def element_bytes(self) -> int:
         return ELEMENT_BYTES[self.dtype]
 
+    def on(self, machine: Machine) -> Self:
+        """With weights from where they come fastest."""
+        source = faster_source(self.config, machine)
+        return replace(self, config=replace(self.config, reshard_from=source))
+
     def policy(self, is_split: bool) -> tuple[str, bool]:
         """Its name, and whether it uses the tier."""
         if self.config.policy == "auto":
@@ -144,8 +147,7 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Found:
-    """A candidate that fits, by its fastest chunk; `exact` is it with the change of layout planned
-    to the byte."""
+    """A candidate that fits, by its fastest chunk."""
 
     estimator: Estimator
     asked: _Asked
@@ -158,9 +160,10 @@ class _Found:
             asked.spec, asked.element_bytes, one.prefill.replica, one.decode.replica,
             asked.config, self.estimator.machine.kind,
         )  # fmt: skip
-        self.estimate = self.estimator.estimate(
+        exact = self.estimator.estimate(
             one.prefill, one.decode, one.policy, one.max_num_batched_tokens, one.memory, moved
         )
+        self.estimate = replace(exact, reshard_from=one.reshard_from)
 
 
 def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list[Refused]) -> None:
@@ -180,6 +183,8 @@ def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list
         except DoesNotFit as error:
             refused.append(Refused(prefill, decode, str(error), error.missing_bytes))
             continue
+        if is_split:
+            best = replace(best, reshard_from=asked.config.reshard_from)
         found.append(_Found(estimator, asked, best))
 
 
@@ -244,13 +249,16 @@ def _check_length(demand: Demand, memory: MemoryPlan) -> None:
 
 
 def _with_exact_transitions(found: list[_Found]) -> list[_Found]:
-    """Fastest first, with the best splits' changes of layout planned to the byte."""
-    found.sort(key=lambda one: one.estimate.elapsed_s)
-    splits = [one for one in found if one.estimate.is_split]
-    for one in splits[:MOST_EXACT]:
-        one.replan()
-    found.sort(key=lambda one: one.estimate.elapsed_s)
-    return found
+    """Fastest first; the change of layout of the best split is planned to the byte."""
+    exact: set[int] = set()
+    while True:
+        found.sort(key=lambda one: one.estimate.elapsed_s)
+        best = next((one for one in found if one.estimate.is_split), None)
+        # What is exact only grows, so that the first split that is exact already is the best.
+        if best is None or id(best) in exact:
+            return found
+        best.replan()
+        exact.add(id(best))
 
 
 def _nothing_fits(refused: Sequence[Refused]) -> DoesNotFit:

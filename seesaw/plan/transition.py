@@ -9,18 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from seesaw.config import EngineConfig
+from seesaw.config import EngineConfig, ReshardFrom
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plain import PlainFormat
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves, shared, spans
-from seesaw.plan.machine import Kind
+from seesaw.plan.machine import Kind, Machine
 from seesaw.plan.weight_bytes import from_peers, weight_bytes
 
 Moved = Sequence[Mapping[Source, int]]
 """By rank."""
+
+
+def faster_source(config: EngineConfig, machine: Machine) -> ReshardFrom:
+    """Where weights should come from: as `config` says, or from peers where their links are faster
+    than the host's. What comes from the host also takes less room on the devices."""
+    if config.reshard_from != "auto":
+        return config.reshard_from
+    loads = min(device.rates.load_bytes_per_s for device in machine.devices)
+    is_faster = machine.kind == "cuda" and machine.links.peer_bytes_per_s > loads
+    return "peers" if is_faster else "host"
 
 
 def planned_bytes(

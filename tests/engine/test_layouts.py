@@ -242,12 +242,6 @@ def test_known_gpus_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "planned for 1000 requests of 1024 tokens in and 256 out" in choice.reason
     assert "see `seesaw plan`" in choice.reason
     assert "NVIDIA L4 by name" in choice.reason
-    # The tier is what 64 GiB leave beside weights: it would be filled and drained a dozen times.
-    assert choice.prefill == choice.decode
-    assert "no split pays here" in choice.reason
-    for module in (host, at_hand):
-        monkeypatch.setattr(module, "host_memory", lambda: (2**40, 2**40))
-    choice = planned(CUDA, large())
     # Slow links, and both phases count: prompts in stages, answers cut further.
     assert choice.prefill.pp == 4
     assert choice.decode.tp > 1
@@ -291,9 +285,20 @@ def test_what_was_measured_counts_before_names(monkeypatch: pytest.MonkeyPatch) 
     choice = planned(CUDA, large())
     assert f"measured by seesaw calibrate: {local_path()}" in choice.reason
     assert choice.prefill.tp == choice.decode.tp == 4
-    # It was measured with four devices: two are another machine.
     choice = planned(CUDA, large(), num_devices=2, device_memory="22GiB")
-    assert "has no figures for 2 devices of kind cuda" in choice.reason
+    assert choice.num_ranks == 2
+    assert f"measured by seesaw calibrate: {local_path()}" in choice.reason
+
+
+def test_a_file_of_figures_that_cannot_be_read_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    local_path().parent.mkdir(parents=True, exist_ok=True)
+    local_path().write_text("{")
+    choice = planned(CUDA, large())
+    assert choice.num_ranks == 4
+    assert "Run `seesaw calibrate` again" in choice.reason
 
 
 def test_a_model_that_no_planned_layout_can_hold_is_left_to_the_rule(
