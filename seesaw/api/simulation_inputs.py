@@ -96,7 +96,10 @@ class Inputs:
 
     def _proposed(self, one: Estimate) -> Scenario:
         config = replace(
-            self.config, policy=one.policy, max_num_batched_tokens=one.max_num_batched_tokens
+            self.config,
+            policy=one.policy,
+            max_num_batched_tokens=one.max_num_batched_tokens,
+            reshard_from=one.reshard_from if one.is_split else self.config.reshard_from,
         )
         if not policies.uses_tier(one.policy):
             config = replace(config, host_kv_memory=None)
