@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,7 @@ def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
         (["--model", "nowhere"], "is not there"),
         (["--model", "x.gguf"], "a GGUF file has none"),
         (["--num-requests", "0"], "0 is not in the range"),
-        (["--price-per-hour", "-1"], "is not in the range"),
+        (["--price-per-hour", "-1"], "expected a number above 0"),
         (["--num-devices", "5"], "num_devices=5"),
         (["--max-model-len", "20000"], "max_model_len=20000"),
         (["--device-memory", "lots"], "expected bytes"),
@@ -418,3 +419,32 @@ print([name for name in ("torch", "numpy", "transformers") if name in sys.module
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n[]\n")
+
+
+def test_the_command_for_the_machine_at_hand_runs(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planned for a batch file, and run as it is printed."""
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions",
+           "body": {"prompt": "The dog", "max_tokens": 4}}  # fmt: skip
+    job = tmp_path / "in.jsonl"
+    job.write_text(json.dumps(row) + "\n")
+    model = str(tiny_checkpoint("llama"))
+    capsys.readouterr()
+    found = planned(
+        ["plan", "--model", model, "--workload", str(job),
+         "--num-devices", "2", "--dtype", "float32", "--device-memory", "512MiB"],
+        capsys,
+    )  # fmt: skip
+    words = shlex.split(found["recommended"]["command"])
+    words[words.index("out.jsonl")] = str(tmp_path / "out.jsonl")
+    assert run(words[1:]) == 0
+    (answer,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert answer["response"]["status_code"] == 200
+
+
+@pytest.mark.parametrize("price", ["nan", "inf", "0", "-1"])
+def test_a_price_is_a_number(
+    price: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "expected a number above 0" in fails([*asked, "--price-per-hour", price], capsys)

@@ -127,7 +127,10 @@ def test_the_seed_draws_lengths_and_arrivals(
 def test_a_trace_and_a_plot(job: list[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     trace, plot = tmp_path / "trace.json", tmp_path / "timeline.svg"
-    assert run([*job, *SPLIT, "--trace", str(trace), "--plot", str(plot)]) == 0
+    waits = tmp_path / "latency.svg"
+    files = ["--trace", str(trace), "--plot", str(plot), "--plot-latency", str(waits)]
+    assert run([*job, *SPLIT, *files]) == 0
+    assert "last token" in waits.read_text()
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1, 2, 3}
     assert plot.read_text().lstrip().startswith("<?xml")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seesaw.api.flags import Command, Flag, make_flags
+from seesaw.api.flags import Command, FiniteNumber, Flag, make_flags
 from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.config import EngineConfig, FlagField, flag_fields
 from seesaw.errors import DoesNotFit
@@ -56,7 +56,7 @@ def _setting_flags() -> list[click.Option]:
              "mean answer of a batch file (default: max_tokens of each row)",
              type=click.IntRange(min=1)),
         _own("--price-per-hour", "What for", "of the machine, for the price of a million tokens",
-             type=click.FloatRange(min=0, min_open=True)),
+             type=FiniteNumber(0, is_open=True)),
         *_setting_flags(),
         _own("--kv-dtype", "Settings",
              "of KV; planning only, as the engine keeps it in --dtype",

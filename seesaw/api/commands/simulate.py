@@ -108,6 +108,8 @@ def _setting_flags() -> list[click.Option]:
         _own("--trace", "Options", "FILE.json of what every rank did, for ui.perfetto.dev"),
         _own("--plot", "Options", "FILE.svg or FILE.png of the same, as a timeline; with "
              "--experiment of its figures, FILE-1.svg, .. where there are several"),
+        _own("--plot-latency", "Options", "FILE.svg or FILE.png: which part of the requests had "
+             "their first token, and their end, after how long"),
         output_json_flag("the result"),
     ],
     examples=[
@@ -122,6 +124,7 @@ def _setting_flags() -> list[click.Option]:
 def simulate(
     ctx: click.Context, /, experiment: str | None, list_experiments: bool, scale: float, jobs: int,
     output_json: str | None, compare: int | None, trace: str | None, plot: str | None,
+    plot_latency: str | None,
     **values: Any,
 ) -> int:  # fmt: skip
     """Run a job step by step against a cost model, without loading the model.
@@ -143,7 +146,9 @@ def simulate(
         return 0
     with machine_output(output_json) as write:
         try:
-            figures, lines = _run(_asked(values), compare, _files(trace, plot, compare))
+            figures, lines = _run(
+                _asked(values), compare, _files(trace, plot, plot_latency, compare)
+            )
         except DoesNotFit as error:
             click.echo(f"seesaw: error: {error}", err=True)
             return 1
@@ -206,20 +211,25 @@ def _draw(plots: Sequence[Mapping[str, Any]], file: Path) -> list[str]:
     return [f"drawn: {', '.join(map(str, files))}"]
 
 
-def _files(trace: str | None, plot: str | None, compare: int | None) -> Mapping[str, Path]:
+def _files(
+    trace: str | None, plot: str | None, plot_latency: str | None, compare: int | None
+) -> Mapping[str, Path]:
     """What to draw and write; told before anything is simulated."""
     found = {}
-    if compare is not None and (trace or plot):
-        raise ConfigError("--trace and --plot show one simulation. Leave out --compare.")
+    if compare is not None and (trace or plot or plot_latency):
+        raise ConfigError(
+            "--trace, --plot and --plot-latency show one simulation. Leave out --compare."
+        )
     if trace is not None:
         if Path(trace).suffix != ".json":
             raise ConfigError(f"--trace {trace}: expected a name that ends in .json.")
         check_writable(Path(trace), "--trace")
         found["trace"] = Path(trace)
-    if plot is not None:
-        from seesaw.api.plots.figure import check_plot_file
+    for name, path in (("plot", plot), ("plot-latency", plot_latency)):
+        if path is not None:
+            from seesaw.api.plots.figure import check_plot_file
 
-        found["plot"] = check_plot_file(plot)
+            found[name] = check_plot_file(path)
     return found
 
 
@@ -289,13 +299,19 @@ def _run(
 def _write_files(files: Mapping[str, Path], spans: Spans, labels: list[str], result: Any) -> None:
     from seesaw.simulate.trace import write_trace
 
+    title = f"{result.prefill_layout} -> {result.decode_layout}, {result.policy}"
     if "trace" in files:
         write_trace(files["trace"], spans.spans, labels[: len(result.busy_share)])
     if "plot" in files:
         from seesaw.api.plots import timeline
 
-        title = f"{result.prefill_layout} -> {result.decode_layout}, {result.policy}"
         timeline(spans.spans, files["plot"], title)
+    if "plot-latency" in files:
+        from seesaw.api.plots import percentiles
+
+        shown = {"first_token": "first token", "end_to_end": "last token"}
+        series = {told: result.samples[name] for name, told in shown.items()}
+        percentiles(series, files["plot-latency"], title, "seconds since the request came")
 
 
 @contextmanager
