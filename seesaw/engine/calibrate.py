@@ -1,9 +1,9 @@
 """Measures this machine in the terms of `seesaw.plan`: how fast the engine's own operations,
 copies, links and steps are in every way to use it, all ranks of a way at the same time.
 
-Owns which ways there are, the processes that measure, and how samples become a `Machine`. What one
-rank runs is `calibrate_cases` and `calibrate_rank`, whole steps are `calibrate_steps`. Writes
-nothing.
+Owns which ways there are, and what samples say of them. What one rank runs is `calibrate_cases` and
+`calibrate_rank`, its processes are `calibrate_processes`, whole steps `calibrate_steps`, and how
+seconds become rates `calibrate_fit`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -164,17 +164,15 @@ def ways_of(device: torch.device) -> tuple[int, ...]:
 
 
 def _check_counts(counts: Sequence[int], device: torch.device) -> None:
-    most, what = max(1, int(usable_cores())), "usable cores: ranks that share one would be measured"
     if device.type == "cuda":
-        most, what = torch.cuda.device_count(), "CUDA devices visible: nothing would be measured"
+        most = torch.cuda.device_count()
+        why = "CUDA devices visible: nothing would be measured"
+    else:
+        most = max(1, int(usable_cores()))
+        why = "usable cores: ranks that share one would be measured at a fraction of their speed"
     for count in counts:
         if not 1 <= count <= most:
-            raise ConfigError(
-                f"num_devices={count}: there are {most} {what} at a fraction of their speed. "
-                f"Give 1 to {most}."
-                if device.type == "cpu"
-                else f"num_devices={count}: there are {most} {what}. Give 1 to {most}."
-            )
+            raise ConfigError(f"num_devices={count}: there are {most} {why}. Give 1 to {most}.")
 
 
 def _measure(
@@ -223,6 +221,7 @@ def _figure(name: str, values: Sequence[float], amount: float) -> Figure:
 def _machine(
     way: Way, name: str, device: torch.device, dtypes: Sequence[str], sizes: Sizes
 ) -> Machine:
+    is_cuda = device.type == "cuda"
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     threads = f"{way.num_threads} thread{'s' if way.num_threads > 1 else ''}"
     source = f"measured by seesaw calibrate on {today}, torch {torch.__version__}, {threads}"
@@ -233,13 +232,13 @@ def _machine(
     own = Device(
         slug="local",
         name=name,
-        kind="cuda" if _is_cuda(device) else "cpu",
+        kind="cuda" if is_cuda else "cpu",
         memory_bytes=memory,
         rates=rates,
         dtypes=tuple(dtypes),
         sources={"rates": source},
     )
-    known = device_by_torch_name(torch.cuda.get_device_name(device)) if _is_cuda(device) else None
+    known = device_by_torch_name(torch.cuda.get_device_name(device)) if is_cuda else None
     if known is not None:
         # What its data sheet says of it stays true.
         own = replace(
@@ -250,7 +249,7 @@ def _machine(
             dtypes=tuple(dtypes),
             sources={**known.sources, "rates": source},
         )
-    unit = "GPUs" if _is_cuda(device) else "ranks"
+    unit = "GPUs" if is_cuda else "ranks"
     return Machine(
         slug=f"local-{way.num_ranks}",
         name=f"{name}, as {way.num_ranks} {unit} of {threads}",
@@ -261,13 +260,9 @@ def _machine(
     )
 
 
-def _is_cuda(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
 def _memory(device: torch.device) -> tuple[int, int]:
     """(of a device, of the host). Ranks on the CPU have no memory but the host's."""
     _, total = host_memory()
-    if _is_cuda(device):
+    if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory), total
     return total, total

@@ -97,7 +97,7 @@ def links_of(seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates) -
         )
     measured: dict[int, Curve] = {}
     for ranks in range(2, num_ranks + 1):
-        points = _points(seconds, amounts, f"all_reduce/{ranks}/")
+        points = _points(seconds, f"all_reduce/{ranks}/")
         if points:
             measured[ranks] = Curve.of(points, f"all_reduce over {ranks} ranks")
     largest = measured[num_ranks].xs[-1]
@@ -157,7 +157,7 @@ def _send_fit(seconds: Numbers, amounts: Numbers) -> tuple[float, float]:
     return send_s, byte_s
 
 
-def _points(seconds: Numbers, amounts: Numbers, prefix: str) -> list[tuple[float, float]]:
+def _points(seconds: Numbers, prefix: str) -> list[tuple[float, float]]:
     """(size, seconds) of the cases whose name ends in a size."""
     names = [name for name in seconds if name.startswith(prefix)]
     return sorted((float(name.removeprefix(prefix)), seconds[name]) for name in names)

@@ -1,5 +1,5 @@
 """The process of one rank while the machine is measured: `python -m seesaw.engine.calibrate_rank
-JSON`, started by `calibrate.py` only.
+JSON`, started by `calibrate_processes.py` only.
 
 Runs all cases round by round, in step with the other ranks, so that what they share is shared as
 it is when an engine runs; writes one line of JSON per round and one of samples to standard output.
