@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from seesaw.layout.pairs import layouts_for
+from seesaw.plan.estimate import name_of
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, run_all
 from seesaw.simulate.experiments.systems import (
@@ -13,7 +14,6 @@ from seesaw.simulate.experiments.systems import (
     baseline,
     offline,
     paper_machine,
-    short,
     split,
     splits_for,
 )
@@ -38,11 +38,11 @@ def a100(options: ExperimentOptions) -> dict[str, Any]:
             machine = paper_machine(name, 8)
             for layout in layouts_for(8, spec):
                 for chunk in CHUNKS:
-                    runs[dataset, f"vllm {link}", short(layout), chunk] = baseline(
+                    runs[dataset, f"vllm {link}", layout.short, chunk] = baseline(
                         spec, machine, layout, requests, chunk
                     )
             for pair in splits_for(8, spec):
-                layouts = f"{short(pair[0])} -> {short(pair[1])}"
+                layouts = name_of(*pair)
                 for chunk in PREFILL_TOKENS:
                     runs[dataset, f"pair {link}", layouts, chunk] = split(
                         spec, machine, pair, requests, chunk

@@ -12,6 +12,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.curve import Curve
+from seesaw.plan.estimate import name_of
 from seesaw.plan.machine import Links, Machine
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, best_rates
@@ -21,7 +22,6 @@ from seesaw.simulate.experiments.systems import (
     baseline,
     offline,
     paper_machine,
-    short,
     split,
     splits_for,
 )
@@ -116,9 +116,9 @@ def _all_layouts(
     runs: dict[tuple[str, int], Scenario] = {}
     for layout in layouts_for(count, spec):
         for chunk in CHUNKS:
-            runs[short(layout), chunk] = baseline(spec, machine, layout, requests, chunk)
+            runs[layout.short, chunk] = baseline(spec, machine, layout, requests, chunk)
     for pair in splits_for(count, spec):
-        name = f"{short(pair[0])} -> {short(pair[1])}"
+        name = name_of(*pair)
         for chunk in PREFILL_TOKENS:
             runs[name, chunk] = split(spec, machine, pair, requests, chunk)
     return runs

@@ -137,9 +137,3 @@ def splits_for(
         for decode in options:
             if prefill.dp == decode.dp and prefill.pp > decode.pp:
                 yield prefill, decode
-
-
-def short(layout: ParallelLayout) -> str:
-    """`tp4-pp2` of `dp1-tp4-pp2`, as the paper has it."""
-    parts = [part for part in str(layout).split("-") if not part.endswith("p1")]
-    return "-".join(parts) or "tp1"

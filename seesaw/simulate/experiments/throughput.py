@@ -9,6 +9,7 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from seesaw.layout.pairs import layouts_for
+from seesaw.plan.estimate import name_of
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, run_best
 from seesaw.simulate.experiments.systems import (
@@ -17,7 +18,6 @@ from seesaw.simulate.experiments.systems import (
     baseline,
     offline,
     paper_machine,
-    short,
     split,
     splits_for,
     static,
@@ -130,11 +130,11 @@ def _scenarios(device: str, cell: Cell, options: ExperimentOptions) -> dict[Key,
     runs: dict[Key, Scenario] = {}
     for layout in layouts_for(count, spec):
         for chunk in CHUNKS:
-            runs["vllm", short(layout), chunk] = baseline(spec, machine, layout, requests, chunk)
-            runs["static", short(layout), chunk] = static(spec, machine, layout, requests, chunk)
+            runs["vllm", layout.short, chunk] = baseline(spec, machine, layout, requests, chunk)
+            runs["static", layout.short, chunk] = static(spec, machine, layout, requests, chunk)
     for pair in splits_for(count, spec):
         for chunk in PREFILL_TOKENS:
-            name = f"{short(pair[0])} -> {short(pair[1])}"
+            name = name_of(*pair)
             runs["split", name, chunk] = split(spec, machine, pair, requests, chunk)
     return runs
 
