@@ -18,20 +18,20 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Percentiles are on the line between the two nearest values."""
         if not values:
             return cls(mean=0.0, p50=0.0, p90=0.0, p99=0.0)
         ordered = sorted(values)
+        p50, p90, p99 = (quantile(ordered, share) for share in (0.5, 0.9, 0.99))
+        return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99)
 
-        def at(share: float) -> float:
-            low, rest = divmod(share * (len(ordered) - 1), 1.0)
-            index = int(low)
-            if rest == 0.0:
-                return ordered[index]
-            return ordered[index] * (1 - rest) + ordered[index + 1] * rest
 
-        mean = sum(ordered) / len(ordered)
-        return cls(mean=mean, p50=at(0.5), p90=at(0.9), p99=at(0.99))
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Of values that rise: on the line between the two nearest."""
+    low, rest = divmod(share * (len(ordered) - 1), 1.0)
+    index = int(low)
+    if rest == 0.0:
+        return ordered[index]
+    return ordered[index] * (1 - rest) + ordered[index + 1] * rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,8 @@ class Result:
 
     `phase_s` parts them by what ran, in the mean over replicas: steps of phase "prefill" and
     "decode", "mixed" ones where one layout does both in a step, "reshard" for changes of layout,
-    and "idle". `tail` begins when no request waits and those left are fewer than half of the best
+    and "idle"; `transition_s` is such a mean too, while `num_transitions` are those of all replicas
+    together. `tail` begins when no request waits and those left are fewer than half of the best
     batch; `steady` is all before. `busy_share` is of each rank's compute lane, changes of layout
     not counted. A change of layout counts once the step that it comes before is done. In
     `latency_s`, "first_token" and "end_to_end" count from the arrival; "per_token"

@@ -7,6 +7,6 @@ figure but the quantiles that it marks.
 from seesaw.api.plots.charts import bars, lines, percentiles
 from seesaw.api.plots.described import draw
 from seesaw.api.plots.figure import check_plot_file
-from seesaw.api.plots.lanes import Span, timeline
+from seesaw.api.plots.lanes import timeline
 
-__all__ = ["Span", "bars", "check_plot_file", "draw", "lines", "percentiles", "timeline"]
+__all__ = ["bars", "check_plot_file", "draw", "lines", "percentiles", "timeline"]

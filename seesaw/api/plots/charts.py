@@ -16,6 +16,7 @@ from seesaw.api.plots.figure import (
     refuse_empty,
 )
 from seesaw.errors import ConfigError
+from seesaw.simulate.results import quantile
 
 MARKED = (0.5, 0.9, 0.99)
 """Quantiles of a distribution that are marked."""
@@ -154,13 +155,6 @@ def bars(
         axes.margins(y=0.08)
         axes.set_ylabel(y_label)
         legend(figure, handles, names)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """On the line between the two nearest values, as `simulate.results.Spread` has it."""
-    low, rest = divmod(share * (len(ordered) - 1), 1.0)
-    one, other = ordered[int(low)], ordered[min(int(low) + 1, len(ordered) - 1)]
-    return one * (1 - rest) + other * rest
 
 
 def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:

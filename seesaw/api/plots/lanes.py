@@ -5,24 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from seesaw.api.plots.figure import COLOURS, drawing, legend
 from seesaw.errors import ConfigError
+from seesaw.simulate.trace import LANES
 
-
-class Span(NamedTuple):
-    """What occupied a lane of a rank; `name` is a kind and a number, such as `decode 17`."""
-
-    rank: int
-    lane: str
-    name: str
-    start_s: float
-    end_s: float
-
-
-LANES = ("compute", "store", "load")
-"""In this order, others after them."""
 KIND_COLOURS: Mapping[str, str] = {
     "prefill": "#0072B2",
     "decode": "#E69F00",
@@ -47,7 +34,8 @@ def timeline(
 ) -> None:
     """Rows = ranks x lanes, bars coloured by kind (a span's name without its number).
 
-    `spans`: (rank, lane, name, start_s, end_s) in any order, as `ReplicaClock`'s Recorder is told.
+    `spans`: (rank, lane, name, start_s, end_s) in any order, as `simulate.trace.Spans` keeps
+    them; `name` is a kind and a number, such as `decode 17`.
     Raises ConfigError: no spans, a span that ends before it starts.
     """
     rows, count = _rows(spans)
@@ -131,6 +119,7 @@ def _kinds(rows: Mapping[Row, Bars]) -> dict[str, str]:
 
 
 def _lane_key(lane: str) -> tuple[int, str]:
+    """LANES in their order, others after them."""
     return (LANES.index(lane) if lane in LANES else len(LANES), lane)
 
 
