@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from seesaw.tokenizer import Tokenizer
 
 CONFIG = "config.json"
+DEFAULT_REQUESTS = 1000
+"""Of a workload that is no batch file."""
 BATCH_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -73,9 +75,8 @@ class Job(NamedTuple):
 
 
 def read_workload(
-    name: str, model: ModelToPlan, num_requests: int | None, answer_tokens: int | None,
-    default_requests: int,
-) -> Job:  # fmt: skip
+    name: str, model: ModelToPlan, num_requests: int | None, answer_tokens: int | None
+) -> Job:
     """A known name, IN:OUT or a batch file. Raises ConfigError."""
     path = Path(name).expanduser()
     if not name.endswith(BATCH_SUFFIXES) and not path.is_file():
@@ -84,7 +85,7 @@ def read_workload(
                 f"--answer-tokens {answer_tokens}: workload {name} has answers of its own. "
                 "Leave it out."
             )
-        return Job(_known(name), num_requests or default_requests, None)
+        return Job(_known(name), num_requests or DEFAULT_REQUESTS, None)
     if not path.is_file():
         raise ConfigError(f"workload={name!r}: no such file. Expected JSON lines of a batch job.")
     from seesaw.api.batch_lengths import batch_workload

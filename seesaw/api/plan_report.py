@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from rich.table import Table
 from seesaw.config import EngineConfig, format_bytes
 from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine import Machine
-from seesaw.plan.search import Plan, Refused
+from seesaw.plan.search import MOST_DRAWN, Plan, Refused
 from seesaw.plan.workload import Workload, mean_lengths
 
 SHOWN_SETTINGS = (
@@ -27,6 +28,9 @@ FIGURES = (
     "elapsed_s", "requests_per_s", "tokens_per_s", "output_tokens_per_s", "prefill_bottleneck",
     "decode_bottleneck",
 )  # fmt: skip
+LEAST_WANTED = ("policy", "limited by", "changes", "batch", "chunk")
+"""Columns that a narrow terminal goes without, the first of them first."""
+
 MEMORY = (
     "budget_bytes", "arena_bytes", "work_bytes", "kv_bytes", "num_blocks", "prefill_blocks",
     "block_size", "max_model_len", "image_bytes", "tier_bytes", "tier_blocks", "tier_block_size",
@@ -109,7 +113,7 @@ class Report:
     def print(self, console: Console, top: int) -> None:
         names = " or ".join(dict.fromkeys(machine.name for machine in self.machines))
         console.print(f"machine   {names} ({self.machine_source})", highlight=False)
-        prompt, answer = mean_lengths(self.workload, min(self.num_requests, 2000), 0)
+        prompt, answer = _mean_lengths(self.workload, self.num_requests)
         console.print(
             f"workload  {self.num_requests} requests of {prompt:.0f} tokens in and {answer:.0f} "
             f"out: {self.workload.source}",
@@ -117,10 +121,18 @@ class Report:
         )
         for note in self.notes:
             console.print(f"note      {note}", highlight=False)
-        console.print(self._table(top))
+        table, left_out = self._table(top, console.width if console.is_terminal else None)
+        console.print(table)
+        if left_out:
+            console.print(
+                f"no room for {', '.join(left_out)}: make the terminal wider, or --output-json",
+                highlight=False,
+            )
         left = len(self.plan.candidates) - top
         if left > 0:
-            console.print(f"{left} more candidates: --top {len(self.plan.candidates)}")
+            console.print(
+                f"{left} more candidates: --top {len(self.plan.candidates)}", highlight=False
+            )
         if self.plan.refused:
             self._print_refused(console)
         console.print(f"\n{self.plan.recommended.memory.describe()}", highlight=False)
@@ -128,19 +140,39 @@ class Report:
         # Never wrapped, so that it can be copied.
         console.print(f"\n{self.command}", highlight=False, soft_wrap=True)
 
-    def _table(self, top: int) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        columns = ["", "layouts", "policy", "chunk", "batch", "prompts s", "answers s", "changes",
-                   "limited by", "tokens/s"]  # fmt: skip
+    def _table(self, top: int, width: int | None) -> tuple[Table, list[str]]:
+        """The fastest `top`, and the columns that are left out to keep within `width`."""
+        names = ["", "layouts", "policy", "chunk", "batch", "prompts s", "answers s", "changes",
+                 "limited by", "tokens/s"]  # fmt: skip
         if self.price_per_hour is not None:
-            columns.append("$/1M tokens")
-        for name in columns:
+            names.append("$/1M tokens")
+        shown = self.plan.candidates[:top]
+        rows = [[str(rank), *self._cells(one)] for rank, one in enumerate(shown, 1)]
+        least = {
+            # What limits may go on in a second line, after its comma.
+            name: max(len(part) for cell in (name, *cells) for part in re.split("(?<=,) ", cell))
+            for name, *cells in zip(names, *rows, strict=True)
+        }
+        left_out: list[str] = []
+        for name in LEAST_WANTED if width is not None else ():
+            if sum(least.values()) + 2 * (len(least) - 1) <= (width or 0):
+                break
+            del least[name]
+            left_out.append(name)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in least:
             is_word = name in ("layouts", "policy", "limited by")
-            table.add_column(name, justify="left" if is_word else "right", no_wrap=not is_word)
-        for rank, one in enumerate(self.plan.candidates[:top], 1):
+            table.add_column(
+                name,
+                justify="left" if is_word else "right",
+                no_wrap=name != "limited by",
+                min_width=least[name],
+            )
+        for one, row in zip(shown, rows, strict=True):
             style = "bold" if one is self.plan.recommended else None
-            table.add_row(str(rank), *self._cells(one), style=style)
-        return table
+            cells = dict(zip(names, row, strict=True))
+            table.add_row(*(cells[name] for name in least), style=style)
+        return table, left_out
 
     def _cells(self, one: Estimate) -> list[str]:
         changes = "-"
@@ -187,7 +219,7 @@ def machine_json(machines: Sequence[Machine], source: str) -> dict[str, Any]:
 
 
 def workload_json(workload: Workload, num_requests: int) -> Mapping[str, Any]:
-    prompt, answer = mean_lengths(workload, min(num_requests, 2000), 0)
+    prompt, answer = _mean_lengths(workload, num_requests)
     return {
         "name": workload.name,
         "source": workload.source,
@@ -195,6 +227,11 @@ def workload_json(workload: Workload, num_requests: int) -> Mapping[str, Any]:
         "mean_prompt_tokens": prompt,
         "mean_answer_tokens": answer,
     }
+
+
+def _mean_lengths(workload: Workload, num_requests: int) -> tuple[float, float]:
+    """Of prompts and answers: those that the plan was made for."""
+    return mean_lengths(workload, min(num_requests, MOST_DRAWN), seed=0)
 
 
 def _refused(one: Refused) -> dict[str, Any]:

@@ -31,10 +31,8 @@ from seesaw.simulate.arrivals import draw_requests
 from seesaw.simulate.faults import Death, Faults, SlowRank
 from seesaw.simulate.scenario import HostCosts, Scenario
 
-DEFAULT_REQUESTS = 1000
 RESTART_S = Faults().restart_s
 CLOSED, TRACE = "closed", "trace"
-KINDS = (CLOSED, "constant", "poisson", "gamma", TRACE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +139,7 @@ def read(asked: Asked, *, compares: bool) -> Inputs:
     model = read_model(asked.model)
     config = replace(config, model=_label(asked.model, model))
     machines, source = read_machine(asked.machine)
-    job = read_workload(
-        asked.workload, model, asked.num_requests, asked.answer_tokens, DEFAULT_REQUESTS
-    )
+    job = read_workload(asked.workload, model, asked.num_requests, asked.answer_tokens)
     arrivals = choose_arrivals(asked.arrivals, asked.rate, asked.cv, job.workload)
     plan = None
     if config.given_layouts is None:

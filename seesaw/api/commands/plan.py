@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seesaw.api.flags import Command, FiniteNumber, Flag, make_flags
+from seesaw.api.plan_inputs import DEFAULT_REQUESTS
 from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.config import EngineConfig, FlagField, flag_fields
 from seesaw.errors import DoesNotFit
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from seesaw.api.plan_inputs import ModelToPlan
     from seesaw.api.plan_report import Report
 
-DEFAULT_REQUESTS = 1000
 SETTINGS = (
     "dtype", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "device_memory",
     "gpu_memory_utilization", "host_kv_memory", "num_devices",
@@ -109,7 +109,7 @@ def _report(
     read = read_model(model)
     config = EngineConfig(model=str(read.folder), **settings)
     machines, source = read_machine(machine)
-    job = read_workload(workload, read, num_requests, answer_tokens, DEFAULT_REQUESTS)
+    job = read_workload(workload, read, num_requests, answer_tokens)
     chunks = None if max_num_batched_tokens is None else (max_num_batched_tokens,)
     found = search(
         read.spec, machines, job.workload, job.num_requests, config,

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from seesaw.api.flags import FiniteNumber, Flag, make_flags
+from seesaw.api.plan_inputs import DEFAULT_REQUESTS
 from seesaw.api.report import STDOUT, check_writable, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, take_engine_settings
 from seesaw.config import EngineConfig, FlagField, flag_fields
@@ -64,7 +65,8 @@ def _setting_flags() -> list[click.Option]:
              "sharegpt, arxiv, another trace's name, IN:OUT tokens, or a batch FILE.jsonl",
              default="sharegpt", show_default=True),
         _own("--num-requests", "What for",
-             "requests of the job (default: 1000, or those of the batch file)", type=POSITIVE),
+             f"requests of the job (default: {DEFAULT_REQUESTS}, or those of the batch file)",
+             type=POSITIVE),
         _own("--answer-tokens", "What for",
              "mean answer of a batch file (default: max_tokens of each row)", type=POSITIVE),
         _own("--arrivals", "What for",
