@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seesaw.api.flags import Command, Flag
-from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.api.report import STDOUT, check_writable, machine_output, output_json_flag
 from seesaw.errors import ConfigError, SeesawError
 
 if TYPE_CHECKING:
@@ -111,19 +110,14 @@ def calibrate(
 
 def _check_output(path: Path, *, made: bool) -> None:
     """Before anything is measured. The folder of the default is `made` when it is written."""
-    if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder, expected a file name.")
+    needed = path
+    while made and not needed.parent.exists():
+        needed = needed.parent
+    check_writable(needed, "--output")
     if path.suffix != ".json":
         raise ConfigError(
             f"--output {path}: expected a name that ends in .json, by which --machine knows a file."
         )
-    folder = path.parent
-    while made and not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ConfigError(f"--output {path}: the folder {folder} does not exist.")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output {path}: no permission to write in {folder}.")
 
 
 def _measure(dtype: Sequence[str], num_devices: Sequence[int], effort: Effort) -> Calibration:
