@@ -21,21 +21,15 @@ from itertools import product
 from pathlib import Path
 
 from seesaw.config import EngineConfig
-from seesaw.families.registry import spec_from_hf
-from seesaw.families.spec import ModelSpec
+from seesaw.errors import DoesNotFit
 from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine_files import read_machines
 from seesaw.plan.search import search
 from seesaw.plan.workload import parse_workload
+from seesaw.simulate.experiments.models import model
 from seesaw.simulate.simulation import Scenario, simulate
 
-MODELS = {
-    # hidden, inner, layers, query heads, KV heads, vocabulary
-    "8B": (4096, 14336, 32, 32, 8, 128256),
-    "15B": (4096, 14336, 64, 32, 8, 128256),
-    "34B": (8192, 22016, 48, 64, 8, 32000),
-    "70B": (8192, 28672, 80, 64, 8, 32000),
-}
+MODELS = {"8B": "llama3-8b", "15B": "llama3-15b", "34B": "codellama-34b", "70B": "llama2-70b"}
 MACHINES = ("l4", "a10g", "a100-80-sxm", "h100-sxm")
 COUNTS = (4, 8)
 WORKLOADS = ("3000:250", "350:300", "1024:1024", "128:512")
@@ -69,24 +63,6 @@ class Compared:
         return self.simulated_s / self.estimated_s - 1
 
 
-def spec_of(name: str) -> ModelSpec:
-    hidden, inner, layers, heads, kv_heads, vocabulary = MODELS[name]
-    return spec_from_hf(
-        {
-            "architectures": ["LlamaForCausalLM"],
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "vocab_size": vocabulary,
-            "max_position_embeddings": 16384,
-            "rms_norm_eps": 1e-5,
-            "torch_dtype": "float16",
-        }
-    )
-
-
 def grid() -> list[Cell]:
     machines = [f"{count}x{name}" for count, name in product(COUNTS, MACHINES)]
     return [Cell(*one) for one in product(MODELS, machines, WORKLOADS, REQUESTS)]
@@ -95,9 +71,7 @@ def grid() -> list[Cell]:
 def compare(cell: Cell, most: int | None = None) -> list[Compared]:
     """All candidates of a cell, or the `most` fastest by estimate, in their estimated order; none
     where nothing fits."""
-    from seesaw.errors import DoesNotFit
-
-    spec, (machine,) = spec_of(cell.model), read_machines(cell.machine)
+    spec, (machine,) = model(MODELS[cell.model]), read_machines(cell.machine)
     workload = parse_workload(cell.workload)
     lengths = workload.draw(cell.num_requests, seed=0)
     longest = max(prompt + answer for prompt, answer in lengths)
