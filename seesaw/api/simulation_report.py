@@ -17,11 +17,8 @@ WIDTH = 140
 
 def describe(result: Result) -> list[str]:
     """Lines of text; all seconds are those of the simulated machine."""
-    layouts = result.decode_layout
-    if result.prefill_layout != result.decode_layout:
-        layouts = f"{result.prefill_layout} -> {result.decode_layout}"
     lines = [
-        f"{result.model} on {result.machine} in {layouts}, policy {result.policy}: "
+        f"{result.model} on {result.machine} in {result.layouts}, policy {result.policy}: "
         f"{result.num_requests} requests of {result.workload} ({result.arrivals}) in "
         f"{result.elapsed_s:,.1f} s, simulated",
         f"{result.requests_per_s:.3f} requests/s, {result.output_tokens_per_s:,.1f} tokens/s out, "

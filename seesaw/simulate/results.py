@@ -112,6 +112,12 @@ class Result:
     """The latencies behind `latency_s`, by request; not part of the JSON."""
 
     @property
+    def layouts(self) -> str:
+        """For people."""
+        prefill, decode = self.prefill_layout, self.decode_layout
+        return decode if prefill == decode else f"{prefill} -> {decode}"
+
+    @property
     def requests_per_s(self) -> float:
         return rate(self.num_requests, self.elapsed_s)
 

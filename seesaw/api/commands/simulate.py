@@ -20,6 +20,7 @@ from seesaw.errors import ConfigError, DoesNotFit
 
 if TYPE_CHECKING:
     from seesaw.api.simulation_inputs import Asked
+    from seesaw.simulate.results import Result
     from seesaw.simulate.simulation import Progress
     from seesaw.simulate.trace import Spans
 
@@ -298,10 +299,12 @@ def _run(
     return {"results": [one.to_json() for one in results], **about}, comparison(results, estimates)
 
 
-def _write_files(files: Mapping[str, Path], spans: Spans, labels: list[str], result: Any) -> None:
+def _write_files(
+    files: Mapping[str, Path], spans: Spans, labels: list[str], result: Result
+) -> None:
     from seesaw.simulate.trace import write_trace
 
-    title = f"{result.prefill_layout} -> {result.decode_layout}, {result.policy}"
+    title = f"{result.layouts}, {result.policy}"
     if "trace" in files:
         write_trace(files["trace"], spans.spans, labels[: len(result.busy_share)])
     if "plot" in files:
