@@ -30,6 +30,7 @@ SKEW = Curve.of([(8, 0.7), (128, 1.3)], "skew")
 PLACEMENTS = 100
 """Of experts on ranks, drawn with a fixed seed, over which the busiest rank is averaged."""
 TOKENS = tuple(2.0**i for i in range(21))
+"""Of a step, at which touched experts are tabulated; a power of them between."""
 
 
 class ExpertLoad:

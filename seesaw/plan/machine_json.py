@@ -117,8 +117,8 @@ def encode(value: Any, without: tuple[str, ...] = ()) -> Json:
 def decode(kind: type[_T], value: Json, where: str) -> _T:
     """An object with the fields of dataclass `kind`, which says their types.
 
-    Numbers are finite and positive; overheads and latencies may
-    be 0. Raises ConfigError naming the field, what was got and what is expected.
+    Numbers are finite and positive; overheads and latencies may be 0. Raises ConfigError naming the
+    field, what was got and what is expected.
     """
     return _build(kind, value, where, {})
 

@@ -181,6 +181,7 @@ class Replica:
     def _mixed(self, phases: Phases, times: float, chunk: float, rows: float) -> None:
         steps = self.steps["decode"]
         terms, slowest, through = steps.step(chunk, rows)
+        # A pipeline has one step more than stages in flight (`SchedulerConfig.most_in_flight`).
         phases.mixed.add(terms, max(slowest, through / (steps.pp + 1)), times)
 
     # -- two phases ------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Replica:
         demand, memory, steps = self.demand, self.memory, self.steps["prefill"]
         chunk = min(float(self.chunk), demand.num_requests * demand.prompt)
         terms, slowest, through = steps.step(chunk, 0)
-        step_s = max(slowest, through / (steps.pp + 1))
+        step_s = max(slowest, through / (steps.pp + 1))  # of as many in flight, as in `_mixed`
         num_steps = demand.num_requests * demand.prompt / chunk
         into.add(terms, step_s, num_steps)
         into.wait(BUBBLES, cycles * (through - slowest))

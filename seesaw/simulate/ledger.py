@@ -42,6 +42,8 @@ class StepNote:
 
 
 class Ledger:
+    """Replicas by their index, times of the simulated machine."""
+
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         count = len(setup.scenario.requests)
