@@ -23,10 +23,12 @@ from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
+from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.tier import HostTier
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
+from seesaw.plan.search import dtype_of
 from seesaw.plan.weight_bytes import from_peers
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
@@ -59,7 +61,7 @@ def load_replicas(
 ) -> Loaded:
     """Plan, then load. Raises ConfigError before any weight is read."""
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, checkpoint.spec.torch_dtype, device)
+    dtype = pick_dtype(config, checkpoint.spec, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
     if layouts.reshard_from != "auto":
         config = replace(config, reshard_from=layouts.reshard_from)
@@ -168,10 +170,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def pick_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's, but bfloat16 for float32 ones, as nothing is gained by more."""
-    if name == "auto":
-        name = "bfloat16" if checkpoint_dtype == "float32" else checkpoint_dtype
+def pick_dtype(config: EngineConfig, spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """As a plan has it, where the device computes in it. Raises ConfigError."""
+    name = dtype_of(config, spec)
     if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError(
             f"dtype=bfloat16: {torch.cuda.get_device_name(device)} does not support it. "
