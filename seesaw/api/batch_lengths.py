@@ -49,7 +49,11 @@ def batch_workload(path: Path, tokenizer: Tokenizer | None, answer_tokens: int |
     how = "the model's tokenizer"
     if tokenizer is None:
         how = f"characters, {CHARACTERS_PER_TOKEN} to a token, as the model has no tokenizer here"
-    left_out = f"; {len(problems)} rows that cannot be served left out" if problems else ""
+    left_out = ""
+    if problems:
+        left_out = (
+            f"; {len(problems)} rows that cannot be served left out, the first is {problems[0]}"
+        )
     answers = "--answer-tokens" if answer_tokens else "max_tokens of each row"
     found.source = f"{len(lengths)} answers; prompts by {how}; answers by {answers}{left_out}"
     return found

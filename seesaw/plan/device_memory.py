@@ -141,14 +141,16 @@ class DeviceSplit:
         if not setting.config.max_model_len:
             held = f"{setting.least_blocks} blocks"
         need = rank.arena_bytes + rank.work_bytes + kv_bytes(rank)
+        remedy = "or lower max_model_len or max_num_batched_tokens"
+        if rank.arena_bytes >= budget:
+            remedy = "take more devices, or a smaller model: weights alone are more than that"
         fitting = ", ".join(_layouts_that_fit(setting)) if name_others else ""
         return DoesNotFit(
             f"the memory budget{whose} of {format_bytes(budget)} ({self.reason}) is too small: "
             f"weights {format_bytes(rank.arena_bytes)}, work space "
             f"{format_bytes(rank.work_bytes)}, KV of {held}{pools} "
             f"{format_bytes(kv_bytes(rank))}, together {format_bytes(need)}, which is "
-            f"{format_bytes(need - budget)} more than there is. Raise device_memory, or lower "
-            "max_model_len or max_num_batched_tokens."
+            f"{format_bytes(need - budget)} more than there is. Raise device_memory, {remedy}."
             + (f" Layouts of these devices that fit: {fitting}." if fitting else ""),
             missing_bytes=need - budget,
         )

@@ -168,6 +168,8 @@ def _of_devices(folded: str, name: str) -> Machine:
         match = _GROUP.fullmatch(part.strip())
         if match is None:
             raise _unknown("machine", name, part)
+        if re.match(r"[0-9]+x", match["slug"]) and match["count"]:
+            raise ConfigError(f"machine={name!r}: got two counts, expected one, as in 8xl4.")
         count = int(match["count"] or 1)
         if not 1 <= count <= 1024:
             raise ConfigError(f"machine={name!r}: got {count} devices, expected 1 to 1024.")
@@ -198,8 +200,13 @@ def _resolve(slug: str, where: str, name: str | None = None) -> tuple[Device, Li
 def _unknown(where: str, name: str, part: str) -> ConfigError:
     devices, machines = known_devices(), known_machines()
     wanted = part.split("x", 1)[-1] if re.match(r"[0-9]+x", part) else part
+    # Of "h100" there are several, each nearer than "h200" is.
+    kinds = [device for device in devices if device.startswith(f"{wanted}-")]
+    hint = nearest(wanted, (*devices, *machines))
+    if kinds:
+        hint = f" Did you mean {' or '.join(repr(kind) for kind in kinds)}?"
     return ConfigError(
-        f"{where}={name!r}: {wanted!r} is not known.{nearest(wanted, (*devices, *machines))} "
+        f"{where}={name!r}: {wanted!r} is not known.{hint} "
         f"Machines: {', '.join(machines)}. Devices, as in 8xl4: {', '.join(devices)}. "
         "Or the path of a FILE.json; docs/machines.md describes it."
     )

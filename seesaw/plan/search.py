@@ -230,9 +230,10 @@ def _check_wanted(asked: _Asked) -> None:
     most = longest_wanted(asked.config, asked.spec)
     if asked.demand.longest > most:
         why = "max_model_len" if asked.config.max_model_len else "the model"
+        other = "raise max_model_len" if asked.config.max_model_len else "take another model"
         raise ConfigError(
             f"the workload has requests of up to {asked.demand.longest} tokens, prompt and answer "
-            f"together; {why} allows {most}. Give another workload, or one of IN:OUT tokens."
+            f"together; {why} allows {most}. Give a workload of shorter requests, or {other}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from seesaw import cli
 from seesaw.api import batch_lengths
+from seesaw.api.commands.plan import _report
 from seesaw.api.commands.run_batch import run_batch
 from seesaw.batch.body import CHAT_URL, COMPLETIONS_URL
 from seesaw.config import EngineConfig
@@ -70,6 +73,30 @@ def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) ->
 
 
 # -- what is said ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("price", [None, 13.35])
+def test_a_table_for_a_narrow_terminal_cuts_no_cell_short(
+    model: Path, width: int, price: float | None
+) -> None:
+    settings = {"max_num_batched_tokens": 1024, "max_num_seqs": 256}
+    report = _report(
+        str(model), "8xl4", "3000:250", 200, None, price, None, max_model_len=4096, **settings
+    )
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    report.print(console, top=50)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (head,) = (at for at, line in enumerate(lines) if "layouts" in line and "tokens/s" in line)
+    rows = lines[head:]
+    assert not any("\u2026" in line for line in lines)
+    for one in report.plan.candidates[:50]:
+        (row,) = (
+            row for row in rows if f"  {one.name}  " in row and f"{one.tokens_per_s:,.0f}" in row
+        )
+        assert len(row) <= width
+    left_out = next((line for line in lines if line.startswith("no room for")), "")
+    assert all((name in lines[head]) != (name in left_out) for name in ("policy", "limited by"))
 
 
 def test_the_plan_for_machines(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +273,7 @@ def test_a_batch_file_is_counted_by_the_models_tokenizer(
         Lengths(one, 5), Lengths(two, 7), Lengths(two, 7), Lengths(3, 9), Lengths(three, 11),
     )  # fmt: skip
     assert "the model's tokenizer" in found.source
-    assert "1 rows that cannot be served left out" in found.source
+    assert "1 rows that cannot be served left out, the first is line " in found.source
     plan = planned(
         ["plan", "--model", str(folder), "--machine", "2xl4", "--workload", str(job),
          "--dtype", "float32"], capsys,

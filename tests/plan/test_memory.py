@@ -234,6 +234,13 @@ def test_a_rank_that_is_too_small_is_named_with_what_would_fit() -> None:
     assert "that fit" not in str(error.value)
 
 
+def test_no_length_is_blamed_where_weights_alone_have_no_room() -> None:
+    settings = {"model": spec(vocab_size=64, num_hidden_layers=40), "max_model_len": 256}
+    with pytest.raises(ConfigError, match="weights alone are more than that") as error:
+        plan("tp2", device_memory="64KiB", **settings)
+    assert "lower" not in str(error.value)
+
+
 def test_layouts_that_would_fit_keep_one_of_the_two_where_they_can() -> None:
     model = spec(vocab_size=64, num_hidden_layers=40)
     settings = {"model": model, "max_model_len": 256}
