@@ -59,7 +59,7 @@ def _machine(value: Json, where: str, resolve: Resolve) -> Machine:
         group = check_keys(group, at, required=("device",), others=("count",))
         count = group.get("count", 1)
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
-            raise ConfigError(f"{at}.count={count!r}: expected 1 to 1024.")
+            raise ConfigError(f"{at}.count={count!r}: expected a whole number from 1 to 1024.")
         if isinstance(group["device"], str):
             device, usual = resolve(group["device"], f"{at}.device")
             links.append(usual)
