@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seesaw.config import format_bytes
+from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.estimate import Estimate
 from seesaw.simulate.results import Result
 
@@ -38,7 +39,8 @@ def describe(result: Result) -> list[str]:
             if nbytes and source != "resident"
         )
         lines.append(
-            f"{result.num_transitions} transitions, {result.transition_s:.2f} s; weights moved "
+            f"{result.num_transitions} transitions, {result.transition_s:.2f} s in each replica; "
+            "weights moved "
             f"{moved or 'none'}; KV stored {format_bytes(result.kv_store_bytes)}, loaded "
             f"{format_bytes(result.kv_load_bytes)}"
         )
@@ -56,31 +58,36 @@ def comparison(results: Sequence[Result], estimates: Sequence[Estimate | None]) 
     """Lines of a table, fastest first, with what the plan had estimated."""
     first = results[0]
     table = Table(
+        box=None,
+        pad_edge=False,
         title=f"{first.model} on {first.machine}: {first.num_requests} requests of "
         f"{first.workload} ({first.arrivals}), simulated",
         title_justify="left",
     )
-    for name in ("prefill", "decode"):
-        table.add_column(name)
+    table.add_column("layouts")
     # A plan is of a job that is all there when it begins.
     estimated = "estimated" if first.arrivals == "closed" else "if all at once"
-    for name in ("policy", "requests/s", "tokens/s", estimated, "batch", "transitions",
-                 "p50 end to end"):  # fmt: skip
+    for name in ("policy", "requests/s", "tokens/s", estimated, "batch", "changes", "p50 s"):
         table.add_column(name, justify="right")
     order = sorted(range(len(results)), key=lambda at: -results[at].requests_per_s)
     for at in order:
         result, estimate = results[at], estimates[at]
         table.add_row(
-            result.prefill_layout,
-            result.decode_layout,
+            _short(result.layouts),
             result.policy,
             f"{result.requests_per_s:.3f}",
             f"{result.tokens_per_s:,.0f}",
             "" if estimate is None else f"{estimate.tokens_per_s:,.0f}",
             f"{result.mean_decode_batch:.1f}",
             str(result.num_transitions),
-            f"{result.latency_s['end_to_end'].p50:,.1f} s",
+            f"{result.latency_s['end_to_end'].p50:,.1f}",
         )
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(table)
     return text.getvalue().rstrip().split("\n")
+
+
+def _short(layouts: str) -> str:
+    """`pp8 -> tp8` of `dp1-tp1-pp8 -> dp1-tp8-pp1`, as a plan has it."""
+    parts = (ParallelLayout.parse(text).short for text in layouts.split(" -> "))
+    return " -> ".join(parts)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from seesaw.engine.host import host_memory, usable_cores
@@ -49,7 +49,7 @@ def calibrated() -> AtHand:
 
 def of_gpus(names: Sequence[str]) -> AtHand:
     """A machine with GPUs that torch calls `names`. Raises ConfigError where one is not known."""
-    slugs: Counter[str] = Counter()
+    slugs: list[str] = []
     for name in names:
         device = device_by_torch_name(name)
         if device is None:
@@ -57,8 +57,9 @@ def of_gpus(names: Sequence[str]) -> AtHand:
                 f"this machine has a GPU {name!r}, of which no figures come with seesaw. Run "
                 "`seesaw calibrate`, or give --machine with one that is like it."
             )
-        slugs[device.slug] += 1
-    (machine,) = read_machines("+".join(f"{count}x{slug}" for slug, count in slugs.items()))
+        slugs.append(device.slug)
+    # In their order, since a rank is on the device of its number.
+    (machine,) = read_machines("+".join(f"{len([*run])}x{slug}" for slug, run in groupby(slugs)))
     return AtHand(
         (replace(machine, host_memory_bytes=host_memory()[0]),),
         f"{machine.name} by name, with the figures that come with seesaw; not measured",

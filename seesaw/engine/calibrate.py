@@ -254,7 +254,13 @@ def _machine(
         slug=f"local-{way.num_ranks}",
         name=f"{name}, as {way.num_ranks} {unit} of {threads}",
         devices=(own,) * way.num_ranks,
-        links=links_of(seconds, amounts, way.num_ranks, rates),
+        links=links_of(
+            seconds,
+            amounts,
+            way.num_ranks,
+            rates,
+            "between these GPUs" if is_cuda else "memory of the host",
+        ),
         host_memory_bytes=total,
         sources={"links": source if way.num_ranks > 1 else "one rank: no link, not measured"},
     )

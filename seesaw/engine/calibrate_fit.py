@@ -84,7 +84,9 @@ def _known_s(
     return costs.stage(0, WorkCounter(spec).count(rows)).total_s
 
 
-def links_of(seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates) -> Links:
+def links_of(
+    seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates, name: str = ""
+) -> Links:
     """Between ranks. One rank has none: what nothing asks for is then its own memory's."""
     if num_ranks == 1:
         return Links(
@@ -103,7 +105,7 @@ def links_of(seconds: Numbers, amounts: Numbers, num_ranks: int, rates: Rates) -
     largest = measured[num_ranks].xs[-1]
     latency_s, byte_s = _send_fit(seconds, amounts)
     return Links(
-        name="memory of the host",
+        name=name,
         bus_bytes_per_s=(2 * (num_ranks - 1) / num_ranks * largest / measured[num_ranks].ys[-1]),
         latency_s=Curve.of([(r, curve.ys[0]) for r, curve in measured.items()], "all_reduce"),
         measured=measured,

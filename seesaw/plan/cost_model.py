@@ -90,7 +90,7 @@ class _Rank:
 
 class CostModel:
     """Costs of one replica in one layout. `layout` is the replica's (dp = 1); `machine` has its
-    devices, rank by rank. `dtype` of what is computed; weights and KV may take fewer bytes.
+    devices, rank by rank. `dtype` of what is computed; KV may take fewer bytes.
     """
 
     def __init__(
@@ -100,7 +100,6 @@ class CostModel:
         layout: ParallelLayout,
         dtype: str,
         *,
-        weight_bytes: int | None = None,
         kv_bytes: int | None = None,
     ) -> None:
         assert layout.dp == 1, f"costs are those of one replica, got {layout}"
@@ -111,7 +110,6 @@ class CostModel:
         self._links: Links = machine.links
         self._machine = machine
         self._element = ELEMENT_BYTES[dtype]
-        self._weight = weight_bytes or self._element
         self._kv = kv_bytes or self._element
         self._experts: ExpertLoad | None = None
         if spec.num_experts:
@@ -201,7 +199,7 @@ class CostModel:
     ) -> None:
         """Rows of activations times weights of `elements`: bound by reading these, or by
         computing."""
-        read_s = elements * self._weight / rank.device.rates.memory_bytes_per_s
+        read_s = elements * self._element / rank.device.rates.memory_bytes_per_s
         compute_s = 2.0 * elements * tokens / flops
         if read_s >= compute_s:
             time.weights_s += read_s
@@ -232,9 +230,7 @@ class CostModel:
                 flops = rates.attention_flops_by_share(work.pairs / work.chunk_keys)
             compute_s = 4.0 * work.pairs * rank.query_columns / flops
             chunks_s = layers * max(compute_s, work.chunk_keys * read_s)
-        decode_keys = work.decode_keys
-        if decode_keys:
-            decode_keys += work.num_rows * rates.row_overhead_keys
+        decode_keys = work.decode_keys + work.num_decodes * rates.row_overhead_keys
         return chunks_s, layers * decode_keys * read_s
 
     # -- what moves ------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class Steps:
             pairs=chunk * self._pairs,
             chunk_keys=chunk * self._keys,
             decode_keys=rows * self._decode_keys,
+            num_decodes=round(rows),
         )
 
     def step(self, chunk: float, rows: float) -> tuple[StageTime, float, float]:

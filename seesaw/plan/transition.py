@@ -29,6 +29,8 @@ def faster_source(config: EngineConfig, machine: Machine) -> ReshardFrom:
     if config.reshard_from != "auto":
         return config.reshard_from
     loads = min(device.rates.load_bytes_per_s for device in machine.devices)
+    if machine.host_bytes_per_s is not None:
+        loads = min(loads, machine.host_bytes_per_s / len(machine.devices))
     is_faster = machine.kind == "cuda" and machine.links.peer_bytes_per_s > loads
     return "peers" if is_faster else "host"
 

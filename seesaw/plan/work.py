@@ -19,7 +19,8 @@ class Work:
 
     `num_tokens` positions computed in `num_rows` rows, of which `num_sampled` draw a token;
     `pairs` (query, key) and `chunk_keys` keys of rows with several queries; `decode_keys` keys that
-    rows with one query read. Keys and pairs per layer, averaged over the model's layers.
+    the `num_decodes` rows with one query read. Keys and pairs per layer, averaged over the model's
+    layers.
     """
 
     num_tokens: int = 0
@@ -28,6 +29,7 @@ class Work:
     pairs: float = 0.0
     chunk_keys: float = 0.0
     decode_keys: float = 0.0
+    num_decodes: int = 0
 
 
 class WorkCounter:
@@ -58,17 +60,19 @@ class WorkCounter:
         before the first of them."""
         tokens, num_rows = sum(queries), len(queries)
         pairs = chunk_keys = 0
-        decode_keys = sum(before) + num_rows
+        num_decodes, decode_keys = num_rows, sum(before) + num_rows
         if tokens != num_rows:
             for count, start in zip(queries, before, strict=True):
                 if count != 1:
+                    num_decodes -= 1
                     decode_keys -= start + 1
                     chunk_keys += start + count
                     pairs += count * start + count * (count + 1) // 2
         full = self._full
         work = Work(
-            tokens, num_rows, num_sampled, full * pairs, full * chunk_keys, full * decode_keys
-        )
+            tokens, num_rows, num_sampled, full * pairs, full * chunk_keys, full * decode_keys,
+            num_decodes,
+        )  # fmt: skip
         if self._windows:
             for count, start in zip(queries, before, strict=True):
                 self._count_windows(count, start + count, work)

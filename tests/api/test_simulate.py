@@ -14,6 +14,7 @@ from seesaw import cli
 from seesaw.api.experiment_report import describe
 from seesaw.api.simulation_inputs import choose_arrivals, parse_faults
 from seesaw.errors import ConfigError
+from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.workload import Arrivals, parse_workload
 from seesaw.simulate.faults import Death, Faults, SlowRank
 
@@ -77,7 +78,7 @@ def test_without_layouts_it_is_what_a_plan_recommends(
     assert len(several) == 3
     assert any(result["layouts"] == one["layouts"] for result in several)
     for result in several:
-        assert result["layouts"]["decode"] in table
+        assert ParallelLayout.parse(result["layouts"]["decode"]).short in table
 
 
 def test_options_of_the_policy_and_settings_of_the_engine(

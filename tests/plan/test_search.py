@@ -19,7 +19,7 @@ from seesaw.plan.machine import Device, Links, Machine, Rates
 from seesaw.plan.machine_files import builtin_cpu, read_machines
 from seesaw.plan.memory import Space
 from seesaw.plan.search import UNCERTAINTY, Plan, search
-from seesaw.plan.transition import missing_bytes, planned_bytes
+from seesaw.plan.transition import faster_source, missing_bytes, planned_bytes
 from seesaw.plan.workload import Constant, Lengths, parse_workload
 from tests.plan.models import spec_of
 
@@ -353,3 +353,13 @@ def test_weights_come_from_where_they_come_fastest() -> None:
         plan = plan_of("34B", read_machines(name), "arxiv", 100)
         assert {one.reshard_from for one in plan.candidates if one.is_split} == {source}
         assert {one.reshard_from for one in plan.candidates if not one.is_split} == {"auto"}
+
+
+def test_a_host_that_all_devices_share_is_slower_than_its_links() -> None:
+    (machine,) = read_machines("8xl4")
+    links = replace(machine.links, peer_bytes_per_s=1e10)
+    alone = replace(machine, links=links, host_bytes_per_s=None)
+    config = EngineConfig(model="x")
+    assert faster_source(config, alone) == "host"
+    assert faster_source(config, replace(alone, host_bytes_per_s=4e10)) == "peers"
+    assert faster_source(replace(config, reshard_from="peers"), alone) == "peers"

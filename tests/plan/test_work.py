@@ -32,6 +32,7 @@ def count_one_by_one(kinds: list[int | None], rows: list[Row]) -> Work:
     """Query i of a row stands at position keys - queries + i and sees itself and what is before it,
     of a window's size at most."""
     work = Work(sum(row[0] for row in rows), len(rows), sum(row[2] for row in rows))
+    work.num_decodes = sum(row[0] == 1 for row in rows)
     for window in kinds:
         for queries, keys, _ in rows:
             seen = [
@@ -89,7 +90,7 @@ def test_counts_by_hand() -> None:
     """A chunk in the middle of a prompt, a decode row and the first token of all."""
     rows = [(3, 10, False), (1, 7, True), (1, 1, True)]
     full = WorkCounter(windowed([None])).count(rows)
-    assert full == Work(5, 3, 2, pairs=8 + 9 + 10, chunk_keys=10, decode_keys=8)
+    assert full == Work(5, 3, 2, pairs=8 + 9 + 10, chunk_keys=10, decode_keys=8, num_decodes=2)
     half = WorkCounter(windowed([None, 4])).count(rows)
     assert half == Work(5, 3, 2, pairs=(27 + 12) / 2, chunk_keys=(10 + 6) / 2,
-                        decode_keys=(8 + 5) / 2)  # fmt: skip
+                        decode_keys=(8 + 5) / 2, num_decodes=2)  # fmt: skip
