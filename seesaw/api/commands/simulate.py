@@ -291,12 +291,15 @@ def _run(
         machine = candidates[0].scenario.machine
         _write_files(files, spans, [device.name for device in machine.devices], results[0])
     about = {"machine_source": inputs.machine_source, "workload_source": inputs.job.workload.source}
+    told = [f"machine   {candidates[0].scenario.machine.name} ({inputs.machine_source})",
+            f"workload  {inputs.job.workload.source}"]  # fmt: skip
     if compare is None:
-        return results[0].to_json() | about, describe(results[0])
+        return results[0].to_json() | about, [*told, *describe(results[0])]
     from seesaw.api.simulation_report import comparison
 
     estimates = [candidate.estimate for candidate in candidates]
-    return {"results": [one.to_json() for one in results], **about}, comparison(results, estimates)
+    table = comparison(results, estimates)
+    return {"results": [one.to_json() for one in results], **about}, [*told, *table]
 
 
 def _write_files(

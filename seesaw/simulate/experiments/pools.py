@@ -44,7 +44,7 @@ def pools(options: ExperimentOptions) -> dict[str, Any]:
     layouts = ParallelLayout(pp=4), ParallelLayout(tp=4)
     runs: dict[tuple[str, int], Scenario] = {}
     for seed in range(options.seed, options.seed + SEEDS):
-        lengths = parse_workload("arxiv-4k").draw(100, seed)
+        lengths = parse_workload("arxiv-4k").draw(options.requests(100), seed)
         requests = [Arrival(0.0, *one) for one in lengths]
         runs["vllm", seed] = baseline(spec, machine, layouts[1], requests, BASELINE_CHUNK)
         for size, (tier_tokens, pages) in POOLS.items():
