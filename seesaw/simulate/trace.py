@@ -60,11 +60,14 @@ def write_trace(path: str | Path, spans: Sequence[Span], labels: Sequence[str]) 
     """One event a line; the file appears whole or not at all."""
     target = Path(path)
     draft = target.with_name(f"{target.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        file.writelines(_joined(trace_events(spans, labels)))
-        file.write("\n]}\n")
-    draft.replace(target)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+            file.writelines(_joined(trace_events(spans, labels)))
+            file.write("\n]}\n")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _joined(events: Iterable[dict[str, Any]]) -> Iterator[str]:

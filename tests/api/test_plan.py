@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from seesaw import cli
 from seesaw.api import batch_lengths
 from seesaw.api.commands.plan import _report
 from seesaw.api.commands.run_batch import run_batch
@@ -26,6 +25,7 @@ from seesaw.errors import ConfigError
 from seesaw.plan.machine_files import local_path, read_machines, write_machines
 from seesaw.plan.workload import Lengths
 from seesaw.tokenizer import open_tokenizer
+from tests.api.command import run, run_json
 from tests.checkpoints import write_tokenizer
 from tests.plan.models import config_of
 
@@ -51,18 +51,6 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-def run(args: list[str]) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(args)
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def planned(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
-    assert run([*args, "--output-json", "-"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -100,7 +88,7 @@ def test_a_table_for_a_narrow_terminal_cuts_no_cell_short(
 
 
 def test_the_plan_for_machines(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned([*asked, "--workload", "arxiv"], capsys)
+    found = run_json([*asked, "--workload", "arxiv"], capsys)
     best = found["recommended"]
     assert best["prefill_layout"] == "dp1-tp1-pp4"
     assert best["policy"] == "seesaw"
@@ -157,7 +145,7 @@ def test_the_plan_for_people(
 
 
 def test_no_split_pays(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned([*asked, "--workload", "64:1000"], capsys)
+    found = run_json([*asked, "--workload", "64:1000"], capsys)
     assert found["verdict"].startswith("no split pays here")
     best = found["recommended"]
     assert best["prefill_layout"] == best["decode_layout"]
@@ -178,7 +166,7 @@ def test_no_split_pays(asked: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_the_command_is_one_that_run_batch_takes(
     asked: list[str], settings: list[str], workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = planned([*asked, *settings, "--workload", workload], capsys)
+    found = run_json([*asked, *settings, "--workload", workload], capsys)
     best = found["recommended"]
     words = shlex.split(best["command"])
     assert words[:2] == ["seesaw", "run-batch"]
@@ -205,9 +193,9 @@ def test_the_command_is_one_that_run_batch_takes(
 def test_every_chunk_is_tried_unless_one_is_given(
     asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = planned(asked, capsys)
+    given = run_json(asked, capsys)
     assert {one["max_num_batched_tokens"] for one in given["candidates"]} == {1024}
-    free = planned([word for word in asked if word not in CHUNK], capsys)
+    free = run_json([word for word in asked if word not in CHUNK], capsys)
     assert len({one["max_num_batched_tokens"] for one in free["candidates"]}) > 1
     assert free["recommended"]["tokens_per_s"] >= given["recommended"]["tokens_per_s"]
 
@@ -215,7 +203,7 @@ def test_every_chunk_is_tried_unless_one_is_given(
 def test_what_is_planned_only_is_said(
     asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = planned([*asked, "--kv-dtype", "fp8"], capsys)
+    found = run_json([*asked, "--kv-dtype", "fp8"], capsys)
     assert any("fp8 is planned only" in note for note in found["notes"])
     assert any("no weights in" in note for note in found["notes"])
     experts = write_model(
@@ -224,7 +212,7 @@ def test_what_is_planned_only_is_said(
             "8B", architectures=["MixtralForCausalLM"], num_local_experts=8, num_experts_per_tok=2
         ),
     )
-    found = planned([*asked, "--model", str(experts), "--machine", "8xl40s"], capsys)
+    found = run_json([*asked, "--model", str(experts), "--machine", "8xl40s"], capsys)
     assert any("experts are planned only" in note for note in found["notes"])
     assert found["recommended"]["tokens_per_s"] > 0
 
@@ -274,7 +262,7 @@ def test_a_batch_file_is_counted_by_the_models_tokenizer(
     )  # fmt: skip
     assert "the model's tokenizer" in found.source
     assert "1 rows that cannot be served left out, the first is line " in found.source
-    plan = planned(
+    plan = run_json(
         ["plan", "--model", str(folder), "--machine", "2xl4", "--workload", str(job),
          "--dtype", "float32"], capsys,
     )  # fmt: skip
@@ -290,7 +278,7 @@ def test_without_a_tokenizer_characters_are_counted(
     job.write_text(rows({"prompt": "x" * 400}, {"prompt": "x" * 800, "max_tokens": 1000}))
     args = [*asked, "--workload", str(job)]
     assert "Give --answer-tokens" in fails(args, capsys)
-    found = planned([*args, "--answer-tokens", "30"], capsys)
+    found = run_json([*args, "--answer-tokens", "30"], capsys)
     assert found["workload"]["mean_prompt_tokens"] == 150
     assert found["workload"]["mean_answer_tokens"] == 30
     assert "4 to a token" in found["workload"]["source"]
@@ -314,7 +302,7 @@ def test_the_machine_at_hand_by_its_gpus(
 ) -> None:
     monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 4)
     monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
-    found = planned(["plan", "--model", str(model), *CHUNK], capsys)
+    found = run_json(["plan", "--model", str(model), *CHUNK], capsys)
     assert "NVIDIA L4 by name" in found["machine"]["source"]
     assert found["machine"]["host_memory_bytes"] == 2**38
     assert [way["num_devices"] for way in found["machine"]["ways"]] == [4]
@@ -330,7 +318,7 @@ def test_the_machine_at_hand_as_it_was_measured(
     monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 8)
     monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
     write_machines(local_path(), read_machines("2xl40s"))
-    found = planned(["plan", "--model", str(model), *CHUNK], capsys)
+    found = run_json(["plan", "--model", str(model), *CHUNK], capsys)
     assert f"measured by seesaw calibrate: {local_path()}" in found["machine"]["source"]
     assert [way["num_devices"] for way in found["machine"]["ways"]] == [2]
 
@@ -343,7 +331,7 @@ def test_a_cpu_at_hand(
     monkeypatch.setattr(at_hand, "host_memory", lambda: (2**34, 2**34))
     small = write_model(tmp_path / "small", config_of("tiny"))
     args = ["plan", "--model", str(small), "--workload", "100:20", "--dtype", "bfloat16"]
-    found = planned(args, capsys)
+    found = run_json(args, capsys)
     assert [way["num_devices"] for way in found["machine"]["ways"]] == [1, 2, 4]
     assert "run `seesaw calibrate`" in found["machine"]["source"]
 
@@ -458,7 +446,7 @@ def test_the_command_for_the_machine_at_hand_runs(
     job.write_text(json.dumps(row) + "\n")
     model = str(tiny_checkpoint("llama"))
     capsys.readouterr()
-    found = planned(
+    found = run_json(
         ["plan", "--model", model, "--workload", str(job),
          "--num-devices", "2", "--dtype", "float32", "--device-memory", "512MiB"],
         capsys,

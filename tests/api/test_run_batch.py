@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from seesaw import cli
 from seesaw.api.commands.run_batch import _resume_command
 from seesaw.engine import engine
+from tests.api.command import run
 
 SETTINGS = ("--device-memory", "256MiB", "--dtype", "float32")
 
@@ -44,13 +44,6 @@ def write_rows(path: Path, bodies: list[dict[str, Any]]) -> None:
         for number, body in enumerate(bodies)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def run(args: list[str]) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(args)
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
 
 
 def test_a_job_and_its_resume(

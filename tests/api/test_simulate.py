@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from seesaw import cli
 from seesaw.api.experiment_report import describe
 from seesaw.api.simulation_inputs import choose_arrivals, parse_faults
 from seesaw.errors import ConfigError
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.workload import Arrivals, parse_workload
 from seesaw.simulate.faults import Death, Faults, SlowRank
+from tests.api.command import run, run_json
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
@@ -37,18 +37,6 @@ def job(tmp_path: Path) -> list[str]:
             "--num-requests", "30"]  # fmt: skip
 
 
-def run(args: list[str]) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(args)
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def figures(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
-    assert run([*args, "--output-json", "-"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 def test_the_result_for_people_and_for_machines(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,16 +53,16 @@ def test_the_result_for_people_and_for_machines(
     assert len(found["busy_share"]) == 4
     assert "30 requests of 64:8 (closed)" in told
     assert "transitions" in told
-    assert figures([*job, *SPLIT], capsys) == found
+    assert run_json([*job, *SPLIT], capsys) == found
 
 
 def test_without_layouts_it_is_what_a_plan_recommends(
     job: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = figures(job, capsys)
+    one = run_json(job, capsys)
     assert run([*job, "--compare", "3"]) == 0
     table = capsys.readouterr().out
-    several = figures([*job, "--compare", "3"], capsys)["results"]
+    several = run_json([*job, "--compare", "3"], capsys)["results"]
     assert len(several) == 3
     assert any(result["layouts"] == one["layouts"] for result in several)
     for result in several:
@@ -84,15 +72,15 @@ def test_without_layouts_it_is_what_a_plan_recommends(
 def test_options_of_the_policy_and_settings_of_the_engine(
     job: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = figures([*job, *SPLIT], capsys)
+    plain = run_json([*job, *SPLIT], capsys)
     tier = ["--host-kv-memory", "64MiB", "--no-tail"]
-    small = figures([*job, *SPLIT, *tier], capsys)
+    small = run_json([*job, *SPLIT, *tier], capsys)
     assert small["memory"]["tier_blocks"] < plain["memory"]["tier_blocks"]
     assert small["num_transitions"] > plain["num_transitions"]
-    patient = figures([*job, *SPLIT, *tier, "--switch", "decode-first"], capsys)
+    patient = run_json([*job, *SPLIT, *tier, "--switch", "decode-first"], capsys)
     assert patient["elapsed_s"] > small["elapsed_s"]
-    chunked = figures([*job, "--decode-layout", "tp4", "--max-prefill-chunk", "16"], capsys)
-    whole = figures([*job, "--decode-layout", "tp4"], capsys)
+    chunked = run_json([*job, "--decode-layout", "tp4", "--max-prefill-chunk", "16"], capsys)
+    whole = run_json([*job, "--decode-layout", "tp4"], capsys)
     assert chunked["policy"] == "continuous"
     assert chunked["elapsed_s"] != whole["elapsed_s"]
 
@@ -100,18 +88,18 @@ def test_options_of_the_policy_and_settings_of_the_engine(
 def test_arrivals_faults_and_costs_of_the_driver_change_the_result(
     job: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = figures([*job, *SPLIT], capsys)
+    plain = run_json([*job, *SPLIT], capsys)
     for flags in (
         ["--rate", "2"], ["--arrivals", "gamma", "--rate", "2", "--cv", "3"],
         ["--arrivals", "constant", "--rate", "2"], ["--late", "1:0.5"], ["--slow", "0:0:100:3"],
         ["--death", "2:0.5", "--restart-s", "7"], ["--host-step-s", "0.2"],
         ["--no-answers-known", "--max-tokens", "50"],
     ):  # fmt: skip
-        found = figures([*job, *SPLIT, *flags], capsys)
+        found = run_json([*job, *SPLIT, *flags], capsys)
         assert found["elapsed_s"] > plain["elapsed_s"], flags
         assert found["output_tokens"] == 240, flags
-    assert figures([*job, *SPLIT, "--rate", "2"], capsys)["arrivals"] == "2 requests/s, cv 1"
-    died = figures([*job, *SPLIT, "--death", "2:0.5"], capsys)
+    assert run_json([*job, *SPLIT, "--rate", "2"], capsys)["arrivals"] == "2 requests/s, cv 1"
+    died = run_json([*job, *SPLIT, "--death", "2:0.5"], capsys)
     assert died["faults"]["deaths"] == [[2, 0.5]]
     assert died["num_lost"] > 0
 
@@ -120,7 +108,7 @@ def test_the_seed_draws_lengths_and_arrivals(
     job: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = [*job, *SPLIT, "--workload", "azure-code", "--arrivals", "trace"]
-    one, again, other = (figures([*job, "--seed", seed], capsys) for seed in ("1", "1", "2"))
+    one, again, other = (run_json([*job, "--seed", seed], capsys) for seed in ("1", "1", "2"))
     assert one == again
     assert one["input_tokens"] != other["input_tokens"]
 
@@ -196,7 +184,7 @@ def test_a_config_by_its_own_name_is_the_model_s_name(
     file = tmp_path / "llama-15b.json"
     file.write_text(json.dumps(CONFIG))
     job = ["simulate", "--model", str(file), "--machine", "4xl4", "--workload", "64:8"]
-    assert figures([*job, "--num-requests", "2", *SPLIT], capsys)["model"] == "llama-15b"
+    assert run_json([*job, "--num-requests", "2", *SPLIT], capsys)["model"] == "llama-15b"
 
 
 def test_an_estimate_is_of_a_job_that_is_all_there(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seesaw.api.flags import Command, FiniteNumber, Flag, make_flags
-from seesaw.api.plan_inputs import DEFAULT_REQUESTS
+from seesaw.api.flags import Command, FiniteNumber, make_flags
+from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
 from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.config import EngineConfig, FlagField, flag_fields
 from seesaw.errors import DoesNotFit
@@ -24,44 +24,25 @@ SETTINGS = (
 """Of EngineConfig."""
 
 
-def _own(name: str, section: str, text: str, **settings: Any) -> click.Option:
-    return Flag([name], section=section, help=text, **settings)
-
-
 def _setting_flags() -> list[click.Option]:
     found: list[FlagField] = []
     for item, default, text in flag_fields(EngineConfig):
         if item.name == "max_num_batched_tokens":
-            default, text = None, "most tokens computed in one step (default: what is fastest)"
-        if item.name == "num_devices":
-            text = "devices of the machine to use (default: all)"
+            default = None
         if item.name in SETTINGS:
-            found.append((item, default, text))
+            found.append((item, default, SETTING_TEXTS.get(item.name, text)))
     return make_flags(EngineConfig, found, "Settings")
 
 
 @click.command(
     cls=Command,
     params=[
-        _own("--model", "What for", "model directory or its config.json", required=True),
-        _own("--machine", "What for",
-             "g6.48xlarge, 8xl4, 4xl4+4xt4 or FILE.json (default: the machine at hand)"),
-        _own("--workload", "What for",
-             "sharegpt, arxiv, another trace's name, IN:OUT tokens, or a batch FILE.jsonl",
-             default="sharegpt", show_default=True),
-        _own("--num-requests", "What for",
-             f"requests of the job (default: {DEFAULT_REQUESTS}, or those of the batch file)",
-             type=click.IntRange(min=1)),
-        _own("--answer-tokens", "What for",
-             "mean answer of a batch file (default: max_tokens of each row)",
-             type=click.IntRange(min=1)),
-        _own("--price-per-hour", "What for", "of the machine, for the price of a million tokens",
+        *job_flags(model_is_required=True),
+        flag("--price-per-hour", "What for", "of the machine, for the price of a million tokens",
              type=FiniteNumber(0, is_open=True)),
         *_setting_flags(),
-        _own("--kv-dtype", "Settings",
-             "of KV; planning only, as the engine keeps it in --dtype",
-             type=click.Choice(("float32", "float16", "bfloat16", "fp8"))),
-        _own("--top", "Options", "candidates to show", type=click.IntRange(min=1), default=10,
+        kv_dtype_flag("of KV; planning only, as the engine keeps it in --dtype"),
+        flag("--top", "Options", "candidates to show", type=click.IntRange(min=1), default=10,
              show_default=True),
         output_json_flag("the plan, with all candidates,"),
     ],

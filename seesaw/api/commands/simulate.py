@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from seesaw.api.flags import FiniteNumber, Flag, make_flags
-from seesaw.api.plan_inputs import DEFAULT_REQUESTS
+from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
 from seesaw.api.report import STDOUT, check_writable, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, take_engine_settings
 from seesaw.config import EngineConfig, FlagField, flag_fields
@@ -36,16 +36,11 @@ OF_EXPERIMENTS = ("scale", "jobs")
 SHOW_AFTER_S = 2
 
 
-def _own(name: str, section: str, text: str, **settings: Any) -> click.Option:
-    return Flag([name], section=section, help=text, **settings)
-
-
 def _setting_flags() -> list[click.Option]:
     texts = {
         "prefill_layout": "how prompts are computed, such as pp4 (default: what a plan recommends)",
         "decode_layout": "how answers are computed (one of the two stands for both)",
-        "num_devices": "devices of the machine to use (default: all)",
-        "max_num_batched_tokens": "most tokens computed in one step (default: what is fastest)",
+        **SETTING_TEXTS,
         "max_model_len": "longest prompt + answer in tokens (default: of the workload)",
         "seed": "of lengths, arrivals and faults",
     }
@@ -59,59 +54,48 @@ def _setting_flags() -> list[click.Option]:
 @click.command(
     cls=EngineCommand,
     params=[
-        _own("--model", "What for", "model directory or its config.json"),
-        _own("--machine", "What for",
-             "g6.48xlarge, 8xl4, 4xl4+4xt4 or FILE.json (default: the machine at hand)"),
-        _own("--workload", "What for",
-             "sharegpt, arxiv, another trace's name, IN:OUT tokens, or a batch FILE.jsonl",
-             default="sharegpt", show_default=True),
-        _own("--num-requests", "What for",
-             f"requests of the job (default: {DEFAULT_REQUESTS}, or those of the batch file)",
-             type=POSITIVE),
-        _own("--answer-tokens", "What for",
-             "mean answer of a batch file (default: max_tokens of each row)", type=POSITIVE),
-        _own("--arrivals", "What for",
+        *job_flags(model_is_required=False),
+        flag("--arrivals", "What for",
              "closed = all at once, trace = as the workload's came (default: closed, or poisson "
              "with --rate)",
              type=click.Choice(("closed", "constant", "poisson", "gamma", "trace"))),
-        _own("--rate", "What for", "requests per second",
+        flag("--rate", "What for", "requests per second",
              type=FiniteNumber(0.0, is_open=True)),
-        _own("--cv", "What for", "coefficient of variation of gamma arrivals; 1 = poisson",
+        flag("--cv", "What for", "coefficient of variation of gamma arrivals; 1 = poisson",
              type=FiniteNumber(0.0, is_open=True)),
         Flag(["answers_known", "--answers-known/--no-answers-known"], section="What for",
              default=True, help="policies know how long each answer will be [default]; else it "
              "ends at a token nobody foresaw"),
-        _own("--max-tokens", "What for",
+        flag("--max-tokens", "What for",
              "of every request, with --no-answers-known (default: the longest answer)",
              type=POSITIVE),
         *_setting_flags(),
-        _own("--kv-dtype", "Settings", "of KV, where it is not kept in --dtype",
-             type=click.Choice(("float32", "float16", "bfloat16", "fp8"))),
-        _own("--host-step-s", "Settings", "seconds of the driver for each step",
+        kv_dtype_flag("of KV, where it is not kept in --dtype"),
+        flag("--host-step-s", "Settings", "seconds of the driver for each step",
              type=FiniteNumber(0.0), default=0.0, show_default=True),
-        _own("--host-row-s", "Settings", "and for each of its rows",
+        flag("--host-row-s", "Settings", "and for each of its rows",
              type=FiniteNumber(0.0), default=0.0, show_default=True),
-        _own("--late", "Faults", "SHARE:SECONDS; so many reports of ranks are late, by so much in "
+        flag("--late", "Faults", "SHARE:SECONDS; so many reports of ranks are late, by so much in "
              "the mean"),
-        _own("--slow", "Faults", "RANK:BEGIN:END:TIMES; a rank is so many times slower for a "
+        flag("--slow", "Faults", "RANK:BEGIN:END:TIMES; a rank is so many times slower for a "
              "while; may be repeated", multiple=True),
-        _own("--death", "Faults", "RANK:SECONDS; a rank dies then; may be repeated",
+        flag("--death", "Faults", "RANK:SECONDS; a rank dies then; may be repeated",
              multiple=True),
-        _own("--restart-s", "Faults", "seconds until its replica is back (default: 60)",
+        flag("--restart-s", "Faults", "seconds until its replica is back (default: 60)",
              type=FiniteNumber(0.0)),
-        _own("--experiment", "Experiments", "run a committed experiment instead, by its name"),
+        flag("--experiment", "Experiments", "run a committed experiment instead, by its name"),
         Flag(["--list-experiments"], section="Experiments", is_flag=True,
              help="say what they are and do no more"),
-        _own("--scale", "Experiments", "times the published numbers of requests",
+        flag("--scale", "Experiments", "times the published numbers of requests",
              type=FiniteNumber(0.0, is_open=True, most=1000), default=1.0, show_default=True),
-        _own("--jobs", "Experiments", "processes to simulate in", type=POSITIVE, default=1,
+        flag("--jobs", "Experiments", "processes to simulate in", type=POSITIVE, default=1,
              show_default=True),
-        _own("--compare", "Options", "simulate so many layouts, those that a plan ranks first",
+        flag("--compare", "Options", "simulate so many layouts, those that a plan ranks first",
              type=POSITIVE),
-        _own("--trace", "Options", "FILE.json of what every rank did, for ui.perfetto.dev"),
-        _own("--plot", "Options", "FILE.svg or FILE.png of the same, as a timeline; with "
+        flag("--trace", "Options", "FILE.json of what every rank did, for ui.perfetto.dev"),
+        flag("--plot", "Options", "FILE.svg or FILE.png of the same, as a timeline; with "
              "--experiment of its figures, FILE-1.svg, .. where there are several"),
-        _own("--plot-latency", "Options", "FILE.svg or FILE.png: which part of the requests had "
+        flag("--plot-latency", "Options", "FILE.svg or FILE.png: which part of the requests had "
              "their first token, and their end, after how long"),
         output_json_flag("the result"),
     ],
@@ -169,14 +153,14 @@ def _refuse_what_does_nothing(ctx: click.Context, experiment: str | None) -> Non
     for name in ctx.params:
         if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
-        flag = "--" + name.replace("_", "-")
+        told = "--" + name.replace("_", "-")
         if experiment is not None and name not in WITH_EXPERIMENT:
             raise click.UsageError(
-                f"{flag}: an experiment has its own scenarios. Leave it out, or --experiment."
+                f"{told}: an experiment has its own scenarios. Leave it out, or --experiment."
             )
         if experiment is None and name in OF_EXPERIMENTS:
             raise click.UsageError(
-                f"{flag}: is of experiments. Leave it out, or name an --experiment."
+                f"{told}: is of experiments. Leave it out, or name an --experiment."
             )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seesaw.api.report import check_writable
 from seesaw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,12 +64,7 @@ def check_plot_file(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.suffix.lower() not in METADATA:
         raise ConfigError(f"{path}: a plot's file ends in {' or '.join(METADATA)}.")
-    if file.is_dir():
-        raise ConfigError(f"{path}: is a folder, expected a file name.")
-    if not file.parent.is_dir():
-        raise ConfigError(f"{path}: the folder {file.parent} does not exist.")
-    if not os.access(file.parent, os.W_OK):
-        raise ConfigError(f"{path}: no permission to write in {file.parent}.")
+    check_writable(file, "plot")
     return file
 
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from seesaw.layout.pairs import layouts_for
-from seesaw.plan.estimate import name_of
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, run_all
 from seesaw.simulate.experiments.systems import (
-    CHUNKS,
-    PREFILL_TOKENS,
-    baseline,
+    every_layout,
     offline,
     paper_machine,
-    split,
-    splits_for,
 )
 from seesaw.simulate.experiments.throughput import DATASETS
 from seesaw.simulate.scenario import Scenario
 
+NAMES = {"vllm": "vllm", "split": "pair"}
 MACHINES = {"pcie": "8xa100-40-pcie", "nvlink": "8xa100-40-sxm"}
 PUBLISHED = {
     "arxiv": {"vllm pcie": 0.61, "pair pcie": 0.89, "vllm nvlink": 1.0, "pair nvlink": 1.0},
@@ -36,21 +31,13 @@ def a100(options: ExperimentOptions) -> dict[str, Any]:
         requests = offline(prompt, answer, options.requests(number))
         for link, name in MACHINES.items():
             machine = paper_machine(name, 8)
-            for layout in layouts_for(8, spec):
-                for chunk in CHUNKS:
-                    runs[dataset, f"vllm {link}", layout.short, chunk] = baseline(
-                        spec, machine, layout, requests, chunk
-                    )
-            for pair in splits_for(8, spec):
-                layouts = name_of(*pair)
-                for chunk in PREFILL_TOKENS:
-                    runs[dataset, f"pair {link}", layouts, chunk] = split(
-                        spec, machine, pair, requests, chunk
-                    )
+            found = every_layout(spec, machine, requests)
+            for (system, layouts, chunk), one in found.items():
+                runs[dataset, f"{NAMES[system]} {link}", layouts, chunk] = one
     best: dict[str, dict[str, tuple[float, str]]] = {name: {} for name in DATASETS}
     for (dataset, system, layouts, _), result in run_all(runs, options).items():
-        found = result.requests_per_s, layouts
-        best[dataset][system] = max(best[dataset].get(system, (0.0, "")), found)
+        reached = result.requests_per_s, layouts
+        best[dataset][system] = max(best[dataset].get(system, (0.0, "")), reached)
     ours = {
         dataset: {system: rate / systems["vllm nvlink"][0] for system, (rate, _) in systems.items()}
         for dataset, systems in best.items()

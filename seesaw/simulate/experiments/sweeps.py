@@ -8,24 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from seesaw.families.spec import ModelSpec
-from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.curve import Curve
-from seesaw.plan.estimate import name_of
-from seesaw.plan.machine import Links, Machine
+from seesaw.plan.machine import Links
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, best_rates
 from seesaw.simulate.experiments.systems import (
     CHUNKS,
     PREFILL_TOKENS,
     baseline,
+    every_layout,
     offline,
     paper_machine,
     split,
-    splits_for,
 )
-from seesaw.simulate.scenario import Arrival, Scenario
+from seesaw.simulate.scenario import Scenario
 
 A10 = "g5.48xlarge"
 RATIO_PROMPT = 3000
@@ -75,7 +72,8 @@ def links(options: ExperimentOptions) -> dict[str, Any]:
     runs: dict[tuple[float, str, int], Scenario] = {}
     for factor in LINK_FACTORS:
         there = replace(machine, links=scaled(machine.links, factor))
-        runs |= {(factor, *key): one for key, one in _all_layouts(spec, there, requests).items()}
+        found = every_layout(spec, there, requests)
+        runs |= {(factor, name, chunk): one for (_, name, chunk), one in found.items()}
     series = best_rates(runs, options)
     statics = {name: points for name, points in series.items() if "->" not in name}
     pairs = {name: points for name, points in series.items() if "->" in name}
@@ -107,21 +105,6 @@ def scaled(links: Links, factor: float) -> Links:
         latency_s=Curve(links.latency_s.xs, tuple(y / factor for y in links.latency_s.ys)),
         measured={},
     )
-
-
-def _all_layouts(
-    spec: ModelSpec, machine: Machine, requests: Sequence[Arrival]
-) -> dict[tuple[str, int], Scenario]:
-    count = len(machine.devices)
-    runs: dict[tuple[str, int], Scenario] = {}
-    for layout in layouts_for(count, spec):
-        for chunk in CHUNKS:
-            runs[layout.short, chunk] = baseline(spec, machine, layout, requests, chunk)
-    for pair in splits_for(count, spec):
-        name = name_of(*pair)
-        for chunk in PREFILL_TOKENS:
-            runs[name, chunk] = split(spec, machine, pair, requests, chunk)
-    return runs
 
 
 Points = Sequence[tuple[float, float]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from seesaw.config import EngineConfig
 from seesaw.families.spec import ModelSpec
@@ -14,6 +15,7 @@ from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plain import PlainFormat
 from seesaw.plan.cost_model import CostModel
+from seesaw.plan.estimate import name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.machine_files import read_machines
 from seesaw.plan.work import WorkCounter
@@ -64,25 +66,16 @@ def offline(prompt: int, answer: int, count: int) -> Sequence[Arrival]:
 
 def baseline(
     spec: ModelSpec, machine: Machine, layout: ParallelLayout, requests: Sequence[Arrival],
-    chunk: int, *, host: HostCosts | None = None,
+    chunk: int,
 ) -> Scenario:  # fmt: skip
     """vLLM 0.5.4 in one layout, chunked prefill on."""
-    config = EngineConfig(
-        model=spec.architecture,
-        gpu_memory_utilization=UTILIZATION,
-        block_size=BLOCK,
-        max_num_seqs=SEQUENCES * layout.pp,
-        max_num_batched_tokens=chunk,
-        enable_prefix_caching=False,
-        policy=BASELINE,
-    )
     return Scenario(
         spec=spec,
         machine=machine,
         layouts=(layout, layout),
-        config=config,
+        config=_config(spec, layout, chunk, policy=BASELINE),
         requests=requests,
-        host=baseline_host() if host is None else host,
+        host=baseline_host(),
         max_steps_in_flight=1,
     )
 
@@ -92,14 +85,7 @@ def static(
     chunk: int,
 ) -> Scenario:  # fmt: skip
     """This runtime in one layout: `continuous`, which plans ahead and keeps micro-batches equal."""
-    config = EngineConfig(
-        model=spec.architecture,
-        gpu_memory_utilization=UTILIZATION,
-        block_size=BLOCK,
-        max_num_seqs=SEQUENCES * layout.pp,
-        max_num_batched_tokens=chunk,
-        enable_prefix_caching=False,
-    )
+    config = _config(spec, layout, chunk)
     return Scenario(
         spec=spec, machine=machine, layouts=(layout, layout), config=config, requests=requests
     )
@@ -113,18 +99,43 @@ def split(
     if tier_bytes is None:
         image = PlainFormat(spec, 2).image_bytes
         tier_bytes = int(0.99 * (machine.host_memory_bytes - image))
-    config = EngineConfig(
+    config = _config(
+        spec, layouts[1], chunk,
+        host_kv_memory=str(tier_bytes), policy="seesaw", reshard_from="host",
+    )  # fmt: skip
+    return Scenario(spec=spec, machine=machine, layouts=layouts, config=config, requests=requests)
+
+
+def _config(spec: ModelSpec, decode: ParallelLayout, chunk: int, **own: Any) -> EngineConfig:
+    """What all systems have alike, and what is a system's `own`."""
+    return EngineConfig(
         model=spec.architecture,
         gpu_memory_utilization=UTILIZATION,
         block_size=BLOCK,
-        max_num_seqs=SEQUENCES * layouts[1].pp,
+        max_num_seqs=SEQUENCES * decode.pp,
         max_num_batched_tokens=chunk,
         enable_prefix_caching=False,
-        host_kv_memory=str(tier_bytes),
-        policy="seesaw",
-        reshard_from="host",
+        **own,
     )
-    return Scenario(spec=spec, machine=machine, layouts=layouts, config=config, requests=requests)
+
+
+Candidate = tuple[str, str, int]
+"""System (`vllm`, `split`), layouts, tokens of a step."""
+
+
+def every_layout(
+    spec: ModelSpec, machine: Machine, requests: Sequence[Arrival]
+) -> dict[Candidate, Scenario]:
+    """The baseline in each layout over all devices, and this runtime in each pair."""
+    count = len(machine.devices)
+    runs: dict[Candidate, Scenario] = {}
+    for layout in layouts_for(count, spec):
+        for chunk in CHUNKS:
+            runs["vllm", layout.short, chunk] = baseline(spec, machine, layout, requests, chunk)
+    for pair in splits_for(count, spec):
+        for chunk in PREFILL_TOKENS:
+            runs["split", name_of(*pair), chunk] = split(spec, machine, pair, requests, chunk)
+    return runs
 
 
 def splits_for(

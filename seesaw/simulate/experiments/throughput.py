@@ -9,17 +9,14 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from seesaw.layout.pairs import layouts_for
-from seesaw.plan.estimate import name_of
 from seesaw.simulate.experiments.models import model
 from seesaw.simulate.experiments.runner import ExperimentOptions, run_best
 from seesaw.simulate.experiments.systems import (
     CHUNKS,
-    PREFILL_TOKENS,
-    baseline,
+    Candidate,
+    every_layout,
     offline,
     paper_machine,
-    split,
-    splits_for,
     static,
 )
 from seesaw.simulate.results import Result
@@ -117,30 +114,21 @@ def _device(device: str, options: ExperimentOptions) -> dict[str, Any]:
     }
 
 
-Key = tuple[str, str, int]
-"""System, layouts, tokens of a step."""
-
-
-def _scenarios(device: str, cell: Cell, options: ExperimentOptions) -> dict[Key, Scenario]:
+def _scenarios(device: str, cell: Cell, options: ExperimentOptions) -> dict[Candidate, Scenario]:
     spec = model(cell.model)
     count = MODELS[cell.model]
     machine = paper_machine(_MACHINES[device], count)
     prompt, answer, number = DATASETS[cell.dataset]
     requests = offline(prompt, answer, options.requests(number))
-    runs: dict[Key, Scenario] = {}
+    runs = every_layout(spec, machine, requests)
     for layout in layouts_for(count, spec):
         for chunk in CHUNKS:
-            runs["vllm", layout.short, chunk] = baseline(spec, machine, layout, requests, chunk)
             runs["static", layout.short, chunk] = static(spec, machine, layout, requests, chunk)
-    for pair in splits_for(count, spec):
-        for chunk in PREFILL_TOKENS:
-            name = name_of(*pair)
-            runs["split", name, chunk] = split(spec, machine, pair, requests, chunk)
     return runs
 
 
 def _figures(
-    cell: Cell, published: tuple[str, str], results: Mapping[Key, Result]
+    cell: Cell, published: tuple[str, str], results: Mapping[Candidate, Result]
 ) -> dict[str, Any]:
     ranked: dict[str, dict[str, float]] = {}
     for system in ("vllm", "static", "split"):

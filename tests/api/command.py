@@ -1,0 +1,24 @@
+"""Runs a command of seesaw in this process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from seesaw import cli
+
+
+def run(args: list[str]) -> int:
+    """Its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def run_json(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
+    """What it writes with `--output-json -`, and nothing else."""
+    assert run([*args, "--output-json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
