@@ -158,7 +158,7 @@ def show_answers(path: Path) -> None:
         asked = questions[row["custom_id"]]["body"]["messages"][-1]["content"]
         answer = row["response"]["body"]["choices"][0]["message"]["content"]
         print(f"\n[{task}] {textwrap.shorten(asked, 150, placeholder=' ...')}")
-        print(textwrap.indent(textwrap.fill(answer.strip(), 92), "    > "))
+        print(textwrap.indent(textwrap.fill(answer.strip() or "(nothing)", 92), "    > "))
         if len(shown) == len(TASKS):
             break
 
