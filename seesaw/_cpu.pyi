@@ -1,6 +1,19 @@
 def build_info() -> dict[str, object]:
     """Keys `compiler` (str), `cxx_standard` (int), `cpu_features` (list of str)."""
 
+def isa() -> str:
+    """Instruction set that kernels run with: generic, avx2, avx512 or avx512bf16. At first that of
+    SEESAW_CPU_ISA, or the fastest there is."""
+
+def best_isa() -> str: ...
+def set_isa(name: str) -> None:
+    """Raises ValueError where it is unknown or this processor lacks it. Not while kernels run."""
+
+def num_threads() -> int: ...
+def configure_threads(num_threads: int, cores: list[int] = ...) -> None:
+    """Replace the threads that kernels run on; thread i stays on cores[i], without `cores` wherever
+    the system puts it. Raises ValueError. Not while kernels run."""
+
 class CopyPool:
     """C++ threads that copy strided tiles and hold no GIL; parked while there is nothing to do.
 

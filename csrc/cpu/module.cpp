@@ -1,10 +1,16 @@
-// The Python module seesaw._cpu: what `seesaw collect-env` reports about the native build, and the
-// copy pool. Kernels for the CPU join it as files of their own; nothing here may depend on torch.
+// The Python module seesaw._cpu: what `seesaw collect-env` reports about the native build, the choice
+// of instruction set and threads, and what the bind_*.cpp files add. Nothing here may depend on torch.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <string>
+#include <utility>
+#include <vector>
+
+#include "isa.h"
+#include "thread_pool.h"
 
 namespace nb = nanobind;
 
@@ -55,6 +61,19 @@ NB_MODULE(_cpu, m) {
             return info;
         },
         "Compiler and C++ standard of this build, and the vector extensions of this processor.");
+    m.def("isa", [] { return seesaw::isa_name(seesaw::isa()); });
+    m.def("best_isa", [] { return seesaw::isa_name(seesaw::best_isa()); });
+    m.def(
+        "set_isa",
+        [](const std::string& name) { seesaw::set_isa(seesaw::isa_of(name.c_str())); },
+        nb::arg("name"));
+    m.def("num_threads", [] { return seesaw::thread_pool().num_threads(); });
+    m.def(
+        "configure_threads",
+        [](int num_threads, std::vector<int> cores) {
+            seesaw::configure_thread_pool(num_threads, std::move(cores));
+        },
+        nb::arg("num_threads"), nb::arg("cores") = std::vector<int>{});
     seesaw::bind_copy_pool(m);
     // A program may end while threads still wait in here; that is no leak to tell its user about.
     nb::set_leak_warnings(false);

@@ -1,0 +1,68 @@
+// What a layer does token by token: norms, RoPE and the write of KV, gates, embedding.
+//
+// Sums and functions in float, one rounding per result. Called by all threads of a region; done, and
+// seen by all, on return. Row strides (ld_..) in elements.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kv_view.h"
+#include "linear.h"
+#include "thread_pool.h"
+
+namespace seesaw {
+
+// out = norm(x + add) * weight (weight + 1 with plus_one); the sum, rounded, goes to `sum`. Without
+// `add` it is x, and `sum` is not written. `sum` may be x or add.
+struct RmsNorm {
+    DType dtype = DType::f32;
+    std::int64_t rows = 0;
+    std::int64_t size = 0;
+    const void* x = nullptr;
+    std::int64_t ld_x = 0;
+    const void* add = nullptr;
+    std::int64_t ld_add = 0;
+    void* sum = nullptr;
+    std::int64_t ld_sum = 0;
+    const void* weight = nullptr;
+    float eps = 0.0f;
+    bool plus_one = false;
+    void* out = nullptr;
+    std::int64_t ld_out = 0;
+};
+void rms_norm(Team& team, const RmsNorm& args);
+
+// Of each token's fused QKV (per KV head `group` query heads, K, V, each in `head_step` elements, of
+// which head_dim count): norms of q and k if there are weights, RoPE by halves; q is left in place,
+// k and v go to the slots of the pool.
+struct RopeKv {
+    std::int64_t tokens = 0;
+    void* qkv = nullptr;
+    std::int64_t ld_qkv = 0;
+    std::int64_t head_step = 0;
+    int group = 1;
+    const void* cos = nullptr;  // [tokens, head_dim / 2] of the dtype
+    const void* sin = nullptr;
+    const void* q_norm = nullptr;  // [head_dim]; or null
+    const void* k_norm = nullptr;
+    float eps = 0.0f;
+    bool plus_one = false;
+    const std::int64_t* slots = nullptr;  // block * block_size + offset, of each token
+};
+void rope_kv(Team& team, const RopeKv& args, const KvView& kv);
+
+// out[r] = act(x[r, :size]) * x[r, size:].
+void gated_activation(Team& team, DType dtype, Activation activation, const void* x,
+                      std::int64_t ld_x, std::int64_t rows, std::int64_t size, void* out,
+                      std::int64_t ld_out);
+
+// out[t] = scale * row ids[t] - first of the table, 0 where it is not in 0 .. columns. From the panels
+// of a tied head, or from plain rows.
+void embed_panels(Team& team, const Linear& table, const std::int64_t* ids, std::int64_t tokens,
+                  std::int64_t first, float scale, void* out, std::int64_t ld_out);
+void embed_rows(Team& team, DType dtype, const void* table, std::int64_t num_rows,
+                std::int64_t size, const std::int64_t* ids, std::int64_t tokens,
+                std::int64_t first, float scale, void* out, std::int64_t ld_out);
+
+}  // namespace seesaw

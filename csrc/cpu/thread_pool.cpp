@@ -1,0 +1,165 @@
+#include "thread_pool.h"
+
+#include <chrono>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace seesaw {
+
+namespace {
+
+// Longer than threads of a step drift apart, shorter than a wake-up by the system would pay.
+constexpr std::chrono::microseconds kSpin{20};
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+int usable_cores() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+void Signal::set(std::uint32_t value) {
+    value_.store(value, std::memory_order_release);
+    value_.notify_all();
+}
+
+std::uint32_t Signal::wait_while(std::uint32_t old) const {
+    std::uint32_t now = value();
+    if (now != old) return now;
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            relax();
+            if ((now = value()) != old) return now;
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    while ((now = value()) == old) value_.wait(old, std::memory_order_acquire);
+    return now;
+}
+
+void Team::barrier() {
+    if (size_ > 1) pool_.meet(size_);
+}
+
+std::atomic<std::int64_t>& Team::begin_loop() {
+    // A loop's counter is cleared while its neighbour but one is in use, when nobody can be in it: a
+    // barrier ends each loop.
+    const std::uint32_t loop = loops_++;
+    pool_.loops_[(loop + 2) % ThreadPool::kLoops].next.store(0, std::memory_order_relaxed);
+    return pool_.loops_[loop % ThreadPool::kLoops].next;
+}
+
+ThreadPool::ThreadPool(int num_threads, std::vector<int> cores)
+    : num_threads_(num_threads), cores_(std::move(cores)) {
+    if (num_threads < 1) {
+        throw std::invalid_argument("a pool needs one thread or more, got " +
+                                    std::to_string(num_threads));
+    }
+    if (!cores_.empty() && static_cast<int>(cores_.size()) != num_threads) {
+        throw std::invalid_argument("got " + std::to_string(cores_.size()) + " cores for " +
+                                    std::to_string(num_threads) + " threads");
+    }
+    for (int index = 1; index < num_threads; ++index) {
+        threads_.emplace_back([this, index] { work(index); });
+    }
+}
+
+ThreadPool::~ThreadPool() {
+    closed_.store(true, std::memory_order_release);
+    begun_.set(begun_.value() + 1);
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const std::function<void(Team&)>& region) {
+    const std::lock_guard<std::mutex> lock(running_);
+    if (!pinned_) {
+        pin(0);
+        pinned_ = true;
+    }
+    Team team(*this, 0, num_threads_);
+    if (num_threads_ == 1) {
+        region(team);
+        return;
+    }
+    region_ = &region;
+    for (Loop& loop : loops_) loop.next.store(0, std::memory_order_relaxed);
+    begun_.set(begun_.value() + 1);
+    region(team);
+    meet(num_threads_);
+}
+
+void ThreadPool::work(int index) {
+    pin(index);
+    std::uint32_t seen = 0;
+    for (;;) {
+        seen = begun_.wait_while(seen);
+        if (closed_.load(std::memory_order_acquire)) return;
+        Team team(*this, index, num_threads_);
+        (*region_)(team);
+        meet(num_threads_);
+    }
+}
+
+void ThreadPool::meet(int size) {
+    const std::uint32_t passed = passed_.value();
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+        arrived_.store(0, std::memory_order_relaxed);
+        passed_.set(passed + 1);
+    } else {
+        passed_.wait_while(passed);
+    }
+}
+
+void ThreadPool::pin(int index) const {
+    if (cores_.empty()) return;
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cores_[static_cast<std::size_t>(index)], &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#endif
+}
+
+namespace {
+
+std::mutex pool_mutex;
+std::unique_ptr<ThreadPool>& pool_of_process() {
+    // Never destroyed: a program may end while a thread of it still computes.
+    static auto* pool = new std::unique_ptr<ThreadPool>;
+    return *pool;
+}
+
+}  // namespace
+
+ThreadPool& thread_pool() {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    std::unique_ptr<ThreadPool>& pool = pool_of_process();
+    if (!pool) pool = std::make_unique<ThreadPool>(usable_cores());
+    return *pool;
+}
+
+void configure_thread_pool(int num_threads, std::vector<int> cores) {
+    auto made = std::make_unique<ThreadPool>(num_threads, std::move(cores));
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    pool_of_process() = std::move(made);
+}
+
+}  // namespace seesaw
