@@ -18,6 +18,13 @@ DESCRIPTIONS: dict[str, str] = {
     "SEESAW_DEBUG_BLOCKS": (
         "1 = check the block accounting after every step and poison freed KV blocks (default 0)"
     ),
+    "SEESAW_KERNELS": (
+        "auto or torch: torch = plain torch in place of the C++ kernels for CPUs (default auto)"
+    ),
+    "SEESAW_CPU_ISA": (
+        "generic, avx2, avx512 or avx512bf16: instruction set of the C++ kernels, which read this "
+        "themselves (default: the fastest of this processor)"
+    ),
     "SEESAW_CACHE_ROOT": (
         "folder for what seesaw measured of this machine "
         "(default $XDG_CACHE_HOME/seesaw, or ~/.cache/seesaw)"
@@ -52,6 +59,13 @@ def disable_overlap() -> bool:
 
 def debug_blocks() -> bool:
     return _flag("SEESAW_DEBUG_BLOCKS")
+
+
+def kernels() -> str:
+    value = os.environ.get("SEESAW_KERNELS", "auto")
+    if value not in ("auto", "torch"):
+        raise ConfigError(f"SEESAW_KERNELS={value!r}: expected auto or torch.")
+    return value
 
 
 def cache_root() -> Path:

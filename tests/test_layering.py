@@ -39,7 +39,7 @@ LAYERS = {
     "simulate":    Allowed("families layout plan scheduler", "numpy"),
     "batch":       Allowed("",                             STDLIB_ONLY),
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
-    "ops":         Allowed("plan",                         "torch"),
+    "ops":         Allowed("plan _cpu",                    "torch"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
