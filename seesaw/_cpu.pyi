@@ -46,3 +46,10 @@ class CopyPool:
 
     def close(self) -> None:
         """Stop soon, dropping what is unfinished; no memory is touched afterwards."""
+
+def read_rate(address: int, nbytes: int) -> float:
+    """Bytes per second of one pass over memory shared out to the threads of kernels."""
+
+def multiply_rate(dtype: str, seconds: float) -> float:
+    """Flops per second (a multiply-add is two) out of registers, measured for `seconds` or more.
+    `dtype`: bfloat16 or float32. Raises ValueError."""
