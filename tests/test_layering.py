@@ -42,6 +42,7 @@ LAYERS = {
     "ops":         Allowed("plan _cpu",                    "torch"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
+    "measure":     Allowed("_cpu",                         STDLIB_ONLY),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout plan",           "torch"),
     "models":      Allowed("families layout plan kvcache ops layers", "torch"),
@@ -51,7 +52,7 @@ LAYERS = {
                            "weights distributed",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
-                           "_cpu",
+                           "measure _cpu",
                            "torch click rich tqdm matplotlib"),
     # Finds its verbs by name, when one is asked for.
     "cli":         Allowed("",                             "click"),
