@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -90,9 +91,9 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(const std::function<void(Team&)>& region) {
     const std::lock_guard<std::mutex> lock(running_);
-    if (!pinned_) {
+    if (!cores_.empty() && pinned_ != std::this_thread::get_id()) {
         pin(0);
-        pinned_ = true;
+        pinned_ = std::this_thread::get_id();
     }
     Team team(*this, 0, num_threads_);
     if (num_threads_ == 1) {
@@ -141,25 +142,29 @@ void ThreadPool::pin(int index) const {
 namespace {
 
 std::mutex pool_mutex;
-std::unique_ptr<ThreadPool>& pool_of_process() {
-    // Never destroyed: a program may end while a thread of it still computes.
-    static auto* pool = new std::unique_ptr<ThreadPool>;
-    return *pool;
+ThreadPool* pool_of_process = nullptr;
+
+// One for each configuration that was ever asked for, so that a pool which another thread of this
+// process is just going to use is not taken away. Never destroyed: a program may end while a thread
+// of it still computes.
+ThreadPool* pool_with(int num_threads, std::vector<int> cores) {
+    static auto* made = new std::map<std::pair<int, std::vector<int>>, std::unique_ptr<ThreadPool>>;
+    std::unique_ptr<ThreadPool>& pool = (*made)[{num_threads, cores}];
+    if (!pool) pool = std::make_unique<ThreadPool>(num_threads, std::move(cores));
+    return pool.get();
 }
 
 }  // namespace
 
 ThreadPool& thread_pool() {
     const std::lock_guard<std::mutex> lock(pool_mutex);
-    std::unique_ptr<ThreadPool>& pool = pool_of_process();
-    if (!pool) pool = std::make_unique<ThreadPool>(usable_cores());
-    return *pool;
+    if (pool_of_process == nullptr) pool_of_process = pool_with(usable_cores(), {});
+    return *pool_of_process;
 }
 
 void configure_thread_pool(int num_threads, std::vector<int> cores) {
-    auto made = std::make_unique<ThreadPool>(num_threads, std::move(cores));
     const std::lock_guard<std::mutex> lock(pool_mutex);
-    pool_of_process() = std::move(made);
+    pool_of_process = pool_with(num_threads, std::move(cores));
 }
 
 }  // namespace seesaw

@@ -75,7 +75,7 @@ private:
 class ThreadPool {
 public:
     // `cores`: thread i stays on cores[i]; empty = wherever the system puts them. The thread that
-    // calls run() is thread 0 and is pinned by the first run. Throws std::invalid_argument.
+    // calls run() is thread 0 and stays on cores[0] from then on. Throws std::invalid_argument.
     explicit ThreadPool(int num_threads, std::vector<int> cores = {});
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -101,7 +101,7 @@ private:
     const int num_threads_;
     const std::vector<int> cores_;
     std::mutex running_;
-    bool pinned_ = false;
+    std::thread::id pinned_;  // the last thread 0
     const std::function<void(Team&)>* region_ = nullptr;
     std::atomic<bool> closed_{false};
     Signal begun_;     // number of regions begun
@@ -111,8 +111,8 @@ private:
     std::vector<std::thread> threads_;
 };
 
-// The pool of this process, made at its first use with the cores that it may run on. `configure`
-// replaces it; not while kernels run.
+// The pool of this process, made at its first use with the cores that it may run on. `configure` sets
+// another one for regions to come.
 ThreadPool& thread_pool();
 void configure_thread_pool(int num_threads, std::vector<int> cores);
 
