@@ -47,6 +47,78 @@ class CopyPool:
     def close(self) -> None:
         """Stop soon, dropping what is unfinished; no memory is touched afterwards."""
 
+def linear(
+    *,
+    kind: str,
+    panels: int,
+    panel_stride_bytes: int,
+    num_panels: int,
+    columns: int,
+    depth: int,
+    itemsize: int,
+    bias: int,
+    x: int,
+    ld_x: int,
+    rows: int,
+    out: int,
+    ld_out: int,
+) -> None:
+    """A linear layer over panels (csrc/cpu/linear.h) on all threads; no GIL meanwhile.
+
+    `kind`: store, add, silu, gelu_tanh or f32. Addresses of the first panel, of the bias (0 = none),
+    x and out; row strides in elements; `itemsize` 2 = bfloat16, 4 = float32. Raises ValueError for
+    sizes that cannot be; whoever calls has checked the memory."""
+
+def linear_highest(
+    *,
+    panels: int,
+    panel_stride_bytes: int,
+    num_panels: int,
+    columns: int,
+    depth: int,
+    itemsize: int,
+    bias: int,
+    x: int,
+    ld_x: int,
+    rows: int,
+    value: int,
+    column: int,
+) -> None:
+    """The highest sum of each row (float32) and its column (int64), the lowest of equals; as
+    `linear`."""
+
+def pack_panels(
+    *,
+    source: int,
+    target: int,
+    num_rows: int,
+    words: int,
+    row_stride: int,
+    panel_stride: int,
+    first: int,
+    group: int,
+    step: int,
+) -> None:
+    """Plain rows at address `source` into the panels at `target`, on the threads that kernels run
+    on, without the GIL. Row i, of `words` words of 32 bits (a float32 or a pair of bfloat16),
+    becomes column `first + i // group * step + i % group`. Strides in bytes. Whoever calls has
+    checked that all of it is there. Raises ValueError unless 1 <= group <= step and no count is
+    negative."""
+
+def unpack_panels(
+    *,
+    source: int,
+    target: int,
+    num_rows: int,
+    words: int,
+    row_stride: int,
+    panel_stride: int,
+    first: int,
+    group: int,
+    step: int,
+) -> None:
+    """The way back: panels at `source` into plain rows at `target`."""
+
 def read_rate(address: int, nbytes: int) -> float:
     """Bytes per second of one pass over memory shared out to the threads of kernels."""
 

@@ -16,7 +16,10 @@ namespace nb = nanobind;
 
 namespace seesaw {
 void bind_copy_pool(nb::module_& m);
+void bind_pack(nb::module_& m);
+void bind_linear(nb::module_& m);
 void bind_probe(nb::module_& m);
+void bind_rows(nb::module_& m);
 }
 
 namespace {
@@ -76,7 +79,10 @@ NB_MODULE(_cpu, m) {
         },
         nb::arg("num_threads"), nb::arg("cores") = std::vector<int>{});
     seesaw::bind_copy_pool(m);
+    seesaw::bind_pack(m);
+    seesaw::bind_linear(m);
     seesaw::bind_probe(m);
+    seesaw::bind_rows(m);
     // A program may end while threads still wait in here; that is no leak to tell its user about.
     nb::set_leak_warnings(false);
 }

@@ -8,6 +8,8 @@ from seesaw.layout.arena import ArenaPlan as ArenaPlan
 from seesaw.layout.arena import plan_arena as plan_arena
 from seesaw.layout.pairs import check_pair as check_pair
 from seesaw.layout.pairs import layouts_for as layouts_for
+from seesaw.layout.panels import PanelFormat as PanelFormat
+from seesaw.layout.panels import panels_suit as panels_suit
 from seesaw.layout.parallel import ParallelLayout as ParallelLayout
 from seesaw.layout.plain import PlainFormat as PlainFormat
 from seesaw.layout.plain import stored_params as stored_params

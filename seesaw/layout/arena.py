@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from seesaw.layout.format import ByteRun, Cut, StoredParam, WeightFormat
-from seesaw.layout.plain import align
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.spans import Span, moves, shared, spans
+from seesaw.layout.stored import align
 
 VECTOR_BYTES = 16
 """Kernels read so much at once: a tensor at an equal address starts on a multiple of this."""

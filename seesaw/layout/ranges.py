@@ -37,6 +37,22 @@ def split(total: int, parts: int, index: int) -> Range:
     return Range(start, start + size + (index < larger))
 
 
+def split_tiles(total: int, tile: int, parts: int, index: int) -> Range:
+    """The same in whole tiles, the last of which may be short; one by one where there are fewer
+    tiles than parts."""
+    tiles = -(-total // tile)
+    if tiles < parts:
+        return split(total, parts, index)
+    part = split(tiles, parts, index)
+    return Range(part.start * tile, min(part.stop * tile, total))
+
+
+MLP_TILE = 16
+VOCAB_TILE = 32
+"""Columns and rows that stay together, if there are enough: those of a panel (`panels.py`), which
+holds a tile of gate and one of up."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankRanges:
     """What one rank holds. Every query head finds its KV head on the same rank.
@@ -83,13 +99,14 @@ def rank_ranges(layout: ParallelLayout, spec: ModelSpec, rank: int) -> RankRange
     check_fits(layout, spec)
     at = layout.coordinates(rank)
     kv_heads, query_heads = _heads(spec, layout.tp, at.tp)
+    columns = spec.intermediate_size if spec.num_plain_layers else 0
     return RankRanges(
         layers=split(spec.num_hidden_layers, layout.pp, at.pp),
         kv_heads=kv_heads,
         query_heads=query_heads,
-        mlp=split(spec.intermediate_size if spec.num_plain_layers else 0, layout.tp, at.tp),
+        mlp=split_tiles(columns, MLP_TILE, layout.tp, at.tp),
         experts=split(spec.num_experts, layout.tp, at.tp),
-        vocab=split(spec.vocab_size, layout.tp, at.tp),
+        vocab=split_tiles(spec.vocab_size, VOCAB_TILE, layout.tp, at.tp),
     )
 
 

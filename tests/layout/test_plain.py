@@ -101,19 +101,19 @@ def test_stored_names_shapes_and_cuts() -> None:
     )  # fmt: skip
     layer = "model.layers.0."
     assert [tuple(param) for param in stored_params(spec)] == [
-        ("model.embed_tokens.weight", None, (30, 12), "vocab"),
-        (f"{layer}input_layernorm.weight", 0, (12,), "none"),
-        (f"{layer}self_attn.qkv_proj.weight", 0, (40, 12), "heads"),
-        (f"{layer}self_attn.qkv_proj.bias", 0, (40,), "heads"),
-        (f"{layer}self_attn.o_proj.weight", 0, (24, 12), "query"),
-        (f"{layer}self_attn.o_proj.bias", 0, (12,), "none"),
-        (f"{layer}post_attention_layernorm.weight", 0, (12,), "none"),
-        (f"{layer}mlp.gate_up_proj.weight", 0, (20, 12), "gate_up"),
-        (f"{layer}mlp.gate_up_proj.bias", 0, (20,), "gate_up"),
-        (f"{layer}mlp.down_proj.weight", 0, (10, 12), "mlp"),
-        (f"{layer}mlp.down_proj.bias", 0, (12,), "none"),
-        ("model.norm.weight", None, (12,), "none"),
-        ("lm_head.weight", None, (30, 12), "vocab"),
+        ("model.embed_tokens.weight", None, (30, 12), "vocab", "rows"),
+        (f"{layer}input_layernorm.weight", 0, (12,), "none", "rows"),
+        (f"{layer}self_attn.qkv_proj.weight", 0, (40, 12), "heads", "rows"),
+        (f"{layer}self_attn.qkv_proj.bias", 0, (40,), "heads", "rows"),
+        (f"{layer}self_attn.o_proj.weight", 0, (24, 12), "query", "columns"),
+        (f"{layer}self_attn.o_proj.bias", 0, (12,), "none", "rows"),
+        (f"{layer}post_attention_layernorm.weight", 0, (12,), "none", "rows"),
+        (f"{layer}mlp.gate_up_proj.weight", 0, (20, 12), "gate_up", "rows"),
+        (f"{layer}mlp.gate_up_proj.bias", 0, (20,), "gate_up", "rows"),
+        (f"{layer}mlp.down_proj.weight", 0, (10, 12), "mlp", "columns"),
+        (f"{layer}mlp.down_proj.bias", 0, (12,), "none", "rows"),
+        ("model.norm.weight", None, (12,), "none", "rows"),
+        ("lm_head.weight", None, (30, 12), "vocab", "rows"),
     ]
 
 
@@ -124,11 +124,11 @@ def test_experts_are_two_parameters_and_the_router_is_whole() -> None:
     )  # fmt: skip
     found = [tuple(param) for param in stored_params(spec) if ".mlp." in param.name]
     assert found == [
-        ("model.layers.0.mlp.gate.weight", 0, (5, 12), "none"),
-        ("model.layers.0.mlp.experts.gate_up_proj.weight", 0, (5, 14, 12), "experts"),
-        ("model.layers.0.mlp.experts.down_proj.weight", 0, (5, 7, 12), "experts"),
-        ("model.layers.1.mlp.gate_up_proj.weight", 1, (20, 12), "gate_up"),
-        ("model.layers.1.mlp.down_proj.weight", 1, (10, 12), "mlp"),
+        ("model.layers.0.mlp.gate.weight", 0, (5, 12), "none", "rows"),
+        ("model.layers.0.mlp.experts.gate_up_proj.weight", 0, (5, 14, 12), "experts", "rows"),
+        ("model.layers.0.mlp.experts.down_proj.weight", 0, (5, 7, 12), "experts", "rows"),
+        ("model.layers.1.mlp.gate_up_proj.weight", 1, (20, 12), "gate_up", "rows"),
+        ("model.layers.1.mlp.down_proj.weight", 1, (10, 12), "mlp", "columns"),
     ]
 
 

@@ -247,7 +247,7 @@ def test_equal_layouts_move_nothing() -> None:
 
 def test_ranks_that_share_a_kv_head_send_it_by_turns() -> None:
     """tp4 of 2 KV heads holds each K and V twice; both holders serve the stages of pp4."""
-    spec = make_model(layers=8, query_heads=4, kv_heads=2, head_dim=8)
+    spec = make_model(layers=8, query_heads=4, kv_heads=2, head_dim=8, mlp=128)
     replica = Replica(spec, [ParallelLayout(tp=4), ParallelLayout(pp=4)], 2)
     sent: Counter[int] = Counter()
     for round in replica.change(0, 1).rounds:
