@@ -1,7 +1,8 @@
 // What a layer does token by token: norms, RoPE and the write of KV, gates, embedding.
 //
-// Sums and functions in float, one rounding per result. Called by all threads of a region; done, and
-// seen by all, on return. Row strides (ld_..) in elements.
+// Sums and functions in float, one rounding per result; a row's result does not depend on the rows
+// beside it. Called by all threads of a region; done, and seen by all, on return. Strides (ld_.. of
+// rows) in elements.
 
 #pragma once
 
@@ -33,9 +34,42 @@ struct RmsNorm {
 };
 void rms_norm(Team& team, const RmsNorm& args);
 
+// Heads x [tokens, outer, inner, head_dim], of any strides but the last: RoPE by halves, to `out`,
+// which is contiguous and does not overlap x.
+struct Rope {
+    DType dtype = DType::f32;
+    std::int64_t tokens = 0;
+    std::int64_t outer = 0;
+    std::int64_t inner = 0;
+    int head_dim = 0;           // even
+    const void* x = nullptr;
+    std::int64_t token_stride = 0;
+    std::int64_t outer_stride = 0;
+    std::int64_t inner_stride = 0;
+    const void* cos = nullptr;  // [tokens, head_dim / 2] of the dtype
+    const void* sin = nullptr;
+    void* out = nullptr;
+};
+void rope(Team& team, const Rope& args);
+
+// k and v [tokens, heads, head_dim] to the slots of the pool.
+struct KvWrite {
+    std::int64_t tokens = 0;
+    const void* k = nullptr;
+    std::int64_t k_token_stride = 0;
+    std::int64_t k_head_stride = 0;
+    const void* v = nullptr;
+    std::int64_t v_token_stride = 0;
+    std::int64_t v_head_stride = 0;
+    const std::int64_t* slots = nullptr;  // block * block_size + offset, of each token
+};
+void kv_write(Team& team, const KvWrite& args, const KvView& kv);
+
 // Of each token's fused QKV (per KV head `group` query heads, K, V, each in `head_step` elements, of
-// which head_dim count): norms of q and k if there are weights, RoPE by halves; q is left in place,
-// k and v go to the slots of the pool.
+// which head_dim count): norms of q and k if there are weights, rounded as rms_norm() does, then
+// RoPE by halves; q is left in place, k and v go to the slots of the pool. head_dim is even and at
+// most kMaxRopeHead.
+inline constexpr int kMaxRopeHead = 512;
 struct RopeKv {
     std::int64_t tokens = 0;
     void* qkv = nullptr;
