@@ -125,3 +125,128 @@ def read_rate(address: int, nbytes: int) -> float:
 def multiply_rate(dtype: str, seconds: float) -> float:
     """Flops per second (a multiply-add is two) out of registers, measured for `seconds` or more.
     `dtype`: bfloat16 or float32. Raises ValueError."""
+
+def rms_norm(
+    *,
+    itemsize: int,
+    rows: int,
+    size: int,
+    x: int,
+    ld_x: int,
+    add: int,
+    ld_add: int,
+    sum: int,
+    weight: int,
+    eps: float,
+    plus_one: bool,
+    out: int,
+) -> None:
+    """Addresses of x, of what is added first (0 = nothing) and where the sum goes, of the weight
+    and the result; strides of rows in elements, sum and out contiguous. Here and below:
+    `itemsize` 2 = bfloat16, 4 = float32; without the GIL, on the threads that kernels run on;
+    whoever calls has checked that all of it is there. Raises ValueError for sizes that no kernel
+    takes."""
+
+def rope(
+    *,
+    itemsize: int,
+    tokens: int,
+    outer: int,
+    inner: int,
+    head_dim: int,
+    x: int,
+    strides: tuple[int, int, int],
+    cos: int,
+    sin: int,
+    out: int,
+) -> None:
+    """Heads `[tokens, outer, inner, head_dim]` with `strides` of the first three dims, turned by
+    `cos` and `sin` `[tokens, head_dim / 2]` of the same type, to contiguous `out`."""
+
+def rope_kv(
+    *,
+    itemsize: int,
+    tokens: int,
+    qkv: int,
+    ld_qkv: int,
+    head_step: int,
+    group: int,
+    cos: int,
+    sin: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    plus_one: bool,
+    slots: int,
+    k_cache: int,
+    v_cache: int,
+    strides: tuple[int, int, int],
+    num_blocks: int,
+    block_size: int,
+    num_heads: int,
+    head_dim: int,
+    panels: bool,
+) -> None:
+    """Norms (0 = none), RoPE and the write of KV of rows that hold, per KV head, `group` query
+    heads, K and V, each in `head_step` elements; q stays in place. `slots` (int64) and the pool as
+    in `kv_write`."""
+
+def kv_write(
+    *,
+    itemsize: int,
+    tokens: int,
+    k: int,
+    k_token_stride: int,
+    k_head_stride: int,
+    v: int,
+    v_token_stride: int,
+    v_head_stride: int,
+    slots: int,
+    k_cache: int,
+    v_cache: int,
+    strides: tuple[int, int, int],
+    num_blocks: int,
+    block_size: int,
+    num_heads: int,
+    head_dim: int,
+    panels: bool,
+) -> None:
+    """`slots` (int64) = block * block_size + offset of each token; `strides` of block, head and
+    token in both caches; `panels`: tiles as csrc/cpu/kv_view.h describes. Raises IndexError for a
+    slot that the pool does not have."""
+
+def gated_activation(
+    *, itemsize: int, gelu: bool, rows: int, size: int, x: int, ld_x: int, out: int
+) -> None:
+    """Rows of `size` numbers of gate, then of up; `gelu`: its tanh form, else SiLU."""
+
+def embed_panels(
+    *,
+    itemsize: int,
+    panels: int,
+    panel_stride_bytes: int,
+    num_panels: int,
+    columns: int,
+    depth: int,
+    ids: int,
+    tokens: int,
+    first: int,
+    scale: float,
+    out: int,
+) -> None:
+    """Rows of the tokens `ids` (int64) from the panels of a matrix `[columns, depth]` whose row 0
+    is id `first`, times `scale`; 0 for ids that it does not hold."""
+
+def embed_rows(
+    *,
+    itemsize: int,
+    table: int,
+    num_rows: int,
+    size: int,
+    ids: int,
+    tokens: int,
+    first: int,
+    scale: float,
+    out: int,
+) -> None:
+    """The same from plain rows."""

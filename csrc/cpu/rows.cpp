@@ -11,8 +11,8 @@ namespace {
 constexpr std::int64_t kLeastNumbers = 4096;
 constexpr std::int64_t kMostRows = 32;
 
-// Rows of `size` numbers in a piece of a loop: enough that fetching the next piece costs little, few
-// enough that no thread waits long for the last.
+// Rows of `size` numbers in a piece of a loop: enough that fetching the next piece costs little,
+// few enough that no thread waits long for the last.
 std::int64_t grain(Team& team, std::int64_t rows, std::int64_t size) {
     const std::int64_t one = 1;
     const std::int64_t least = std::max(one, kLeastNumbers / std::max(one, size));

@@ -65,8 +65,8 @@ struct KvWrite {
 };
 void kv_write(Team& team, const KvWrite& args, const KvView& kv);
 
-// Of each token's fused QKV (per KV head `group` query heads, K, V, each in `head_step` elements, of
-// which head_dim count): norms of q and k if there are weights, rounded as rms_norm() does, then
+// Of each token's fused QKV (per KV head `group` query heads, K, V, each in `head_step` elements,
+// of which head_dim count): norms of q and k if there are weights, rounded as rms_norm() does, then
 // RoPE by halves; q is left in place, k and v go to the slots of the pool. head_dim is even and at
 // most kMaxRopeHead.
 inline constexpr int kMaxRopeHead = 512;
@@ -91,8 +91,8 @@ void gated_activation(Team& team, DType dtype, Activation activation, const void
                       std::int64_t ld_x, std::int64_t rows, std::int64_t size, void* out,
                       std::int64_t ld_out);
 
-// out[t] = scale * row ids[t] - first of the table, 0 where it is not in 0 .. columns. From the panels
-// of a tied head, or from plain rows.
+// out[t] = scale * row ids[t] - first of the table, 0 where it is not in 0 .. columns. From the
+// panels of a tied head, or from plain rows.
 void embed_panels(Team& team, const Linear& table, const std::int64_t* ids, std::int64_t tokens,
                   std::int64_t first, float scale, void* out, std::int64_t ld_out);
 void embed_rows(Team& team, DType dtype, const void* table, std::int64_t num_rows,

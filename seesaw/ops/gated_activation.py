@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
 
 # Shape letters: T tokens, I intermediate size.
@@ -20,8 +21,23 @@ Activation = Literal["silu", "gelu_pytorch_tanh"]
 def gated_activation(gate_up_TJ: torch.Tensor, activation: Activation) -> torch.Tensor:
     """`[T, 2 I]`, gate columns before up columns -> `[T, I]` of the same dtype.
 
-    The activation is rounded to the dtype before the product, as in the models' own code.
+    The kernel rounds once; plain torch rounds the activation to the dtype before the product, as
+    the models' own code does.
     """
+    cpu = native()
+    if cpu is not None and usable(gate_up_TJ) and gate_up_TJ.stride(1) == 1:
+        tokens, size = len(gate_up_TJ), gate_up_TJ.shape[1] // 2
+        out_TI = gate_up_TJ.new_empty(tokens, size)
+        cpu.gated_activation(
+            itemsize=gate_up_TJ.itemsize,
+            gelu=activation != "silu",
+            rows=tokens,
+            size=size,
+            x=gate_up_TJ.data_ptr(),
+            ld_x=gate_up_TJ.stride(0),
+            out=out_TI.data_ptr(),
+        )
+        return out_TI
     gate_TI, up_TI = gate_up_TJ.chunk(2, -1)
     if activation == "silu":
         return F.silu(gate_TI).mul_(up_TI)

@@ -7,8 +7,11 @@ Bytes: 4 T Hk D elements (two read, two written) and 8 T of slots; no flops.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import EXACT, Case, Cost, Op
 
 # Shape letters: T tokens, H KV heads, D head_dim; caches are [num_blocks, block_size, H, D].
@@ -25,11 +28,61 @@ def kv_write(
 
     k and v `[T, H, D]` and the caches `[num_blocks, block_size, H, D]` may have any strides and
     must share a dtype. Slots of one call are distinct; all else in the caches stays as it is.
+    Raises IndexError for a slot past the caches.
     """
+    cpu = native()
+    if cpu is not None and _fits(k_THD, v_THD, k_cache, v_cache):
+        _kv_write_cpu(cpu, k_THD, v_THD, k_cache, v_cache, slot_mapping_T.contiguous())
+        return
     block_size = k_cache.shape[1]
     where = (slot_mapping_T // block_size, slot_mapping_T % block_size)
     k_cache.index_put_(where, k_THD)
     v_cache.index_put_(where, v_THD)
+
+
+def _fits(*tensors: torch.Tensor) -> bool:
+    """Whether the kernel takes k, v and their caches: two equal caches of contiguous heads."""
+    k_cache, v_cache = tensors[2:]
+    return (
+        usable(*tensors)
+        and all(x.stride(-1) == 1 for x in tensors)
+        and k_cache.stride() == v_cache.stride()
+    )
+
+
+def _kv_write_cpu(
+    cpu: ModuleType,
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping_T: torch.Tensor,
+) -> None:
+    num_blocks, block_size, num_heads, head_dim = k_cache.shape
+    wanted = (len(slot_mapping_T), num_heads, head_dim)
+    if not k_THD.shape == v_THD.shape == wanted or v_cache.shape != k_cache.shape:
+        shapes = ", ".join(str(list(x.shape)) for x in (k_THD, v_THD, k_cache, v_cache))
+        raise ValueError(f"{wanted[0]} slots, k, v and their caches do not fit: {shapes}")
+    block_stride, token_stride, head_stride, _ = k_cache.stride()
+    cpu.kv_write(
+        itemsize=k_THD.itemsize,
+        tokens=len(k_THD),
+        k=k_THD.data_ptr(),
+        k_token_stride=k_THD.stride(0),
+        k_head_stride=k_THD.stride(1),
+        v=v_THD.data_ptr(),
+        v_token_stride=v_THD.stride(0),
+        v_head_stride=v_THD.stride(1),
+        slots=slot_mapping_T.data_ptr(),
+        k_cache=k_cache.data_ptr(),
+        v_cache=v_cache.data_ptr(),
+        strides=(block_stride, head_stride, token_stride),
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        panels=False,
+    )
 
 
 def kv_write_reference(

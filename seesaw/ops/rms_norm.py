@@ -8,8 +8,11 @@ flops, so memory-bound everywhere.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
 
 # Shape letters: N rows (any leading dims), H the normalised size.
@@ -26,11 +29,15 @@ def rms_norm(
     """Normalise the last dim of `x_NH + residual_NH`; returns (normed, x + residual), both of x's
     dtype.
 
-    Without `residual_NH` the second result is `x_NH` itself. Inputs are not changed. Rounding
-    follows the checkpoints' authors: without `plus_one` the normalised value is rounded to x's
-    dtype before the weight multiplies it (Llama), with it the product is made in float32 and
-    rounded once (Gemma).
+    Without `residual_NH` the second result is `x_NH` itself. Inputs are not changed. Kernels round
+    each result once. Plain torch follows the checkpoints' authors: without `plus_one` the
+    normalised value is rounded to x's dtype before the weight multiplies it (Llama), with it the
+    product is made in float32 and rounded once (Gemma).
     """
+    added = () if residual_NH is None else (residual_NH,)
+    cpu = native()
+    if cpu is not None and usable(x_NH, weight_H, *added):
+        return _rms_norm_cpu(cpu, x_NH, weight_H, eps, residual_NH, plus_one)
     added_NH = x_NH if residual_NH is None else x_NH + residual_NH
     wide_NH = added_NH.float()
     size = x_NH.shape[-1]
@@ -42,6 +49,46 @@ def rms_norm(
     else:
         normed_NH = (wide_NH * scale_N1).to(x_NH.dtype).mul_(weight_H)
     return normed_NH, added_NH
+
+
+def _rms_norm_cpu(
+    cpu: ModuleType,
+    x_NH: torch.Tensor,
+    weight_H: torch.Tensor,
+    eps: float,
+    residual_NH: torch.Tensor | None,
+    plus_one: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if weight_H.shape != x_NH.shape[-1:]:
+        raise ValueError(f"weight: got {list(weight_H.shape)} for x {list(x_NH.shape)}")
+    if residual_NH is not None and residual_NH.shape != x_NH.shape:
+        raise ValueError(f"residual: got {list(residual_NH.shape)} for x {list(x_NH.shape)}")
+    weight_H = weight_H.contiguous()
+    x_MH = _rows(x_NH)
+    add_MH = None if residual_NH is None else _rows(residual_NH)
+    normed_NH = torch.empty(x_NH.shape, dtype=x_NH.dtype)
+    added_NH = x_NH if add_MH is None else torch.empty_like(normed_NH)
+    cpu.rms_norm(
+        itemsize=x_NH.itemsize,
+        rows=x_MH.shape[0],
+        size=x_MH.shape[1],
+        x=x_MH.data_ptr(),
+        ld_x=x_MH.stride(0),
+        add=0 if add_MH is None else add_MH.data_ptr(),
+        ld_add=0 if add_MH is None else add_MH.stride(0),
+        sum=0 if add_MH is None else added_NH.data_ptr(),
+        weight=weight_H.data_ptr(),
+        eps=eps,
+        plus_one=plus_one,
+        out=normed_NH.data_ptr(),
+    )
+    return normed_NH, added_NH
+
+
+def _rows(x_NH: torch.Tensor) -> torch.Tensor:
+    """All rows in one dim; a copy only where their distances are uneven."""
+    rows = x_NH.flatten(0, -2) if x_NH.dim() > 1 else x_NH[None]
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def rms_norm_reference(

@@ -7,8 +7,11 @@ Bytes: q, k read and written once, cos and sin read once; 3 flops per element: m
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
 
 # Shape letters: T tokens, D head_dim, F = D / 2 frequencies; `...` any head dims.
@@ -24,6 +27,10 @@ def rope(
     dtype.
     """
     cos_TF, sin_TF = cos_TF.to(q_TxD.dtype), sin_TF.to(q_TxD.dtype)
+    cpu = native()
+    if cpu is not None and usable(q_TxD, k_TxD, cos_TF, sin_TF):
+        cos_TF, sin_TF = cos_TF.contiguous(), sin_TF.contiguous()
+        return _rotate_cpu(cpu, q_TxD, cos_TF, sin_TF), _rotate_cpu(cpu, k_TxD, cos_TF, sin_TF)
     cos_TD = torch.cat((cos_TF, cos_TF), -1)
     sin_TD = torch.cat((-sin_TF, sin_TF), -1)
     return _rotate(q_TxD, cos_TD, sin_TD), _rotate(k_TxD, cos_TD, sin_TD)
@@ -36,6 +43,32 @@ def _rotate(x_TxD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> 
     sin = sin_TD.view(-1, *heads, size)
     swapped = x_TxD.roll(size // 2, -1)
     return torch.mul(x_TxD, cos).contiguous().addcmul_(swapped, sin)
+
+
+def _rotate_cpu(
+    cpu: ModuleType, x_TxD: torch.Tensor, cos_TF: torch.Tensor, sin_TF: torch.Tensor
+) -> torch.Tensor:
+    if cos_TF.shape != sin_TF.shape or cos_TF.shape != (len(x_TxD), x_TxD.shape[-1] / 2):
+        raise ValueError(f"angles: got {list(cos_TF.shape)} for heads {list(x_TxD.shape)}")
+    x_TABD = x_TxD if x_TxD.stride(-1) == 1 else x_TxD.contiguous()
+    while x_TABD.dim() < 4:
+        x_TABD = x_TABD.unsqueeze(1)
+    x_TABD = x_TABD.flatten(1, -3)
+    tokens, outer, inner, head_dim = x_TABD.shape
+    out_TxD = torch.empty(x_TxD.shape, dtype=x_TxD.dtype)
+    cpu.rope(
+        itemsize=x_TxD.itemsize,
+        tokens=tokens,
+        outer=outer,
+        inner=inner,
+        head_dim=head_dim,
+        x=x_TABD.data_ptr(),
+        strides=x_TABD.stride()[:3],
+        cos=cos_TF.data_ptr(),
+        sin=sin_TF.data_ptr(),
+        out=out_TxD.data_ptr(),
+    )
+    return out_TxD
 
 
 def rope_reference(

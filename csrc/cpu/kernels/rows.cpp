@@ -142,7 +142,7 @@ SEESAW_INLINE void write_v(const Place<T>& place, int64_t head_start, const T* f
         for (int i = 0; i < head_dim; ++i) to[i] = from[i];
         return;
     }
-    // Every second number of a row, the others belonging to the token beside this one, which another
+    // Every second number of a row: the others belong to the token beside this one, which another
     // thread may be writing now.
     const int odd = place.in_piece % 2;
     to += (place.in_piece - odd) * head_dim;
