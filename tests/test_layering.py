@@ -46,7 +46,7 @@ LAYERS = {
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout plan",           "torch"),
     "models":      Allowed("families layout plan kvcache ops layers", "torch"),
-    "weights":     Allowed("families layout hostmem tokenizer",
+    "weights":     Allowed("families layout hostmem tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
                            "weights distributed",

@@ -11,7 +11,8 @@ import torch
 
 from seesaw.config import EngineConfig
 from seesaw.families import ModelSpec, spec_from_hf
-from seesaw.layout.plain import stored_params
+from seesaw.layout.format import FormatName
+from seesaw.layout.formats import make_format
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.image import WeightImage
 
@@ -61,12 +62,12 @@ def calibration_spec(sizes: LayerSizes, num_layers: int, dtype: str) -> ModelSpe
 
 
 def random_params(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, format_name: FormatName = "plain"
 ) -> dict[str, torch.Tensor]:
     """All parameters as the decoder takes them."""
     return {
         param.name: torch.empty(param.shape, dtype=dtype, device=device).normal_(std=0.02)
-        for param in stored_params(spec)
+        for param in make_format(format_name, spec, dtype.itemsize).params
     }
 
 
@@ -75,9 +76,13 @@ class MadeCheckpoint(Checkpoint):
     """A checkpoint whose weights are drawn when they are asked for."""
 
     def load_params(
-        self, dtype: torch.dtype, device: torch.device, progress: object = None
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: object = None,
+        format_name: FormatName = "plain",
     ) -> dict[str, torch.Tensor]:
-        return random_params(self.spec, dtype, device)
+        return random_params(self.spec, dtype, device, format_name)
 
     def load_image(self, image: WeightImage, dtype: torch.dtype, progress: object = None) -> None:
         image.tensor.view(dtype).normal_(std=0.02)

@@ -53,6 +53,11 @@ VOCAB_TILE = 32
 holds a tile of gate and one of up."""
 
 
+def vocab_range(vocab_size: int, tp: int, tp_rank: int) -> Range:
+    """Vocabulary rows of one tensor-parallel rank."""
+    return split_tiles(vocab_size, VOCAB_TILE, tp, tp_rank)
+
+
 @dataclass(frozen=True, slots=True)
 class RankRanges:
     """What one rank holds. Every query head finds its KV head on the same rank.
@@ -106,7 +111,7 @@ def rank_ranges(layout: ParallelLayout, spec: ModelSpec, rank: int) -> RankRange
         query_heads=query_heads,
         mlp=split_tiles(columns, MLP_TILE, layout.tp, at.tp),
         experts=split(spec.num_experts, layout.tp, at.tp),
-        vocab=split_tiles(spec.vocab_size, VOCAB_TILE, layout.tp, at.tp),
+        vocab=vocab_range(spec.vocab_size, layout.tp, at.tp),
     )
 
 

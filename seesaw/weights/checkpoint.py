@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from seesaw.config import EngineConfig, format_bytes
 from seesaw.errors import ModelError
 from seesaw.families import ModelSpec, spec_from_hf
+from seesaw.layout.format import FormatName
+from seesaw.layout.formats import make_format
 from seesaw.tokenizer import Tokenizer, open_tokenizer
 from seesaw.tokenizer.json_file import read_json
 from seesaw.weights import gguf_model, safetensors_dir
@@ -101,12 +103,17 @@ class Checkpoint:
         return digest.hexdigest()
 
     def load_params(
-        self, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None = None,
+        format_name: FormatName = "plain",
     ) -> dict[str, torch.Tensor]:
         """All parameters, for a device that holds the model (`seesaw.weights.load.load_params`)."""
         from seesaw.weights.load import load_params
 
-        return load_params(self.spec, self.tensors, dtype, device, progress)
+        fmt = make_format(format_name, self.spec, dtype.itemsize)
+        return load_params(self.spec, self.tensors, fmt, dtype, device, progress)
 
     def load_image(
         self, image: WeightImage, dtype: torch.dtype, progress: Progress | None = None

@@ -7,6 +7,7 @@ only a few MB are held; files are not mapped, as mapped pages would count twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from itertools import groupby
@@ -15,13 +16,17 @@ import torch
 
 from seesaw.errors import ModelError
 from seesaw.families.spec import ModelSpec
-from seesaw.layout import stored_params
+from seesaw.layout.format import Order, StoredParam, WeightFormat
+from seesaw.weights import panels
 from seesaw.weights.image import WeightImage
-from seesaw.weights.placement import Placement, place
+from seesaw.weights.placement import Placement, Run, place
 from seesaw.weights.stored import StoredTensor
 
 CHUNK_ELEMENTS = 1 << 18
-TRANSPOSED_ROWS = 64
+PANEL_CHUNK_BYTES = 1 << 21
+"""Read at a time on the way into panels: enough for several threads, and still in the cache when
+they come to it."""
+COLUMNS = 64
 """Rows that become columns are read in multiples of this, so that whole cache lines are written."""
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,20 +38,20 @@ Progress = Callable[[int, int], None]
 def load_params(
     spec: ModelSpec,
     tensors: Mapping[str, StoredTensor],
+    fmt: WeightFormat,
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All parameters of the decoder by name, as stored (`layout.stored_params`): what a rank that
-    holds the whole model has. Contiguous, of `dtype` on `device`.
+    """All parameters of the decoder by name, as `fmt` stores them: what a rank that holds the whole
+    model has. Contiguous, of `dtype` on `device`.
 
     A tied `lm_head.weight` is the embedding's tensor itself. Raises as `fill`.
     """
     params = {
-        param.name: torch.empty(param.shape, dtype=dtype, device=device)
-        for param in stored_params(spec)
+        param.name: torch.empty(param.shape, dtype=dtype, device=device) for param in fmt.params
     }
-    fill(params, spec, tensors, progress)
+    fill(params, spec, tensors, fmt, progress)
     if spec.tie_word_embeddings:
         params["lm_head.weight"] = params["model.embed_tokens.weight"]
     return params
@@ -61,58 +66,105 @@ def load_image(
 ) -> None:
     """Fill `image`, whose elements are of `dtype`. Raises as `fill`."""
     params = {param.name: image.view(param, dtype) for param in image.fmt.params}
-    fill(params, spec, tensors, progress)
+    fill(params, spec, tensors, image.fmt, progress)
 
 
 def fill(
     params: Mapping[str, torch.Tensor],
     spec: ModelSpec,
     tensors: Mapping[str, StoredTensor],
+    fmt: WeightFormat,
     progress: Progress | None = None,
 ) -> None:
-    """Fill `params`, the stored parameters of `spec` by name, from disk; each tensor is read once.
+    """Fill `params`, those of `fmt` by name, from disk; each tensor is read once.
 
     Raises ModelError where a file ends early.
     """
-    stored = {param.name: param for param in stored_params(spec)}
-    placements = {param.name: place(spec, param, stored) for param in spec.params}
+    placements = {param.name: place(spec, param, fmt) for param in spec.params}
+    stored = {param.name: param for param in fmt.params}
+    _clear_pads(params, stored, placements)
     wanted = sorted((tensors[name] for name in placements), key=lambda t: (str(t.file), t.offset))
     total, done = sum(t.nbytes for t in wanted), 0
     for path, group in groupby(wanted, key=lambda t: t.file):
         with path.open("rb", buffering=0) as file:
             for tensor in group:
                 placement = placements[tensor.name]
-                for num_bytes in _load_tensor(file, tensor, placement, params[placement.name]):
+                name, order = placement.name, stored[placement.name].order
+                for num_bytes in _load_tensor(file, tensor, placement, params[name], order):
                     done += num_bytes
                     if progress is not None:
                         progress(done, total)
 
 
+def _clear_pads(
+    params: Mapping[str, torch.Tensor],
+    stored: Mapping[str, StoredParam],
+    placements: Mapping[str, Placement],
+) -> None:
+    """Zero what has columns that no tensor fills."""
+    filled = dict.fromkeys(params, 0)
+    for placement in placements.values():
+        filled[placement.name] += sum(run.num_rows for run in placement.runs)
+    for name, tensor in params.items():
+        order = stored[name].order
+        columns = {"rows": 0, "columns": -1}.get(order)
+        size = tensor.shape[0] * tensor.shape[2] if columns is None else tensor.shape[columns]
+        if filled[name] < size:
+            tensor.zero_()
+
+
 def _load_tensor(
-    file: FileIO, stored: StoredTensor, placement: Placement, target: torch.Tensor
+    file: FileIO,
+    stored: StoredTensor,
+    placement: Placement,
+    target: torch.Tensor,
+    order: Order,
 ) -> Iterator[int]:
     """Fill what of `target` comes from `stored`; yields the bytes of each chunk read."""
-    plain = _PLAIN.get(stored.encoding)
-    direct = (
-        plain == target.dtype
-        and target.device.type == "cpu"
+    as_stored = (
+        _PLAIN.get(stored.encoding) == target.dtype
         and stored.interleaved_head_dim is None
         and not stored.plus_one
-        and not placement.transposed
     )
-    unit = TRANSPOSED_ROWS if placement.transposed else stored.interleaved_head_dim or 1
-    step = max(1, CHUNK_ELEMENTS // max(1, stored.row_elements) // unit) * unit
-    into = target.T if placement.transposed else target
+    chunk = CHUNK_ELEMENTS
+    if order == "panels" and as_stored:
+        chunk = PANEL_CHUNK_BYTES // target.element_size()
     for run in placement.runs:
+        direct = as_stored and order == "rows" and target.is_cpu and run.group == run.num_rows
+        step = _rows_at_once(stored, run, order, chunk)
         for start in range(0, run.num_rows, step):
-            count = min(step, run.num_rows - start)
-            rows = into[run.target + start : run.target + start + count]
-            offset = stored.offset + (run.source + start) * stored.row_bytes
+            part = run.part(start, min(step, run.num_rows - start))
+            offset = stored.offset + part.source * stored.row_bytes
             if direct:
+                rows = target[part.target : part.target + part.num_rows]
                 _read_into(file, stored, offset, rows.view(torch.uint8))
             else:
-                rows.copy_(_read_rows(file, stored, offset, count))
-            yield count * stored.row_bytes
+                _put(_read_rows(file, stored, offset, part.num_rows), part, target, order)
+            yield part.num_rows * stored.row_bytes
+
+
+def _rows_at_once(stored: StoredTensor, run: Run, order: Order, chunk_elements: int) -> int:
+    """About so many elements: whole groups, heads and cache lines."""
+    unit = math.lcm(
+        stored.interleaved_head_dim or 1,
+        run.group if run.group < run.num_rows else 1,
+        COLUMNS if order == "columns" else 1,
+        panels.PANEL if order == "panels" and run.group == run.num_rows else 1,
+    )
+    return max(1, chunk_elements // max(1, stored.row_elements) // unit) * unit
+
+
+def _put(rows: torch.Tensor, run: Run, target: torch.Tensor, order: Order) -> None:
+    """Rows of a tensor to their places in a parameter."""
+    if order == "panels":
+        panels.pack(rows.to(target.dtype), run, target)
+        return
+    into = target.T if order == "columns" else target
+    if run.group == run.num_rows:
+        into[run.target : run.target + run.num_rows].copy_(rows)
+    else:
+        row = torch.arange(run.num_rows, device=target.device)
+        into[run.target + row // run.group * run.step + row % run.group] = rows.to(into)
 
 
 def _read_rows(file: FileIO, stored: StoredTensor, offset: int, count: int) -> torch.Tensor:
