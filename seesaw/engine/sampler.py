@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.layers.comm import ALONE, Comm
-from seesaw.layout.ranges import Range, split
+from seesaw.layout.ranges import vocab_range
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
@@ -92,11 +92,11 @@ def draw(
     tokens = [0] * len(states)
     entries: list[TokenLogprobs | None] = [None] * len(states)
     if plain:
-        part_NV = logits_SV if not other else logits_SV[plain]
-        vocab = split(vocab_size, comm.size, comm.rank)
-        for row, token in zip(plain, _highest(part_NV, comm, vocab), strict=True):
+        value_N, column_N = logits_SV[plain].max(-1)
+        id_N = column_N + vocab_range(vocab_size, comm.size, comm.rank).start
+        drawn = draw_highest(value_N, id_N, [states[row] for row in plain], comm)
+        for row, token in zip(plain, drawn, strict=True):
             tokens[row] = token
-            states[row].add(token)
     at_once = rows_at_once(vocab_size)
     for start in range(0, len(other), at_once):
         rows = other[start : start + at_once]
@@ -109,19 +109,29 @@ def draw(
     return tokens, entries if asked else None
 
 
-def _highest(part_NV: torch.Tensor, comm: Comm, vocab: Range) -> list[int]:
-    """The token of the highest logit of each row, the lowest id among equals."""
-    value_N, id_N = part_NV.max(-1)
-    # one message; float64 holds a float32 and any id exactly
-    mine_N2 = torch.stack([value_N.double(), (id_N + vocab.start).double()], dim=1)
-    ranks_CN2 = torch.stack(comm.all_gather(mine_N2))
-    best_1N = ranks_CN2[:, :, 0].argmax(0, keepdim=True)  # the first of equals: the lowest ids
-    return ranks_CN2[:, :, 1].gather(0, best_1N)[0].long().tolist()
+def draw_highest(
+    value_S: torch.Tensor, id_S: torch.Tensor, states: Sequence[SamplingState], comm: Comm = ALONE
+) -> list[int]:
+    """The tokens of rows that all take the highest logit, the lowest id among equals. `value_S`
+    (float32), `id_S` (int64): the highest of this rank's part of the vocabulary and its id.
+
+    Every rank returns the same.
+    """
+    if comm.size > 1:
+        # one message; float64 holds a float32 and any id exactly
+        mine_S2 = torch.stack([value_S.double(), id_S.double()], dim=1)
+        ranks_CS2 = torch.stack(comm.all_gather(mine_S2))
+        best_1S = ranks_CS2[:, :, 0].argmax(0, keepdim=True)  # the first of equals: the lowest ids
+        id_S = ranks_CS2[:, :, 1].gather(0, best_1S)[0].long()
+    tokens: list[int] = id_S.tolist()
+    for state, token in zip(states, tokens, strict=True):
+        state.add(token)
+    return tokens
 
 
 def _gather_rows(part_NV: torch.Tensor, comm: Comm, vocab_size: int) -> torch.Tensor:
     """Whole rows from each rank's columns, padded to the longest for the gathering."""
-    sizes = [split(vocab_size, comm.size, rank).size for rank in range(comm.size)]
+    sizes = [vocab_range(vocab_size, comm.size, rank).size for rank in range(comm.size)]
     padded_NV = F.pad(part_NV, (0, max(sizes) - part_NV.shape[1]))
     parts = comm.all_gather(padded_NV)
     return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+PIECE_TOKENS = 32
+"""Tokens of the pieces that a block in panels is made of."""
+
 
 @dataclass(slots=True)
 class KVCache:
@@ -18,22 +21,25 @@ class KVCache:
 
     Ops take `k_cache(layer)` and `v_cache(layer)`: views `[num_blocks, block_size, num_kv_heads,
     head_dim]` with the last dim contiguous and any other strides, so that another engine's pool
-    fits as well.
+    fits as well. With `panels` the numbers of a (layer, block, head, K or V) stand in the order of
+    csrc/cpu/kv_view.h, and only ops that are told so may read them.
     """
 
     pool: torch.Tensor
+    panels: bool = False
 
     @classmethod
     def allocate(
         cls, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int,
-        dtype: torch.dtype, device: torch.device,
+        dtype: torch.dtype, device: torch.device, panels: bool = False,
     ) -> KVCache:  # fmt: skip
         """A pool of zeros. On the CPU its pages are taken from the machine as blocks are used."""
+        assert not (panels and block_size % PIECE_TOKENS), f"panels of {block_size} tokens"
         shape = (num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim)
         if device.type != "cpu":
-            return cls(torch.zeros(shape, dtype=dtype, device=device))
+            return cls(torch.zeros(shape, dtype=dtype, device=device), panels)
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-        return cls(torch.frombuffer(pages, dtype=dtype).view(shape))
+        return cls(torch.frombuffer(pages, dtype=dtype).view(shape), panels)
 
     @property
     def num_blocks(self) -> int:

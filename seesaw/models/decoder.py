@@ -138,7 +138,7 @@ class Decoder:
         model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
 
         Any cut of the layers gives the same result: the residual stream is whole at the cut.
-        `hidden_TH` is not changed.
+        `hidden_TH` is not changed here, but a caller must not rely on it (`CpuDecoder`).
         """
         first = self.ranges.layers.start
         prepared: dict[LayerSpec, AttentionInputs] = {}
@@ -169,6 +169,14 @@ class Decoder:
         if spec.logits_soft_cap is not None:
             logits_SV.div_(spec.logits_soft_cap).tanh_().mul_(spec.logits_soft_cap)
         return logits_SV
+
+    def highest(
+        self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logit (float32), token id (int64)) of the highest of each row of `logits`, the lowest id
+        among equals. Last stage only."""
+        value_S, column_S = self.logits(hidden_TH, sample_index_S).max(-1)
+        return value_S, column_S.add_(self.ranges.vocab.start)
 
     def _attention_inputs(
         self, kind: LayerSpec, inputs: StepInputs, kv: KVCache
