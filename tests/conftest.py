@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from seesaw.ops.native import native
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 
 # Machines are slow at times, and no test is about speed; session fixtures are read, not changed.
@@ -27,6 +28,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """The device under test; `make gpu-check` sets cuda."""
     return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the C++ kernels in turn; skips those that this processor lacks."""
+    cpu = native()
+    if cpu is None:
+        pytest.skip("seesaw._cpu is not built, or SEESAW_KERNELS=torch")
+    before = cpu.isa()
+    try:
+        cpu.set_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    cpu.set_isa(before)
+
+
+@pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No C++ kernels, as where they are not built."""
+    monkeypatch.setenv("SEESAW_KERNELS", "torch")
+    native.cache_clear()
+    yield
+    monkeypatch.undo()
+    native.cache_clear()
 
 
 @pytest.fixture(scope="session")

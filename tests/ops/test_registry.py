@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from seesaw.ops import OPS, Op
-from seesaw.ops.registry import Case, Tolerance
+from seesaw.ops.registry import EXACT, Case, Tolerance
+from tests.ops.threads import threads
 
 DTYPE_CASES = [
     pytest.param(op, case, dtype, id=f"{op.name}-{index}-{str(dtype).removeprefix('torch.')}")
@@ -18,6 +19,8 @@ DTYPE_CASES = [
     for index, case in enumerate(op.cases)
     for dtype in op.tolerance
 ]
+
+KERNEL_CASES = [case for case in DTYPE_CASES if case.values[2] in (torch.float32, torch.bfloat16)]
 
 
 def assert_equal(got: Any, expected: Any, tolerance: Tolerance) -> None:
@@ -40,10 +43,9 @@ def on(device: str, value: Any) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize(("op", "case", "dtype"), DTYPE_CASES)
-def test_function_equals_reference(op: Op, case: Case, dtype: torch.dtype, device: str) -> None:
-    """The function on the device under test; the reference always on the CPU."""
-    seed = random.randrange(2**31)
+def check(op: Op, case: Case, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """Run the function on the device under test, the reference on the CPU, and compare what they
+    return and what they changed. Returns what the function returned."""
     inputs = op.make_inputs(torch.Generator().manual_seed(seed), case, dtype)
     # deepcopy keeps strides and shared storage, as views of one pool have them
     expected_inputs = copy.deepcopy(inputs)
@@ -60,6 +62,24 @@ def test_function_equals_reference(op: Op, case: Case, dtype: torch.dtype, devic
             assert_equal(value, expected_inputs[name], tolerance)
             if name not in op.mutates:
                 assert torch.equal(value, before[name]), f"{name} was changed (seed {seed})"
+    return got
+
+
+@pytest.mark.parametrize(("op", "case", "dtype"), DTYPE_CASES)
+@pytest.mark.usefixtures("plain_torch")
+def test_plain_torch_equals_reference(op: Op, case: Case, dtype: torch.dtype, device: str) -> None:
+    check(op, case, dtype, device, random.randrange(2**31))
+
+
+@pytest.mark.parametrize(("op", "case", "dtype"), KERNEL_CASES)
+def test_kernels_equal_reference(op: Op, case: Case, dtype: torch.dtype, isa: str) -> None:
+    """With any number of threads the same bits."""
+    seed = random.randrange(2**31)
+    got = {}
+    for num_threads in (1, 2):
+        with threads(num_threads):
+            got[num_threads] = check(op, case, dtype, "cpu", seed)
+    assert_equal(got[1], got[2], EXACT)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
