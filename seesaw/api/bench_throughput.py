@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from seesaw.api.bench_roofline import StepRecorder, roofline
 from seesaw.api.environment import environment
 from seesaw.api.llm import LLM
 from seesaw.config import format_bytes
 from seesaw.engine.engine import EngineStats
 from seesaw.engine.stats import MovedBytes
 from seesaw.errors import ConfigError, SeesawError
+from seesaw.measure.limits import LimitsProbe
+from seesaw.plan.search import dtype_of
 from seesaw.sampling_params import SamplingParams
 
 NUM_WARM_UP_PROMPTS = 4
@@ -42,18 +45,24 @@ class Workload:
         ]
 
 
-def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> dict[str, Any]:
-    """Load the model once and run the workload `repeats` times, with new tokens each time."""
+def measure(
+    settings: Mapping[str, Any],
+    workload: Workload,
+    repeats: int,
+    probe: LimitsProbe | None = None,
+) -> dict[str, Any]:
+    """Load the model once and run the workload `repeats` times, with new tokens each time. With
+    `probe` the best run's steps are set against the machine's limits: "roofline"."""
     start = time.perf_counter()
     with LLM(**settings) as llm:
         start_s = time.perf_counter() - start
         _check_fits(workload, llm.engine.max_model_len)
         rng = random.Random(settings["seed"])
         _warm_up(llm, workload, rng)
-        runs = [_measured_run(llm, workload, rng) for _ in range(repeats)]
+        runs = [_measured_run(llm, workload, rng, probe) for _ in range(repeats)]
         max_model_len = llm.engine.max_model_len
         layouts = llm.engine.layouts
-    elapsed_s, movement = min(runs, key=lambda run: run[0])
+    elapsed_s, more = min(runs, key=lambda run: run[0])
     num_output = workload.num_prompts * workload.output_len
     num_total = num_output + workload.num_prompts * workload.input_len
     return {
@@ -62,7 +71,7 @@ def measure(settings: Mapping[str, Any], workload: Workload, repeats: int) -> di
         "total_tokens_per_s": num_total / elapsed_s,
         "output_tokens_per_s": num_output / elapsed_s,
         "layouts": {"prefill": str(layouts.prefill), "decode": str(layouts.decode)},
-        **movement,
+        **more,
         "start_s": start_s,
         "peak_rss_bytes": peak_rss_bytes(),
         "workload": {**asdict(workload), "repeats": repeats},
@@ -143,10 +152,21 @@ def _warm_up(llm: LLM, workload: Workload, rng: random.Random) -> None:
     _run(llm, few, rng)
 
 
-def _measured_run(llm: LLM, workload: Workload, rng: random.Random) -> tuple[float, dict[str, Any]]:
-    before = copy.deepcopy(llm.engine.stats)
+def _measured_run(
+    llm: LLM, workload: Workload, rng: random.Random, probe: LimitsProbe | None
+) -> tuple[float, dict[str, Any]]:
+    engine = llm.engine
+    before = copy.deepcopy(engine.stats)
+    if probe is None:
+        elapsed_s = _run(llm, workload, rng)
+        return elapsed_s, movement_figures(before, engine.stats)
+    dtype = dtype_of(engine.config, engine.spec)
+    recorder = StepRecorder.of(engine.spec, dtype)
+    engine.observe_steps(recorder)
     elapsed_s = _run(llm, workload, rng)
-    return elapsed_s, movement_figures(before, llm.engine.stats)
+    engine.observe_steps(None)
+    more = movement_figures(before, engine.stats)
+    return elapsed_s, {**more, "roofline": roofline(recorder.points, probe.measure(), dtype)}
 
 
 def _run(llm: LLM, workload: Workload, rng: random.Random) -> float:

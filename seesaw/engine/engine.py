@@ -18,7 +18,7 @@ from seesaw.config import EngineConfig
 from seesaw.engine.loader import load_replicas
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
-from seesaw.engine.replicas import Event, Replicas
+from seesaw.engine.replicas import Event, Replicas, StepObserver
 from seesaw.engine.stats import MovementStats
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
@@ -86,6 +86,7 @@ class Engine:
         """
         checkpoint = checkpoint or open_checkpoint(config)
         self.config = config
+        self.spec = checkpoint.spec
         self._encoder = PromptEncoder(config, checkpoint)
         if defaults := self._encoder.default_sampling:
             told = ", ".join(f"{name}={value}" for name, value in defaults.items())
@@ -147,6 +148,10 @@ class Engine:
             SchedulerStats.total(s.stats for s in schedulers),
             self._replicas.movement,
         )
+
+    def observe_steps(self, observer: StepObserver | None) -> None:
+        """Call `observer` with each step from now on, once it came back; None = nobody."""
+        self._replicas.observer = observer
 
     # -- requests ---------------------------------------------------------------------------------
 

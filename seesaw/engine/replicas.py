@@ -14,11 +14,13 @@ from seesaw.engine.executor import Executor
 from seesaw.engine.stats import MovementStats, TransferBytes
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
+from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
 
 Event = tuple[int, ModelOutput | TransferDone]
+StepObserver = Callable[[SchedulerOutput, float], None]
+"""Is told of each step that came back: what it was, and the seconds since the one before it."""
 
 
 class Replicas:
@@ -42,7 +44,8 @@ class Replicas:
         self._home: dict[str, int] = {}
         self._load = [0] * len(schedulers)  # positions that unfinished requests may need
         self._moving: dict[tuple[int, int], str] = {}  # (replica, transfer id) -> store or load
-        self._phases: dict[tuple[int, int], Phase] = {}  # of steps in flight
+        self._steps: dict[tuple[int, int], SchedulerOutput] = {}  # in flight
+        self.observer: StepObserver | None = None
         self._changed_s = time.perf_counter()
         self._movement = MovementStats()
 
@@ -101,7 +104,7 @@ class Replicas:
                 self._submit(step, replica)
 
     def _submit(self, step: SchedulerOutput, replica: int) -> None:
-        self._phases[replica, step.step_id] = step.phase
+        self._steps[replica, step.step_id] = step
         if step.stores or step.loads:
             self._note_moves(step, replica)
         if step.reshard:
@@ -135,18 +138,20 @@ class Replicas:
                 self._movement.kv_load_bytes += done.num_bytes
             scheduler.transferred(done)
             return []
-        self._note_time(self._phases.pop((replica, done.step_id)), done)
+        self._note_time(self._steps.pop((replica, done.step_id)), done)
         result = scheduler.update(done)
         for request in result.finished:
             self._left(request)
         return result.advanced
 
-    def _note_time(self, phase: Phase, done: ModelOutput) -> None:
+    def _note_time(self, step: SchedulerOutput, done: ModelOutput) -> None:
         """The time since the last step came back belongs to this one's phase."""
         now_s = time.perf_counter()
         elapsed_s = max(0.0, now_s - self._changed_s - done.reshard_s)
         self._changed_s = now_s
-        self._movement.add_time(phase, elapsed_s, done.reshard_s)
+        self._movement.add_time(step.phase, elapsed_s, done.reshard_s)
+        if self.observer is not None:
+            self.observer(step, elapsed_s)
 
     def resume_clock(self) -> None:
         """Time before now belongs to no phase: there was nothing to do."""

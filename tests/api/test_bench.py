@@ -75,6 +75,56 @@ def test_throughput_of_two_layouts_says_what_moved(
     assert f"{figures['num_transitions']} transitions" in capsys.readouterr().out
 
 
+def test_throughput_under_the_limits_of_the_machine(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("seesaw._cpu")
+    target, plot = tmp_path / "figures.json", tmp_path / "roof.svg"
+    sizes = ("--num-prompts", "3", "--input-len", "20", "--output-len", "5", "--repeats", "2")
+    written = ("--device", "cpu", "--output-json", str(target), "--plot", str(plot))
+    assert run("throughput", "--model", model, *SETTINGS, *sizes, *written) == 0
+    figures = json.loads(target.read_text())
+    found = figures["roofline"]
+    assert found["dtype"] == "float32"
+    assert found["limits"]["flops"] == found["limits"]["float32_flops"] > 0
+    points = found["points"]
+    # Each prompt draws its first token; four steps of three rows draw the rest.
+    assert sum(point["num_tokens"] for point in points) == 3 * (20 + 4)
+    assert sum(point["seconds"] for point in points) <= figures["elapsed_s"]
+    decode = found["steps"]["decode"]
+    assert (decode["num_steps"], found["steps"]["prefill"]["num_steps"]) == (4, 1)
+    assert decode["flops"] == sum(p["flops"] for p in points if p["kind"] == "decode")
+    bound_s = sum(
+        max(
+            p["num_bytes"] / found["limits"]["read_bytes_per_s"],
+            p["flops"] / found["limits"]["flops"],
+        )
+        for p in points
+        if p["kind"] == "decode"
+    )
+    assert decode["of_bound"] == pytest.approx(bound_s / decode["seconds"])
+    assert "prefill: 1 step, " in plot.read_text()
+    out = capsys.readouterr().out
+    shown = [line for line in out.splitlines() if line.startswith(("limits:", "decode"))]
+    assert len(shown) == 2
+    assert shown[1].endswith("of the bound")
+    assert max(map(len, shown)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("file", "device", "message"),
+    [("roof.pdf", "cpu", "ends in .svg or .png"), ("no/such/roof.svg", "cpu", "does not exist")],
+)
+def test_a_plot_that_cannot_be_is_refused_before_the_model_is_loaded(
+    file: str, device: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    plot = ("--plot", str(tmp_path / file), "--device", device)
+    assert run("throughput", "--model", "/no/such/model", *plot) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_throughput_that_does_not_fit_the_model_says_so(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ SPANS = [
 SWEEP = {"tp4 & <more>": [(1.0, 5.0), (0.1, 2.0)], "_pp4": [(0.1, 1.0)]}
 LATENCIES = {"static": [3.0, 1.0, 2.0], "seesaw": [0.5]}
 CELLS = {"15B L4": {"ours": 1.3, "Seesaw paper": 1.29}, "70B $": {"ours": 1.6}}
+STEPS = {"prefill": [(700.0, 9e11)], "decode": [(2.0, 7e10), (9.0, 2e11)]}
 
 Draw = Callable[[Path], None]
 PLOTS: dict[str, tuple[Draw, list[str]]] = {
@@ -52,6 +53,11 @@ PLOTS: dict[str, tuple[Draw, list[str]]] = {
     "bars": (
         lambda path: plots.bars(CELLS, path, "Simulated $/M in $", "gain", baseline=1.0),
         [*CELLS, "ours", "Seesaw paper", "1.29", "gain", "Simulated $/M in $"],
+    ),
+    "roofline": (
+        lambda path: plots.roofline(STEPS, path, "Run", bytes_per_s=4.5e10, flops_per_s=1.07e12),
+        [*STEPS, "limits: 45.0 GB/s, 1,070 GFLOP/s", "flops per byte that must be read or written",
+         "GFLOP/s", "Run"],
     ),
 }  # fmt: skip
 
@@ -109,6 +115,9 @@ EMPTY: dict[str, Draw] = {
     "percentiles: 'a' is empty": lambda path: plots.percentiles({"b": [1], "a": []}, path, "T"),
     "bars: nothing": lambda path: plots.bars({}, path, "T", "y"),
     "bars: 'a' is empty": lambda path: plots.bars({"a": {}}, path, "T", "y"),
+    "roofline: nothing": lambda path: plots.roofline(
+        {}, path, "T", bytes_per_s=1.0, flops_per_s=1.0
+    ),
 }
 ODD: dict[str, Draw] = {
     "lines: 'a' holds nan": lambda path: plots.lines(
@@ -121,6 +130,9 @@ ODD: dict[str, Draw] = {
         {"a": [-1.0]}, path, "T", log_x=True
     ),
     "bars: 'a' holds inf": lambda path: plots.bars({"a": {"b": float("inf")}}, path, "T", "y"),
+    "roofline: 'a' has 0.0": lambda path: plots.roofline(
+        {"a": [(1.0, 0.0)]}, path, "T", bytes_per_s=1.0, flops_per_s=1.0
+    ),
     "timeline: 'decode 1' on rank 3, lane compute": lambda path: plots.timeline(
         [(3, "compute", "decode 1", 2.0, 1.0)], path, "T"
     ),

@@ -37,10 +37,17 @@ def _workload(name: str, default: int, text: str) -> click.Option:
         _workload("--output-len", 64, "tokens of each answer"),
         _workload("--repeats", 2, "runs, each with new random tokens; the best one counts"),
         *engine_flags(enable_prefix_caching=False),
+        Flag(
+            ["--plot"],
+            metavar="FILE",
+            help="draw the best run's steps under this machine's limits, measured beside it "
+            "(a roofline), to FILE (.svg or .png); on the CPU only",
+        ),
         output_json_flag("the figures"),
     ],
     examples=[
         "seesaw bench throughput --model model.gguf",
+        "seesaw bench throughput --model model.gguf --plot roofline.svg",
         "seesaw bench throughput --model my-model --prefill-layout pp2 --decode-layout tp2 "
         "--output-json figures.json",
     ],
@@ -50,6 +57,7 @@ def throughput(
     input_len: int,
     output_len: int,
     repeats: int,
+    plot: str | None,
     output_json: str | None,
     **values: Any,
 ) -> None:
@@ -58,13 +66,16 @@ def throughput(
     Random prompts, greedy, no early end, texts decoded.
     """
     with machine_output(output_json) as write:
+        from seesaw.api import bench_roofline
         from seesaw.api.bench_throughput import Workload, describe_movement, measure
 
-        figures = measure(
-            take_engine_settings(values),
-            Workload(num_prompts=num_prompts, input_len=input_len, output_len=output_len),
-            repeats,
-        )
+        settings = take_engine_settings(values)
+        probe = None if plot is None else bench_roofline.prepare(plot, settings["device"])
+        workload = Workload(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
+        figures = measure(settings, workload, repeats, probe)
+        if plot is not None:
+            title = f"{num_prompts} x ({input_len} in, {output_len} out)"
+            bench_roofline.plot(figures["roofline"], plot, title)
         write(figures)
     if output_json != STDOUT:
         click.echo(
@@ -74,6 +85,9 @@ def throughput(
         )
         if (moved := describe_movement(figures)) is not None:
             click.echo(moved)
+        if plot is not None:
+            click.echo(bench_roofline.describe(figures["roofline"]))
+            click.echo(f"wrote {plot}")
 
 
 @bench.command(

@@ -8,5 +8,6 @@ from seesaw.api.plots.charts import bars, lines, percentiles
 from seesaw.api.plots.described import draw
 from seesaw.api.plots.figure import check_plot_file
 from seesaw.api.plots.lanes import timeline
+from seesaw.api.plots.roof import roofline
 
-__all__ = ["bars", "check_plot_file", "draw", "lines", "percentiles", "timeline"]
+__all__ = ["bars", "check_plot_file", "draw", "lines", "percentiles", "roofline", "timeline"]
