@@ -46,7 +46,6 @@ def _workload(name: str, default: int, text: str) -> click.Option:
         output_json_flag("the figures"),
     ],
     examples=[
-        "seesaw bench throughput --model model.gguf",
         "seesaw bench throughput --model model.gguf --plot roofline.svg",
         "seesaw bench throughput --model my-model --prefill-layout pp2 --decode-layout tp2 "
         "--output-json figures.json",
