@@ -5,7 +5,7 @@ Set arithmetic on byte runs, the same on every rank that computes it; moves noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -15,10 +15,11 @@ from seesaw.layout.format import StoredParam, WeightFormat
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.reshard import Piece, ReshardPlan, Round, Source
 from seesaw.layout.rounds import Move, make_rounds
-from seesaw.layout.spans import Span, moves, shared, spans
+from seesaw.layout.spans import Span, moves, shared, spans, without
 
-Reload = Literal["missing", "all"]
-"""What a change of layout fetches: what is not in place, or everything (as the paper does)."""
+Reload = Literal["missing", "all", "none"]
+"""What a change of layout fetches: what is not in place, everything (as the paper does), or nothing,
+since ranks run straight from the host image: no arena, and no plan."""
 
 
 def plan_reshard(
@@ -122,7 +123,7 @@ class _Sides:
                 else:
                     sent[holder] += part.size
                 pieces.append(Piece(param.name, part.size, at, source, holder, source_at))
-            missing = _without(missing, held)
+            missing = without(missing, held)
         pieces += [_host(self.fmt, param, span, target + span.at) for span in missing]
         return _merged(pieces)
 
@@ -158,23 +159,6 @@ def _first_load(
 def _host(fmt: WeightFormat, param: StoredParam, span: Span, target: int) -> Piece:
     offset = fmt.image_offsets[param.name] + span.start
     return Piece(param.name, span.size, target, "host", -1, offset)
-
-
-def _without(wanted: Sequence[Span], held: Sequence[Span]) -> list[Span]:
-    """The bytes of `wanted` that are in none of `held`."""
-    for taken in held:
-        wanted = [rest for span in wanted for rest in _around(span, taken)]
-    return list(wanted)
-
-
-def _around(span: Span, taken: Span) -> Iterator[Span]:
-    stop = span.start + span.size
-    before = min(stop, taken.start) - span.start
-    if before > 0:
-        yield Span(span.start, before, span.at)
-    after = max(span.start, taken.start + taken.size)
-    if after < stop:
-        yield Span(after, stop - after, span.at + after - span.start)
 
 
 def _merged(pieces: Iterable[Piece]) -> list[Piece]:

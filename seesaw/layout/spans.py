@@ -47,11 +47,44 @@ def _spans(runs: Sequence[ByteRun]) -> Iterator[Span]:
         at += run.size
 
 
+def moving_bytes(fmt: WeightFormat, ranges: RankRanges) -> int:
+    """Bytes of what moves that a rank with `ranges` holds. Layers are alike."""
+    layer = ranges.layers.start
+    params = (param for param in fmt.params if param.layer == layer and moves(param))
+    of_layer = sum(run.size for param in params for run in fmt.runs(param, ranges))
+    return of_layer * ranges.layers.size
+
+
 def shared(one: Sequence[Span], other: Sequence[Span]) -> Iterator[Shared]:
-    """What both hold, one run of both at a time, in the order of `one`."""
+    """What both hold, one run of both at a time, in order; spans of either are in order too."""
+    others = iter(other)
+    b = next(others, None)
     for a in one:
-        for b in other:
+        stop = a.start + a.size
+        while b is not None and b.start < stop:
             start = max(a.start, b.start)
-            size = min(a.start + a.size, b.start + b.size) - start
+            size = min(stop, b.start + b.size) - start
             if size > 0:
                 yield Shared(start, size, a.at + start - a.start, b.at + start - b.start)
+            if b.start + b.size > stop:
+                break  # the next of `one` may have more of it
+            b = next(others, None)
+
+
+def without(wanted: Sequence[Span], held: Sequence[Span]) -> list[Span]:
+    """The bytes of `wanted` that are in none of `held`, in order; so are both of these."""
+    left: list[Span] = []
+    others = iter(held)
+    b = next(others, None)
+    for a in wanted:
+        start, stop = a.start, a.start + a.size
+        while b is not None and b.start < stop:
+            if b.start > start:
+                left.append(Span(start, b.start - start, a.at + start - a.start))
+            start = max(start, b.start + b.size)
+            if b.start + b.size > stop:
+                break
+            b = next(others, None)
+        if start < stop:
+            left.append(Span(start, stop - start, a.at + start - a.start))
+    return left
