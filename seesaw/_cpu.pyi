@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 def build_info() -> dict[str, object]:
     """Keys `compiler` (str), `cxx_standard` (int), `cpu_features` (list of str)."""
 
@@ -13,6 +15,39 @@ def num_threads() -> int: ...
 def configure_threads(num_threads: int, cores: list[int] = ...) -> None:
     """Replace the threads that kernels run on; thread i stays on cores[i], without `cores` wherever
     the system puts it. Raises ValueError. Not while kernels run."""
+
+def paged_attention(
+    *,
+    itemsize: int,
+    q: int,
+    q_strides: tuple[int, int, int],
+    k_cache: int,
+    v_cache: int,
+    strides: tuple[int, int, int],
+    num_blocks: int,
+    block_size: int,
+    num_heads: int,
+    head_dim: int,
+    panels: bool,
+    group: int,
+    block_table: int,
+    table_stride: int,
+    table_width: int,
+    cu_seqlens_q: list[int],
+    seq_lens: list[int],
+    scale: float,
+    soft_cap: float,
+    window: int,
+    out: int,
+    lse: int,
+) -> None:
+    """Attention of csrc/cpu/attention.h on the threads that kernels run on, without the GIL.
+
+    Addresses of q (strides of tokens, KV heads and the query heads of one, in elements), of the
+    first tile of K and of V (strides of blocks, heads and, of plain tiles, tokens), of the table
+    (int32) and of the contiguous results; lse 0 = not wanted. `soft_cap` 0 and `window` 0 = none.
+    Raises ValueError for sizes that no kernel takes, IndexError for a block past the pool; whoever
+    calls has checked the memory."""
 
 class CopyPool:
     """C++ threads that copy strided tiles and hold no GIL; parked while there is nothing to do.
@@ -250,3 +285,120 @@ def embed_rows(
     out: int,
 ) -> None:
     """The same from plain rows."""
+
+class Comm:
+    """Sums over the ranks of a stage, for a decoder (csrc/cpu/comm.h)."""
+
+class CallbackComm(Comm):
+    """Sums over the ranks of a stage by `all_reduce(address, count)`, which adds up so many
+    elements of the decoder's dtype in place, and is called with the GIL."""
+
+    def __init__(self, size: int, rank: int, all_reduce: Callable[[int, int], None]) -> None: ...
+
+_Matrix = tuple[int, int, int, int, int, int]
+"""(first panel, bytes from panel to panel, panels, real columns, depth, bias or 0)."""
+
+class Decoder:
+    """One rank's share of a model: csrc/cpu/decoder.h. For models/cpu_decoder.py alone, which
+    checks what it hands over and keeps it: addresses of tensors, 0 = there is none; sizes in
+    elements.
+
+    embed, run_layers, logits and highest hold no GIL; one thread at a time may call them.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: str,
+        hidden_size: int,
+        head_dim: int,
+        head_step: int,
+        num_kv_heads: int,
+        group: int,
+        norm_eps: float,
+        norm_plus_one: bool,
+        sm_scale: float,
+        attn_soft_cap: float,
+        gelu: bool,
+        comm: Comm | None,
+        own_threads: int,
+    ) -> None: ...
+    def add_layer(
+        self,
+        *,
+        input_norm: int,
+        attention_out_norm: int,
+        mlp_norm: int,
+        mlp_out_norm: int,
+        q_norm: int,
+        k_norm: int,
+        qkv: _Matrix,
+        o: _Matrix,
+        gate_up: _Matrix,
+        down: _Matrix,
+        window: int,
+        rope: int,
+    ) -> None: ...
+    def set_embedding(
+        self, *, table: _Matrix | None, rows: int, num_rows: int, first_id: int, scale: float
+    ) -> None: ...
+    def set_head(self, *, norm: int, head: _Matrix, first_id: int) -> None: ...
+    def embed(self, ids: int, tokens: int, hidden: int) -> None: ...
+    def run_layers(
+        self,
+        *,
+        hidden: int,
+        tokens: int,
+        num_rows: int,
+        cu_seqlens_q: int,
+        seq_lens: int,
+        block_table: int,
+        table_stride: int,
+        slots: int,
+        cos_sin: list[tuple[int, int]],
+        pool: int,
+        num_blocks: int,
+        block_size: int,
+        panels: bool,
+        begin: int,
+        end: int,
+    ) -> None:
+        """Raises what the comm's sums raised."""
+
+    def logits(self, hidden: int, index: int, count: int, out: int) -> None: ...
+    def highest(self, hidden: int, index: int, count: int, value: int, id: int) -> None: ...
+    def set_profiling(self, on: bool) -> None: ...
+    def take_profile(self) -> dict[str, float]:
+        """Seconds by part since the last call."""
+
+def sample(
+    *,
+    rows: int,
+    vocab: int,
+    logits: int,
+    ld_logits: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    uniform: int,
+    tokens: int,
+) -> None:
+    """Tokens (int64) of rows of float32 logits; the settings of `seesaw.ops.sample`, one per row.
+    Raises ValueError where no token can be."""
+
+def logprobs(
+    *,
+    rows: int,
+    vocab: int,
+    logits: int,
+    ld_logits: int,
+    tokens: int,
+    top: int,
+    logprobs: int,
+    ranks: int,
+    top_ids: int,
+    top_logprobs: int,
+) -> None:
+    """As `seesaw.ops.logprobs`; ids and ranks int64. Raises ValueError unless `top` is 0 to
+    `vocab`, IndexError for a token outside."""

@@ -45,7 +45,7 @@ LAYERS = {
     "measure":     Allowed("_cpu",                         STDLIB_ONLY),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout plan",           "torch"),
-    "models":      Allowed("families layout plan kvcache ops layers", "torch"),
+    "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
     "weights":     Allowed("families layout hostmem tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "

@@ -15,11 +15,15 @@
 namespace nb = nanobind;
 
 namespace seesaw {
+void bind_attention(nb::module_& m);
+void bind_comm(nb::module_& m);
 void bind_copy_pool(nb::module_& m);
+void bind_decoder(nb::module_& m);
 void bind_pack(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_probe(nb::module_& m);
 void bind_rows(nb::module_& m);
+void bind_sampling(nb::module_& m);
 }
 
 namespace {
@@ -78,11 +82,15 @@ NB_MODULE(_cpu, m) {
             seesaw::configure_thread_pool(num_threads, std::move(cores));
         },
         nb::arg("num_threads"), nb::arg("cores") = std::vector<int>{});
+    seesaw::bind_attention(m);
+    seesaw::bind_comm(m);
     seesaw::bind_copy_pool(m);
+    seesaw::bind_decoder(m);
     seesaw::bind_pack(m);
     seesaw::bind_linear(m);
     seesaw::bind_probe(m);
     seesaw::bind_rows(m);
+    seesaw::bind_sampling(m);
     // A program may end while threads still wait in here; that is no leak to tell its user about.
     nb::set_leak_warnings(false);
 }

@@ -10,6 +10,7 @@ import torch
 from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.pool import KVCache
 from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
+from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 
@@ -21,7 +22,12 @@ class Rows:
     """
 
     def __init__(
-        self, decoder: Decoder, sequences: Sequence[torch.Tensor], block_size: int
+        self,
+        decoder: Decoder | CpuDecoder,
+        sequences: Sequence[torch.Tensor],
+        block_size: int,
+        *,
+        panels: bool = False,
     ) -> None:
         self.decoder, self.sequences = decoder, sequences
         spec, ranges, device = decoder.spec, decoder.ranges, decoder.device
@@ -34,6 +40,7 @@ class Rows:
             spec.head_dim,
             decoder.dtype,
             device,
+            panels,
         )
         self.kv.pool.fill_(float("nan"))
         order = (torch.randperm(sum(counts)) + 1).tolist()
