@@ -32,7 +32,7 @@ struct Attention {
     std::int64_t q_group_stride = 0;
     std::int64_t q_head_stride = 0;
     int group = 1;                       // query heads per KV head
-    float scale = 1.0f;
+    float scale = 1.0f;                  // more than 0
     float soft_cap = 0.0f;               // 0 = none
     std::int64_t window = 0;             // keys that a query sees, itself included; 0 = all before it
     void* out = nullptr;                 // [T, num_heads * group, head_dim], rows ld_out apart
@@ -40,7 +40,8 @@ struct Attention {
     float* lse = nullptr;                // [T, num_heads * group] natural log of the sum of exp; or null
 };
 
-// Whether `view` can be attended over: head_dim a multiple of 16 up to 256, an even block_size.
+// Whether `view` can be attended over: head_dim a multiple of 16 up to 256, blocks in panels of a
+// multiple of 32 tokens, plain ones of any number.
 bool attention_supports(const KvView& view);
 // Per thread, whatever the rows are.
 std::size_t attention_scratch_bytes(const KvView& view, int group);

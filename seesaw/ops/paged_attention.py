@@ -3,19 +3,23 @@
     out[i] = softmax(sm_scale * q[i] K^T, keys up to i, within the window) V   per query head
 
 Bytes: K and V of every row once (decode is bound by these), q and out; flops: 4 * D per (query,
-visible key, query head) (prefill is bound by these). On CPU and CUDA keys are gathered from their
-blocks and go through torch's fused attention; a backend with its own kernel is picked in
-`paged_attention`.
+visible key, query head) (prefill is bound by these). On the CPU the C++ kernel computes it
+(csrc/cpu/attention.h); elsewhere keys are gathered from their blocks and go through torch's fused
+attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 
-from seesaw.ops.attention_plan import AttentionPlan, RowGroup, additive_mask, plan_attention
+from seesaw.ops.attention_plan import AttentionPlan, plan_attention
+from seesaw.ops.attention_torch import attend_with_torch
+from seesaw.ops.kv_panels import PIECE_TOKENS
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
 from seesaw.plan.attention_workspace import AttentionShape
 
@@ -23,6 +27,38 @@ from seesaw.plan.attention_workspace import AttentionShape
 # blocks per row, B rows of a group, Q queries and C keys per row of it.
 
 
+@overload
+def paged_attention(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: Sequence[int],
+    seq_lens: Sequence[int],
+    *,
+    sm_scale: float,
+    sliding_window: int | None = ...,
+    soft_cap: float | None = ...,
+    panels: bool = ...,
+    plan: AttentionPlan | None = ...,
+    return_lse: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def paged_attention(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: Sequence[int],
+    seq_lens: Sequence[int],
+    *,
+    sm_scale: float,
+    sliding_window: int | None = ...,
+    soft_cap: float | None = ...,
+    panels: bool = ...,
+    plan: AttentionPlan | None = ...,
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 def paged_attention(
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
@@ -34,8 +70,10 @@ def paged_attention(
     sm_scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    panels: bool = False,
     plan: AttentionPlan | None = None,
-) -> torch.Tensor:
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention of ragged rows; returns `[T, H, D]` of q's dtype, contiguous.
 
     q_THD            queries of all rows, one row after another, any strides
@@ -46,11 +84,31 @@ def paged_attention(
     seq_lens         tokens of each row whose KV counts, this step's included, on the host
     sliding_window   a query sees this many keys, itself included; None = all before it
     soft_cap         scores become soft_cap * tanh(score / soft_cap)
-    plan             of `plan_attention` for the same rows and window; one serves all layers
+    panels           the block_size * D elements of a tile stand in the order of `kv_panels`
+    plan             of `plan_attention` for the same rows and window; one serves all layers. The
+                     C++ kernel needs none
+    return_lse       also the natural log of the sum of exp of each query head's scores `[T, H]`,
+                     float32; a `plan` is then one of an `unfused` shape
 
     What the pool holds beyond `seq_lens` has no influence, be it NaN. Beside its output the call
     allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_workspace`.
+    Raises ValueError for sizes that do not fit, and for `panels` where the C++ kernel cannot run.
     """
+    cpu = native()
+    if cpu is not None and _fits(q_THD, k_cache, v_cache, sm_scale):
+        out_THD, lse_TH = _attend_cpu(
+            cpu, q_THD, k_cache, v_cache, block_table, list(cu_seqlens_q), list(seq_lens), sm_scale,
+            sliding_window, soft_cap, panels, return_lse,
+        )  # fmt: skip
+        return out_THD if lse_TH is None else (out_THD, lse_TH)
+    if panels:
+        raise ValueError(
+            "KV tiles in panels are read by the C++ kernel alone, which takes bfloat16 or float32 "
+            "on the CPU, a head_dim of 16, 32 .. 256, K and V of the same strides and a scale "
+            f"above 0; got {q_THD.dtype} on {q_THD.device}, head_dim {q_THD.shape[-1]}, strides "
+            f"{k_cache.stride()} and {v_cache.stride()}, scale {sm_scale}; seesaw._cpu is "
+            f"{'not ' if cpu is None else ''}in use"
+        )
     if plan is None:
         shape = AttentionShape(
             num_heads=q_THD.shape[1],
@@ -59,140 +117,92 @@ def paged_attention(
             block_size=k_cache.shape[1],
             element_bytes=q_THD.element_size(),
             sliding_window=sliding_window,
-            unfused=soft_cap is not None or q_THD.is_cuda,
+            unfused=soft_cap is not None or q_THD.is_cuda or return_lse,
         )
         plan = plan_attention(block_table, cu_seqlens_q, seq_lens, shape, q_THD.dtype)
     assert plan.shape.sliding_window == sliding_window, "the plan is for another window"
+    assert plan.shape.unfused or not return_lse, "the plan is for results without lse"
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    for group in plan.groups:
-        _attend_group(group, plan, q_THD, k_cache, v_cache, out_THD, sm_scale, soft_cap)
-    return out_THD
+    lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
+    attend_with_torch(plan, q_THD, k_cache, v_cache, out_THD, lse_TH, sm_scale, soft_cap)
+    return out_THD if lse_TH is None else (out_THD, lse_TH)
 
 
-def _attend_group(
-    group: RowGroup,
-    plan: AttentionPlan,
+def _fits(
+    q_THD: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, sm_scale: float
+) -> bool:
+    """Whether the C++ kernel takes these: equal pools of contiguous heads, whole vectors."""
+    size = q_THD.shape[2]
+    return (
+        usable(q_THD, k_cache, v_cache)
+        and k_cache.stride() == v_cache.stride()
+        and k_cache.stride(3) == 1
+        and size % 16 == 0
+        and 16 <= size <= 256
+        and sm_scale > 0
+    )
+
+
+def _attend_cpu(
+    cpu: ModuleType,
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    out_THD: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: list[int],
+    seq_lens: list[int],
     sm_scale: float,
+    sliding_window: int | None,
     soft_cap: float | None,
-) -> None:
-    shape = plan.shape
-    k_scratch, v_scratch = plan.scratch.chunk(2)
-    heads_per_kv = shape.num_heads // shape.num_kv_heads
-    num_rows = len(group.block_ids_BP)
-    q_BQHD = q_THD[group.token_index].view(num_rows, group.num_queries, *q_THD.shape[1:])
-    targets = group.token_index if group.real is None else group.token_index[group.real]
-    for first in range(0, shape.num_kv_heads, group.kv_heads_per_pass):
-        stop = min(first + group.kv_heads_per_pass, shape.num_kv_heads)
-        k_BKCD = _gather(k_cache, group, first, stop, k_scratch)
-        v_BKCD = _gather(v_cache, group, first, stop, v_scratch)
-        heads = slice(first * heads_per_kv, stop * heads_per_kv)
-        q_BHQD = q_BQHD[:, :, heads].transpose(1, 2)
-        if group.decode:
-            # the query heads of a KV head become rows of one small matrix: KV is read once
-            q_BKGD = q_BHQD.reshape(num_rows, stop - first, heads_per_kv, -1)
-            o = _attend(q_BKGD, k_BKCD, v_BKCD, group.mask, False, sm_scale, soft_cap)
-            o_NHD = o.reshape(num_rows, -1, shape.head_dim)
-        else:
-            o = _attend_queries(group, shape, q_BHQD, k_BKCD, v_BKCD, sm_scale, soft_cap)
-            o_NHD = o.flatten(0, 1)
-        out_THD[targets, heads] = o_NHD if group.real is None else o_NHD[group.real]
-
-
-def _gather(
-    cache: torch.Tensor, group: RowGroup, first: int, stop: int, scratch: torch.Tensor
-) -> torch.Tensor:
-    """Keys or values of KV heads first..stop of each row `[B, K, C, D]`, 0 where there is no key;
-    in the memory of `scratch`."""
-    num_blocks, block_size, _, size = cache.shape
-    num_rows, blocks_per_row = group.block_ids_BP.shape
-    by_block, by_token, by_head, _ = cache.stride()
-    tile = block_size * size
-    if by_token == size and by_block % tile == 0 and by_head % tile == 0:
-        # a head's tokens of a block lie together: address such tiles, whatever lies between them
-        head_K = torch.arange(first, stop, device=cache.device)
-        tiles_BKP = group.block_ids_BP[:, None] * (by_block // tile) + (
-            head_K * (by_head // tile)
-        ).view(1, -1, 1)
-        count = (num_blocks - 1) * (by_block // tile) + (stop - 1) * (by_head // tile) + 1
-        grid = cache.as_strided((count, tile), (tile, 1))
-        flat = scratch[: tiles_BKP.numel() * tile].view(-1, tile)
-        torch.index_select(grid, 0, tiles_BKP.flatten(), out=flat)
-        kv_BKCD = flat.view(num_rows, stop - first, blocks_per_row * block_size, size)
-    else:
-        block_ids = group.block_ids_BP.flatten()
-        flat = scratch[: len(block_ids) * tile * (stop - first)]
-        flat = flat.view(len(block_ids), block_size, stop - first, size)
-        torch.index_select(cache[:, :, first:stop], 0, block_ids, out=flat)
-        by_row = flat.view(num_rows, blocks_per_row * block_size, stop - first, size)
-        kv_BKCD = by_row.transpose(1, 2)
-    if group.outside is not None:
-        row, key = group.outside
-        kv_BKCD[row, :, key] = 0  # else a NaN there would spread through 0 * NaN
-    return kv_BKCD
-
-
-def _attend_queries(
-    group: RowGroup,
-    shape: AttentionShape,
-    q_BHQD: torch.Tensor,
-    k_BKCD: torch.Tensor,
-    v_BKCD: torch.Tensor,
-    sm_scale: float,
-    soft_cap: float | None,
-) -> torch.Tensor:
-    """Prompt chunks, in pieces of queries so that masks and scores stay bounded; `[B, Q, H, D]`."""
-    num_rows, _, num_queries, _ = q_BHQD.shape
-    num_keys, window = k_BKCD.shape[2], shape.sliding_window
-    if group.causal and soft_cap is None:
-        keys = slice(0, num_queries)
-        k, v = k_BKCD[:, :, keys], v_BKCD[:, :, keys]
-        return _attend(q_BHQD, k, v, None, True, sm_scale, None).transpose(1, 2)
-    piece = shape.queries_at_once(num_rows, num_keys)
-    out = torch.empty_like(q_BHQD.transpose(1, 2), memory_format=torch.contiguous_format)
-    for start in range(0, num_queries, piece):
-        stop = min(start + piece, num_queries)
-        last = min(num_keys, group.first_query_max + stop)
-        first = 0 if window is None else max(0, group.first_query_min + start - window + 1)
-        query = group.first_query_B[:, None] + torch.arange(start, stop, device=out.device)
-        key = torch.arange(first, last, device=out.device)
-        visible = key <= query[:, :, None]
-        if window is not None:
-            visible &= key > query[:, :, None] - window
-        mask = additive_mask(visible[:, None], q_BHQD.dtype)
-        k, v = k_BKCD[:, :, first:last], v_BKCD[:, :, first:last]
-        o = _attend(q_BHQD[:, :, start:stop], k, v, mask, False, sm_scale, soft_cap)
-        out[:, start:stop] = o.transpose(1, 2)
-    return out
-
-
-def _attend(
-    q_BHQD: torch.Tensor,
-    k_BKCD: torch.Tensor,
-    v_BKCD: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    sm_scale: float,
-    soft_cap: float | None,
-) -> torch.Tensor:
-    """Attention of dense tensors `[B, H, Q, D]`; `mask` broadcasts over `[B, H, Q, C]`."""
-    grouped = q_BHQD.shape[1] != k_BKCD.shape[1]
-    if soft_cap is None:
-        return F.scaled_dot_product_attention(
-            q_BHQD, k_BKCD, v_BKCD, mask, is_causal=is_causal, scale=sm_scale, enable_gqa=grouped
+    panels: bool,
+    return_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    num_blocks, block_size, kv_heads, size = k_cache.shape
+    tokens, heads, _ = q_THD.shape
+    if v_cache.shape != k_cache.shape or q_THD.shape[2] != size or heads % kv_heads:
+        shapes = ", ".join(str(list(x.shape)) for x in (q_THD, k_cache, v_cache))
+        raise ValueError(f"q and the caches of K and V do not fit: {shapes}")
+    if cu_seqlens_q[-1] != tokens or len(block_table) != len(seq_lens):
+        raise ValueError(
+            f"{tokens} queries and a block table of {len(block_table)} rows, but cu_seqlens_q ends "
+            f"at {cu_seqlens_q[-1]} and there are {len(seq_lens)} seq_lens"
         )
-    batch, num_kv = k_BKCD.shape[:2]
-    num_queries, size = q_BHQD.shape[2:]
-    q_BKND = q_BHQD.reshape(batch, num_kv, -1, size).float()
-    scores = torch.matmul(q_BKND, k_BKCD.float().transpose(-1, -2)).mul_(sm_scale / soft_cap)
-    scores = scores.tanh_().mul_(soft_cap).view(batch, num_kv, -1, num_queries, k_BKCD.shape[2])
-    if mask is not None:
-        scores += mask[:, :, None]
-    weights = torch.softmax(scores, -1).flatten(2, 3)
-    return torch.matmul(weights, v_BKCD.float()).view(q_BHQD.shape).to(q_BHQD.dtype)
+    if panels and (block_size % PIECE_TOKENS or k_cache.stride(1) != size):
+        raise ValueError(
+            f"tiles in panels are contiguous and of a multiple of {PIECE_TOKENS} tokens; got "
+            f"block_size {block_size} with strides {k_cache.stride()}"
+        )
+    if q_THD.stride(2) != 1:
+        q_THD = q_THD.contiguous()
+    block_table = block_table.to(torch.int32).contiguous()
+    out_THD = torch.empty((tokens, heads, size), dtype=q_THD.dtype)
+    lse_TH = torch.empty((tokens, heads), dtype=torch.float32) if return_lse else None
+    group, (by_block, by_token, by_head, _) = heads // kv_heads, k_cache.stride()
+    cpu.paged_attention(
+        itemsize=q_THD.itemsize,
+        q=q_THD.data_ptr(),
+        q_strides=(q_THD.stride(0), group * q_THD.stride(1), q_THD.stride(1)),
+        k_cache=k_cache.data_ptr(),
+        v_cache=v_cache.data_ptr(),
+        strides=(by_block, by_head, by_token),
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_heads=kv_heads,
+        head_dim=size,
+        panels=panels,
+        group=group,
+        block_table=block_table.data_ptr(),
+        table_stride=block_table.stride(0),
+        table_width=block_table.shape[1],
+        cu_seqlens_q=cu_seqlens_q,
+        seq_lens=seq_lens,
+        scale=sm_scale,
+        soft_cap=soft_cap or 0.0,
+        window=sliding_window or 0,
+        out=out_THD.data_ptr(),
+        lse=0 if lse_TH is None else lse_TH.data_ptr(),
+    )
+    return out_THD, lse_TH
 
 
 def paged_attention_reference(
@@ -206,8 +216,10 @@ def paged_attention_reference(
     sm_scale: float,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
-) -> torch.Tensor:
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty_like(q_THD)
+    lse = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
     group = q_THD.shape[1] // k_cache.shape[2]
     for row, seq_len in enumerate(seq_lens):
         start, stop = cu_seqlens_q[row], cu_seqlens_q[row + 1]
@@ -222,9 +234,10 @@ def paged_attention_reference(
         visible = slots <= position
         if sliding_window is not None:
             visible &= slots > position - sliding_window
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        out[start:stop] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
-    return out
+        scores.masked_fill_(~visible, float("-inf"))
+        lse[start:stop] = scores.logsumexp(-1).T
+        out[start:stop] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(out.dtype)
+    return (out, lse) if return_lse else out
 
 
 def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
@@ -250,6 +263,7 @@ def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> 
         "sm_scale": size**-0.5,
         "sliding_window": case.get("sliding_window"),
         "soft_cap": case.get("soft_cap"),
+        "return_lse": case.get("lse", False),
     }
 
 
@@ -263,7 +277,8 @@ def _cost(case: Case, dtype: torch.dtype) -> Cost:
         pairs += sum(seen)
         keys += min(seq_len, count - 1 + window) if window and count else seq_len
     elements = 2 * queries * heads * size + 2 * keys * kv_heads * size
-    return Cost(elements * dtype.itemsize, 4 * pairs * heads * size)
+    lse_bytes = 4 * queries * heads if case.get("lse") else 0
+    return Cost(elements * dtype.itemsize + lse_bytes, 4 * pairs * heads * size)
 
 
 def _case(
@@ -293,6 +308,8 @@ OP = Op(
         _case(_MIXED, 2, 3, 64, 16, sliding_window=24),
         _case(_MIXED, 1, 5, 64, 32, sliding_window=64),
         _case(_MIXED, 2, 2, 64, 16, soft_cap=2.0),
+        _case(_MIXED, 2, 3, 16, 5, lse=True),
+        _case(_MIXED, 1, 3, 48, 32, lse=True, soft_cap=3.0, sliding_window=40),
         _case(_MIXED, 1, 6, 64, 32, soft_cap=5.0, sliding_window=33),
     ),
     tolerance=FLOAT_TOLERANCE,
