@@ -49,6 +49,72 @@ def paged_attention(
     Raises ValueError for sizes that no kernel takes, IndexError for a block past the pool; whoever
     calls has checked the memory."""
 
+class Comm:
+    """The ranks of one stage, as C++ code sees them. All make the same calls in the same order; no
+    method holds the GIL. Raises RuntimeError, naming the rank, where one is gone."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    def all_reduce(self, data: int, count: int, dtype: str) -> None:
+        """Sum in place over the ranks, of `count` numbers at address `data`, in float32 in order of
+        rank and rounded once: the same bits on all. `dtype`: bfloat16 or float32."""
+
+    def all_gather(self, source: int, target: int, nbytes: int) -> None:
+        """`nbytes` of each rank to `target`, one after another in order of rank."""
+
+class Links:
+    """How a rank reaches the others: csrc/cpu/links.h. Used by one thread at a time; no method
+    holds the GIL while it waits. Bytes are at addresses, whose memory the caller keeps. Raises
+    RuntimeError, naming the rank, where one is gone or silent for too long."""
+
+    def send(self, peer: int, data: int, nbytes: int) -> None:
+        """Returns before they have arrived, unless as many sends as may be under way are so; the
+        memory may be changed then."""
+
+    def receive(self, peer: int, data: int, nbytes: int) -> None: ...
+    def exchange(
+        self, sends: list[tuple[int, int, int]], receives: list[tuple[int, int, int]]
+    ) -> None:
+        """(peer, address, bytes) each; returns when all is sent and received."""
+
+    def comm(self, members: list[int]) -> Comm:
+        """The ranks `members` in this order, this one among them. Raises ValueError."""
+
+    def close(self) -> None:
+        """Leave; what was sent arrives all the same. Safe to call twice."""
+
+class ShmLinks(Links):
+    """Between ranks of one host, over memory that all of them map, zero at first."""
+
+    def __init__(
+        self,
+        *,
+        memory: int,
+        num_ranks: int,
+        ring_slots: int,
+        slot_bytes: int,
+        rank: int,
+        timeout_s: float,
+    ) -> None:
+        """Join the others; waits for all. From each rank to each other `ring_slots` (a power of
+        two) sends of `slot_bytes` may be under way. The memory is kept until `close`. Raises
+        ValueError, and RuntimeError where a rank does not come."""
+
+    @staticmethod
+    def num_bytes(*, num_ranks: int, ring_slots: int, slot_bytes: int) -> int:
+        """Of the memory. Raises ValueError."""
+
+class TcpLinks(Links):
+    """Over connected stream sockets, one for each pair of ranks."""
+
+    def __init__(
+        self, *, sockets: list[int], rank: int, most_under_way: int, timeout_s: float
+    ) -> None:
+        """`sockets`: file descriptors by rank (its own: -1), the links' from here on. Raises
+        ValueError."""
+
 class CopyPool:
     """C++ threads that copy strided tiles and hold no GIL; parked while there is nothing to do.
 

@@ -5,8 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include <pthread.h>
-#include <signal.h>
+#include "blocked_signals.h"
 
 namespace seesaw {
 
@@ -14,20 +13,6 @@ namespace {
 
 // A thread takes about this much at a time: some tens of microseconds of copying.
 constexpr std::int64_t kGrabBytes = 256 * 1024;
-
-// Threads started while this lives take no signals: those are the Python main thread's.
-class BlockedSignals {
-public:
-    BlockedSignals() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-private:
-    sigset_t before_;
-};
 
 }  // namespace
 

@@ -1,6 +1,5 @@
 #include "thread_pool.h"
 
-#include <chrono>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -12,20 +11,11 @@
 #include <sched.h>
 #endif
 
+#include "wait.h"
+
 namespace seesaw {
 
 namespace {
-
-// Longer than threads of a step drift apart, shorter than a wake-up by the system would pay.
-constexpr std::chrono::microseconds kSpin{20};
-
-void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 int usable_cores() {
 #if defined(__linux__)
@@ -45,13 +35,7 @@ void Signal::set(std::uint32_t value) {
 std::uint32_t Signal::wait_while(std::uint32_t old) const {
     std::uint32_t now = value();
     if (now != old) return now;
-    const auto end = std::chrono::steady_clock::now() + kSpin;
-    do {
-        for (int i = 0; i < 64; ++i) {
-            relax();
-            if ((now = value()) != old) return now;
-        }
-    } while (std::chrono::steady_clock::now() < end);
+    if (spin_until([&] { return (now = value()) != old; })) return now;
     while ((now = value()) == old) value_.wait(old, std::memory_order_acquire);
     return now;
 }

@@ -1,0 +1,310 @@
+#include "tcp_comm.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "blocked_signals.h"
+#include "kernels/sum.h"
+#include "wait.h"
+
+namespace seesaw {
+
+namespace {
+
+// Added at a time: large against a round trip, small as memory.
+constexpr std::int64_t kChunkBytes = 1 << 20;
+// Up to this many bytes to all others a second round trip costs more than sending all to all.
+constexpr std::int64_t kAloneBytes = 64 * 1024;
+
+std::runtime_error gone(int rank, const std::string& why) {
+    return std::runtime_error("rank " + std::to_string(rank) + " is gone: " + why);
+}
+
+int milliseconds(std::chrono::duration<double> time) {
+    return static_cast<int>(std::clamp(time.count() * 1e3, 0.0, 1e9));
+}
+
+}  // namespace
+
+TcpLinks::TcpLinks(std::vector<int> sockets, int rank, int most_under_way, double timeout_s)
+    : rank_(rank),
+      most_under_way_(static_cast<std::size_t>(std::max(most_under_way, 1))),
+      timeout_(timeout_s),
+      peers_(sockets.size()) {
+    if (rank < 0 || static_cast<std::size_t>(rank) >= sockets.size()) {
+        throw std::invalid_argument("rank " + std::to_string(rank) + " of " +
+                                    std::to_string(sockets.size()));
+    }
+    for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
+        if (static_cast<int>(peer) != rank) peers_[peer].socket = sockets[peer];
+    }
+    wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    BlockedSignals blocked;
+    writer_ = std::thread([this] { write_rests(); });
+}
+
+TcpLinks::~TcpLinks() { close(); }
+
+void TcpLinks::close() {
+    if (closed_) return;
+    closed_ = true;
+    {
+        std::unique_lock lock(mutex_);
+        // Who is gone is not waited for.
+        written_.wait_for(lock, timeout_, [this] {
+            return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) {
+                return peer.rests.empty() || !peer.trouble.empty();
+            });
+        });
+        ending_ = true;
+    }
+    eventfd_write(wake_, 1);
+    writer_.join();
+    ::close(wake_);
+    for (const Peer& peer : peers_) {
+        if (peer.socket >= 0) ::close(peer.socket);
+    }
+}
+
+void TcpLinks::check(int peer) const {
+    if (closed_) throw std::runtime_error("rank " + std::to_string(rank_) + " has left its group");
+    if (!at(peer).trouble.empty()) throw gone(peer, at(peer).trouble);
+}
+
+// -- writing ---------------------------------------------------------------------------------------
+
+void TcpLinks::give_up(Peer& peer, const char* why) {
+    if (peer.trouble.empty()) peer.trouble = why;
+    peer.rests.clear();
+}
+
+void TcpLinks::write_some(Peer& peer) {
+    while (!peer.rests.empty()) {
+        Rest& rest = peer.rests.front();
+        const ssize_t sent =
+            ::send(peer.socket, rest.data, rest.nbytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent < 0) {
+            if (errno == EINTR) continue;
+            if (errno == EAGAIN || errno == EWOULDBLOCK) return;
+            give_up(peer, std::strerror(errno));
+            return;
+        }
+        rest.data += sent;
+        rest.nbytes -= static_cast<std::size_t>(sent);
+        if (rest.nbytes > 0) continue;
+        if (rest.own.capacity() > 0) spare_.push_back(std::move(rest.own));
+        peer.rests.pop_front();
+    }
+}
+
+void TcpLinks::write_rests() {
+    std::vector<pollfd> waiting;
+    std::vector<Peer*> whose;
+    std::unique_lock lock(mutex_);
+    while (!ending_) {
+        waiting.assign(1, {wake_, POLLIN, 0});
+        whose.clear();
+        for (Peer& peer : peers_) {
+            if (peer.rests.empty()) continue;
+            waiting.push_back({peer.socket, POLLOUT, 0});
+            whose.push_back(&peer);
+        }
+        lock.unlock();
+        poll(waiting.data(), waiting.size(), -1);
+        lock.lock();
+        eventfd_t count;
+        if (waiting[0].revents != 0) eventfd_read(wake_, &count);
+        for (std::size_t i = 0; i < whose.size(); ++i) {
+            if (waiting[i + 1].revents != 0) write_some(*whose[i]);
+        }
+        written_.notify_all();
+    }
+}
+
+void TcpLinks::queue(Peer& peer, Rest rest) {
+    const bool first = peer.rests.empty();
+    peer.rests.push_back(std::move(rest));
+    if (!first) return;
+    write_some(peer);
+    if (!peer.rests.empty()) eventfd_write(wake_, 1);
+}
+
+void TcpLinks::post(int peer, const unsigned char* data, std::int64_t nbytes) {
+    if (nbytes == 0) return;
+    const std::lock_guard lock(mutex_);
+    check(peer);
+    queue(at(peer), {data, static_cast<std::size_t>(nbytes), {}});
+}
+
+void TcpLinks::flush(int peer) {
+    std::unique_lock lock(mutex_);
+    const bool done = written_.wait_for(lock, timeout_, [&] { return at(peer).rests.empty(); });
+    check(peer);
+    if (!done) {
+        throw gone(peer, "it took nothing in " + std::to_string(timeout_.count()) + " s");
+    }
+}
+
+void TcpLinks::send(int peer, const void* data, std::int64_t nbytes) {
+    if (nbytes == 0) return;
+    std::unique_lock lock(mutex_);
+    Peer& to = at(peer);
+    const bool room = written_.wait_for(lock, timeout_, [&] {
+        return to.rests.size() < most_under_way_ || !to.trouble.empty();
+    });
+    check(peer);
+    if (!room) throw gone(peer, "it took nothing in " + std::to_string(timeout_.count()) + " s");
+    queue(to, {static_cast<const unsigned char*>(data), static_cast<std::size_t>(nbytes), {}});
+    check(peer);
+    if (to.rests.empty()) return;
+    // The caller goes on with the memory.
+    Rest& rest = to.rests.back();
+    if (!spare_.empty()) {
+        rest.own = std::move(spare_.back());
+        spare_.pop_back();
+    }
+    rest.own.assign(rest.data, rest.data + rest.nbytes);
+    rest.data = rest.own.data();
+}
+
+// -- reading ---------------------------------------------------------------------------------------
+
+void TcpLinks::receive(int peer, void* data, std::int64_t nbytes) {
+    if (closed_) throw std::runtime_error("rank " + std::to_string(rank_) + " has left its group");
+    const int socket = at(peer).socket;
+    auto* to = static_cast<unsigned char*>(data);
+    auto left = static_cast<std::size_t>(nbytes);
+    while (left > 0) {
+        ssize_t got = -1;
+        const auto read = [&] {
+            got = recv(socket, to, left, MSG_DONTWAIT);
+            return got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+        };
+        if (!spin_until(read)) {
+            pollfd readable{socket, POLLIN, 0};
+            const int ready = poll(&readable, 1, milliseconds(timeout_));
+            if (ready == 0) {
+                throw gone(peer, "it sent nothing in " + std::to_string(timeout_.count()) + " s");
+            }
+            continue;
+        }
+        if (got < 0) throw gone(peer, std::strerror(errno));
+        if (got == 0) throw gone(peer, "it has closed its connection");
+        to += got;
+        left -= static_cast<std::size_t>(got);
+    }
+}
+
+void TcpLinks::exchange(const std::vector<Parcel>& sends, const std::vector<Parcel>& receives) {
+    try {
+        for (const Parcel& one : sends) post(one.peer, one.data, one.nbytes);
+        for (const Parcel& one : receives) receive(one.peer, one.data, one.nbytes);
+        for (const Parcel& one : sends) flush(one.peer);
+    } catch (...) {
+        // The memory of what is not written yet may end with the caller.
+        const std::lock_guard lock(mutex_);
+        for (const Parcel& one : sends) give_up(at(one.peer), "an exchange with it has failed");
+        throw;
+    }
+}
+
+std::shared_ptr<Comm> TcpLinks::comm(std::vector<int> members) {
+    return std::make_shared<TcpComm>(*this, std::move(members));
+}
+
+// -- groups ----------------------------------------------------------------------------------------
+
+TcpComm::TcpComm(TcpLinks& links, std::vector<int> members)
+    : links_(links), members_(std::move(members)), parts_(members_.size()) {
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+        if (members_[i] == links.rank_) rank_ = static_cast<int>(i);
+        if (members_[i] < 0 || static_cast<std::size_t>(members_[i]) >= links.peers_.size()) {
+            throw std::invalid_argument("a group with rank " + std::to_string(members_[i]) +
+                                        ", where there are " +
+                                        std::to_string(links.peers_.size()));
+        }
+    }
+    if (rank_ < 0) {
+        throw std::invalid_argument("a group without rank " + std::to_string(links.rank_));
+    }
+}
+
+template <class Out, class In>
+void TcpComm::trade(Out&& out, In&& in) {
+    std::vector<Parcel> sends, receives;
+    // Each begins with its neighbour, so that not all write to the same rank first.
+    for (int step = 1; step < size(); ++step) {
+        const int to = (rank_ + step) % size(), from = (rank_ + size() - step) % size();
+        sends.push_back(out(to));
+        sends.back().peer = members_[static_cast<std::size_t>(to)];
+        receives.push_back(in(from));
+        receives.back().peer = members_[static_cast<std::size_t>(from)];
+    }
+    links_.exchange(sends, receives);
+}
+
+void TcpComm::all_reduce(void* data, std::int64_t count, DType dtype) {
+    const auto size_of_one = static_cast<std::int64_t>(element_bytes(dtype));
+    const std::int64_t most = kChunkBytes / size_of_one;
+    auto* at = static_cast<unsigned char*>(data);
+    while (count > 0) {
+        const std::int64_t chunk = std::min(most, count);
+        if (size() > 2 && chunk * size_of_one * (size() - 1) > kAloneBytes) {
+            add_in_shares(at, chunk, dtype);
+        } else {
+            add_alone(at, chunk, dtype);
+        }
+        at += chunk * size_of_one;
+        count -= chunk;
+    }
+}
+
+// Each rank gets the numbers of all ranks and adds them.
+void TcpComm::add_alone(unsigned char* data, std::int64_t count, DType dtype) {
+    const std::int64_t nbytes = count * static_cast<std::int64_t>(element_bytes(dtype));
+    received_.resize(static_cast<std::size_t>(nbytes * size()));
+    const auto place = [&](int member) { return received_.data() + member * nbytes; };
+    trade([&](int) { return Parcel{0, data, nbytes}; },
+          [&](int member) { return Parcel{0, place(member), nbytes}; });
+    for (int i = 0; i < size(); ++i) {
+        parts_[static_cast<std::size_t>(i)] = i == rank_ ? data : place(i);
+    }
+    sum_parts(dtype, parts_.data(), size(), data, count);
+}
+
+// Each rank gets its share of the numbers of all ranks, adds them, and gives the sums to all.
+void TcpComm::add_in_shares(unsigned char* data, std::int64_t count, DType dtype) {
+    const auto size_of_one = static_cast<std::int64_t>(element_bytes(dtype));
+    const auto first = [&](int member) { return count * member / size() * size_of_one; };
+    const auto share = [&](int member) {
+        return Parcel{0, data + first(member), first(member + 1) - first(member)};
+    };
+    const Parcel own = share(rank_);
+    received_.resize(static_cast<std::size_t>(own.nbytes * size()));
+    const auto place = [&](int member) { return received_.data() + member * own.nbytes; };
+    trade(share, [&](int member) { return Parcel{0, place(member), own.nbytes}; });
+    for (int i = 0; i < size(); ++i) {
+        parts_[static_cast<std::size_t>(i)] = i == rank_ ? own.data : place(i);
+    }
+    sum_parts(dtype, parts_.data(), size(), own.data, own.nbytes / size_of_one);
+    trade([&](int) { return own; }, share);
+}
+
+void TcpComm::all_gather(const void* in, void* out, std::int64_t nbytes) {
+    if (nbytes == 0) return;
+    auto* from = const_cast<unsigned char*>(static_cast<const unsigned char*>(in));
+    auto* to = static_cast<unsigned char*>(out);
+    std::memcpy(to + rank_ * nbytes, in, static_cast<std::size_t>(nbytes));
+    trade([&](int) { return Parcel{0, from, nbytes}; },
+          [&](int member) { return Parcel{0, to + member * nbytes, nbytes}; });
+}
+
+}  // namespace seesaw

@@ -1,0 +1,105 @@
+// Ranks of any hosts, over connected stream sockets, one for each pair of ranks.
+//
+// The thread that computes reads, and writes as much as a socket takes at once; what is left is
+// written by a thread of the links, so that two ranks that send each other more than sockets hold
+// both go on to read.
+
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "links.h"
+
+namespace seesaw {
+
+class TcpLinks final : public Links {
+public:
+    // `sockets` of the other ranks by rank, this one's own place being anything; they are the
+    // links' from here on. Of each peer at most `most_under_way` sends wait to be written. Throws
+    // std::invalid_argument.
+    TcpLinks(std::vector<int> sockets, int rank, int most_under_way, double timeout_s);
+    ~TcpLinks() override;
+    TcpLinks(const TcpLinks&) = delete;
+    TcpLinks& operator=(const TcpLinks&) = delete;
+
+    void send(int peer, const void* data, std::int64_t nbytes) override;
+    void receive(int peer, void* data, std::int64_t nbytes) override;
+    void exchange(const std::vector<Parcel>& sends, const std::vector<Parcel>& receives) override;
+    std::shared_ptr<Comm> comm(std::vector<int> members) override;
+    // Waits until all is written, as long as a peer may be silent.
+    void close() override;
+
+private:
+    friend class TcpComm;
+    using Clock = std::chrono::steady_clock;
+
+    // What a socket did not take at once.
+    struct Rest {
+        const unsigned char* data;
+        std::size_t nbytes;
+        std::vector<unsigned char> own;  // where the bytes are, if they are the links'
+    };
+    struct Peer {
+        int socket = -1;
+        std::deque<Rest> rests;
+        std::string trouble;  // why nothing more can be written
+    };
+
+    // Begins to send; the bytes must stay until flush(peer).
+    void post(int peer, const unsigned char* data, std::int64_t nbytes);
+    void flush(int peer);
+    void check(int peer) const;  // with the mutex held
+
+    void write_rests();
+    // These with the mutex held. write_some: as much as the socket takes.
+    void write_some(Peer& peer);
+    void queue(Peer& peer, Rest rest);
+    void give_up(Peer& peer, const char* why);
+    Peer& at(int peer) { return peers_[static_cast<std::size_t>(peer)]; }
+    const Peer& at(int peer) const { return peers_[static_cast<std::size_t>(peer)]; }
+
+    const int rank_;
+    const std::size_t most_under_way_;
+    const std::chrono::duration<double> timeout_;
+    mutable std::mutex mutex_;
+    std::condition_variable written_;
+    std::vector<Peer> peers_;
+    std::vector<std::vector<unsigned char>> spare_;  // memory of rests, to be used again
+    int wake_ = -1;  // an eventfd that the writer looks at
+    bool closed_ = false;
+    bool ending_ = false;
+    std::thread writer_;
+};
+
+class TcpComm final : public Comm {
+public:
+    TcpComm(TcpLinks& links, std::vector<int> members);
+    int size() const override { return static_cast<int>(members_.size()); }
+    int rank() const override { return rank_; }
+    void all_reduce(void* data, std::int64_t count, DType dtype) override;
+    void all_gather(const void* in, void* out, std::int64_t nbytes) override;
+
+private:
+    // To each other member `nbytes` from out(member), from each as many as it sends to in(member).
+    template <class Out, class In>
+    void trade(Out&& out, In&& in);
+    void add_alone(unsigned char* data, std::int64_t count, DType dtype);
+    void add_in_shares(unsigned char* data, std::int64_t count, DType dtype);
+
+    TcpLinks& links_;
+    const std::vector<int> members_;
+    int rank_ = -1;  // within the group
+    std::vector<unsigned char> received_;
+    std::vector<const void*> parts_;
+};
+
+}  // namespace seesaw
