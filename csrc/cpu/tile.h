@@ -36,11 +36,13 @@ struct Tile {
 
     // acc[r][c] += sum over s < steps, d < kDepth of a[r * lda + s * kDepth + d] * b(s, c, d), where
     // row s of b lies at b + s * b_step (elements) as in a panel. `ahead`: what will be wanted next is
-    // fetched from there, a row of a panel per step; null = nothing.
+    // fetched from there, `ahead_step` bytes in each step, kRowBytes or at most half of it; null =
+    // nothing. An even trickle keeps memory busy and out of the way of what is computed.
     SEESAW_INLINE void multiply(const bf16* a, std::ptrdiff_t lda, const bf16* b,
-                                std::ptrdiff_t b_step, std::ptrdiff_t steps, const char* ahead) {
+                                std::ptrdiff_t b_step, std::ptrdiff_t steps, const char* ahead,
+                                std::ptrdiff_t ahead_step = kRowBytes) {
         for (std::ptrdiff_t s = 0; s < steps; ++s, b += b_step, a += 2) {
-            fetch(ahead);
+            fetch(ahead, ahead_step);
 #if defined(__AVX512BF16__)
             __m512bh column[NV];
             for (int v = 0; v < NV; ++v) column[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * W);
@@ -75,9 +77,10 @@ struct Tile {
     }
 
     SEESAW_INLINE void multiply(const float* a, std::ptrdiff_t lda, const float* b,
-                                std::ptrdiff_t b_step, std::ptrdiff_t steps, const char* ahead) {
+                                std::ptrdiff_t b_step, std::ptrdiff_t steps, const char* ahead,
+                                std::ptrdiff_t ahead_step = kRowBytes) {
         for (std::ptrdiff_t s = 0; s < steps; ++s, b += b_step, a += 1) {
-            fetch(ahead);
+            fetch(ahead, ahead_step);
             vf column[NV];
             for (int v = 0; v < NV; ++v) column[v] = load(b + v * W);
 #pragma GCC unroll 12
@@ -89,11 +92,11 @@ struct Tile {
     }
 
 private:
-    static SEESAW_INLINE void fetch(const char*& ahead) {
+    static SEESAW_INLINE void fetch(const char*& ahead, std::ptrdiff_t step) {
         if (ahead != nullptr) {
             __builtin_prefetch(ahead);
-            __builtin_prefetch(ahead + 64);
-            ahead += kRowBytes;
+            if (step == kRowBytes) __builtin_prefetch(ahead + kRowBytes / 2);
+            ahead += step;
         }
     }
 };

@@ -6,32 +6,53 @@ namespace seesaw::SEESAW_ISA {
 
 namespace {
 
-// A row of a panel is asked for this many rows before it is used where each panel is read once.
-constexpr std::ptrdiff_t kAheadRows = 2048 / kRowBytes;
+// What to fetch while a block runs: for `steps` steps from `first` on, then from `second`, `rate`
+// bytes in each step. Null is nothing.
+struct Ahead {
+    std::int64_t steps;
+    const char* first;
+    const char* second;
+    std::int64_t rate;
+};
 
-// Sums of R rows of x times one panel, in float. What is fetched meanwhile: the whole `next` panel,
-// or with `alone`, where nothing fetched this one, this panel some rows ahead, then the next.
+// Sums of R rows of x times one panel, in float.
 template <class T, int R>
 __attribute__((noinline)) void block_sums(const T* x, std::int64_t ld_x, const T* panel,
-                                          std::int64_t steps, const T* next, bool alone,
-                                          float* sums) {
+                                          std::int64_t steps, Ahead ahead, float* sums) {
     constexpr std::ptrdiff_t kStep = kPanelColumns * kDepth<T>;
     Tile<R> tile;
     tile.zero();
-    const std::int64_t own = alone && steps > kAheadRows ? steps - kAheadRows : 0;
-    std::int64_t begin = 0, end = own > 0 ? own : steps;
-    const T* ahead = own > 0 ? panel + kAheadRows * kStep : next;
+    std::int64_t part = ahead.steps;
+    const char* fetch = ahead.first;
     for (;;) {
-        tile.multiply(x + begin * kDepth<T>, ld_x, panel + begin * kStep, kStep, end - begin,
-                      reinterpret_cast<const char*>(ahead));
-        if (end == steps) break;
-        begin = end;
-        end = steps;
-        ahead = next;
+        tile.multiply(x, ld_x, panel, kStep, part, fetch, ahead.rate);
+        steps -= part;
+        if (steps == 0) break;
+        x += part * kDepth<T>;
+        panel += part * kStep;
+        part = steps;
+        fetch = ahead.second;
     }
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < NV; ++v) store(sums + r * kPanelColumns + v * W, tile.acc[r][v]);
     }
+}
+
+// Where a panel is read once, it is asked for this many rows before it is used: the memory's latency
+// at the speed of a core, and more, since a few KB were measured to be too little.
+constexpr std::int64_t kAheadRows = 16384 / kRowBytes;
+
+// The fetching of block `block` of `blocks` that run on a panel in turn. One alone streams its own
+// panel, then begins the next. Several fetch the next evenly among them, since all of it in the time
+// of one block would be more than memory delivers.
+Ahead ahead_of(const char* panel, const char* next, std::int64_t steps, std::int64_t block,
+               std::int64_t blocks) {
+    if (blocks == 1) {
+        if (steps <= kAheadRows) return {steps, next, nullptr, kRowBytes};
+        return {steps - kAheadRows, panel + kAheadRows * kRowBytes, next, kRowBytes};
+    }
+    const std::int64_t rate = (kRowBytes + blocks - 1) / blocks;
+    return {steps, next == nullptr ? nullptr : next + block * steps * rate, nullptr, rate};
 }
 
 // x / (1 + e^-x), and GELU in its tanh form, which is x / (1 + e^-2u) with u the argument of tanh.
@@ -133,18 +154,20 @@ template <class T>
 void run_piece(const LinearPiece& piece) {
     const T* x = static_cast<const T*>(piece.x);
     const std::int64_t steps = piece.depth / kDepth<T>;
-    const bool alone = piece.block_end - piece.block_begin == 1;
+    const std::int64_t blocks = piece.block_end - piece.block_begin;
     alignas(64) float sums[kTileRows * kPanelColumns];
     for (std::int64_t p = piece.panel_begin; p < piece.panel_end; ++p) {
         const T* panel = static_cast<const T*>(piece.panels[p]);
-        const void* next = p + 1 < piece.panel_end ? piece.panels[p + 1] : piece.after;
+        const char* next = static_cast<const char*>(
+            p + 1 < piece.panel_end ? piece.panels[p + 1] : piece.after);
         for (std::int64_t b = piece.block_begin; b < piece.block_end; ++b) {
             const std::int64_t row = b * piece.rows / piece.row_blocks;
             const int rows = static_cast<int>((b + 1) * piece.rows / piece.row_blocks - row);
-            const T* fetch = b + 1 == piece.block_end ? static_cast<const T*>(next) : nullptr;
+            const Ahead ahead = ahead_of(reinterpret_cast<const char*>(panel), next, steps,
+                                         b - piece.block_begin, blocks);
             with_rows(rows, [&](auto r) {
                 block_sums<T, decltype(r)::value>(x + row * piece.ld_x, piece.ld_x, panel, steps,
-                                                  fetch, alone, sums);
+                                                  ahead, sums);
             });
             finish_block<T>(piece, p, row, rows, sums);
         }
