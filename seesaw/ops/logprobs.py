@@ -8,8 +8,11 @@ memory-bound.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
+from seesaw.ops.native import native
 from seesaw.ops.registry import Case, Cost, Op, Tolerance
 from seesaw.ops.top_tokens import top_tokens
 from seesaw.plan.sampling_workspace import rows_at_once
@@ -26,6 +29,8 @@ def logprobs(
     logits_SV float32, not changed; token_ids_S int64. Log-probabilities are float32, ids and ranks
     int64. Top tokens come in descending order, equals by id.
     """
+    if (cpu := native()) is not None and logits_SV.is_cpu and logits_SV.dtype == torch.float32:
+        return _logprobs_cpu(cpu, logits_SV, token_ids_S, min(k, logits_SV.shape[1]))
     at_once = rows_at_once(logits_SV.shape[1])
     parts = [
         _logprobs(logits_SV[rows : rows + at_once], token_ids_S[rows : rows + at_once], k)
@@ -33,6 +38,34 @@ def logprobs(
     ]
     sampled, ranks, ids, tops = zip(*parts, strict=True)
     return torch.cat(sampled), torch.cat(ranks), torch.cat(ids), torch.cat(tops)
+
+
+def _logprobs_cpu(
+    cpu: ModuleType, logits_SV: torch.Tensor, token_ids_S: torch.Tensor, top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, vocab = logits_SV.shape
+    if token_ids_S.shape != (rows,):
+        raise ValueError(f"tokens: got {list(token_ids_S.shape)} for {rows} rows")
+    token_ids_S = token_ids_S.contiguous()
+    if logits_SV.stride(1) != 1:
+        logits_SV = logits_SV.contiguous()
+    sampled_S = torch.empty(rows)
+    ranks_S = torch.empty(rows, dtype=torch.int64)
+    ids_Sk = torch.empty(rows, top, dtype=torch.int64)
+    top_Sk = torch.empty(rows, top)
+    cpu.logprobs(
+        rows=rows,
+        vocab=vocab,
+        logits=logits_SV.data_ptr(),
+        ld_logits=logits_SV.stride(0),
+        tokens=token_ids_S.data_ptr(),
+        top=top,
+        logprobs=sampled_S.data_ptr(),
+        ranks=ranks_S.data_ptr(),
+        top_ids=ids_Sk.data_ptr(),
+        top_logprobs=top_Sk.data_ptr(),
+    )
+    return sampled_S, ranks_S, ids_Sk, top_Sk
 
 
 def _logprobs(

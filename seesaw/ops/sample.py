@@ -4,15 +4,19 @@
     keep the fewest most probable that reach top_p;  renormalise;
     token = inverse CDF at the row's uniform number
 
-A row's token depends on that row alone. Bytes: the logits once for greedy rows, about four times
-for random ones; memory-bound.
+A row's token depends on that row alone. The kernel (csrc/cpu/sampling.h) sorts next to nothing.
+Bytes: the logits once for greedy rows, about four times for random ones; memory-bound in plain
+torch, bound by exponentials and buckets in the kernel.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 
+from seesaw.ops.native import native
 from seesaw.ops.registry import EXACT, Case, Cost, Op
 from seesaw.ops.top_tokens import top_tokens
 from seesaw.plan.sampling_workspace import rows_at_once
@@ -44,6 +48,9 @@ def sample(
     The CDF runs over descending probability, equals by id, where top_k or top_p is set, and over
     ids where not (the same distribution without a sort). Sums are in float64.
     """
+    settings = (temperature_S, top_k_S, top_p_S, min_p_S, uniform_S)
+    if (cpu := native()) is not None and logits_SV.is_cpu and logits_SV.dtype == torch.float32:
+        return _sample_cpu(cpu, logits_SV, *settings)
     vocab = logits_SV.shape[1]
     tokens_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
     random_S = temperature_S != 0
@@ -61,6 +68,45 @@ def sample(
                 tokens_S[rows_N] = _draw_ordered(x_NV, *limits, uniform_S[rows_N])
             else:
                 tokens_S[rows_N] = _draw_by_id(x_NV.exp_(), uniform_S[rows_N])
+    return tokens_S
+
+
+def _sample_cpu(
+    cpu: ModuleType,
+    logits_SV: torch.Tensor,
+    temperature_S: torch.Tensor,
+    top_k_S: torch.Tensor,
+    top_p_S: torch.Tensor,
+    min_p_S: torch.Tensor,
+    uniform_S: torch.Tensor,
+) -> torch.Tensor:
+    rows, vocab = logits_SV.shape
+    settings = (
+        temperature_S.float().contiguous(),
+        top_k_S.long().contiguous(),
+        top_p_S.float().contiguous(),
+        min_p_S.float().contiguous(),
+        uniform_S.double().contiguous(),
+    )
+    for x in settings:
+        if x.shape != (rows,):
+            raise ValueError(f"settings of a row: got {list(x.shape)} for {rows} rows")
+    if logits_SV.stride(1) != 1:
+        logits_SV = logits_SV.contiguous()
+    tokens_S = torch.empty(rows, dtype=torch.int64)
+    temperature, top_k, top_p, min_p, uniform = (x.data_ptr() for x in settings)
+    cpu.sample(
+        rows=rows,
+        vocab=vocab,
+        logits=logits_SV.data_ptr(),
+        ld_logits=logits_SV.stride(0),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        uniform=uniform,
+        tokens=tokens_S.data_ptr(),
+    )
     return tokens_S
 
 
