@@ -1,7 +1,9 @@
 #include "probe.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <vector>
 
 namespace seesaw {
 
@@ -12,22 +14,22 @@ using Clock = std::chrono::steady_clock;
 // Where results go that nobody wants.
 std::atomic<std::uint64_t> sink{0};
 
-double seconds_since(Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-// Of what all threads do between two barriers.
+// Of what all threads do between two barriers: from the first of them to begin to the last to end. One
+// thread's own clock would miss what others do while the system lets it wait.
 template <class Work>
 double time_region(ThreadPool& pool, Work&& work) {
-    double seconds = 0;
+    std::vector<Clock::time_point> begin(static_cast<std::size_t>(pool.num_threads()));
+    std::vector<Clock::time_point> end(begin.size());
     pool.run([&](Team& team) {
+        const auto own = static_cast<std::size_t>(team.index());
         team.barrier();
-        const Clock::time_point begin = Clock::now();
+        begin[own] = Clock::now();
         work(team);
-        team.barrier();
-        if (team.index() == 0) seconds = seconds_since(begin);
+        end[own] = Clock::now();
     });
-    return seconds;
+    const auto taken = *std::max_element(end.begin(), end.end()) -
+                       *std::min_element(begin.begin(), begin.end());
+    return std::chrono::duration<double>(taken).count();
 }
 
 }  // namespace

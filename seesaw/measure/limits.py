@@ -8,10 +8,11 @@ time, 0.05 s after it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from seesaw.errors import ConfigError
@@ -20,6 +21,8 @@ LEAST_BUFFER_BYTES = 256 * 2**20
 CACHES_IN_BUFFER = 4
 """The buffer is this many times as large as the last cache, so that none of it stays there."""
 PAGE_BYTES = 4096
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 PASSES = 5
 MULTIPLY_S = 0.003
 
@@ -89,11 +92,11 @@ class LimitsProbe:
         )
 
 
-def last_cache_bytes() -> int:
-    """0 where the system does not say."""
-    found = [
-        os.sysconf(name)
-        for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
-        if name in os.sysconf_names
-    ]
-    return max([0, *found])
+def last_cache_bytes(caches: Path = CACHES) -> int:
+    """Of the largest cache that the first core uses; 0 where the system does not say."""
+    found = [0]
+    for size in caches.glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = size.read_text().strip()
+            found.append(int(text[:-1]) * UNITS[text[-1]])
+    return max(found)

@@ -39,7 +39,7 @@ def calls_per_batch(call: Call, batch_s: float = BATCH_S) -> int:
     made here."""
     call()
     calls = 1
-    while (taken_s := _batch_s(call, calls)) < batch_s / 2:
+    while (taken_s := min(_batch_s(call, calls) for _ in range(2))) < batch_s / 2:
         # At most tenfold at a time: a short sample says little about a long one.
         calls = max(calls + 1, int(calls * min(10.0, batch_s / max(taken_s, 1e-9))))
     return max(1, round(calls * batch_s / taken_s))

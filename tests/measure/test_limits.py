@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -101,5 +102,9 @@ def test_the_bound_is_the_longer_of_reading_and_computing() -> None:
     assert LIMITS.figures()["isa"] == "avx512bf16"
 
 
-def test_the_last_cache_is_a_size_or_nothing() -> None:
-    assert last_cache_bytes() >= 0
+def test_the_largest_cache_counts(tmp_path: Path) -> None:
+    assert last_cache_bytes(tmp_path / "nothing here") == 0
+    for index, size in enumerate(("48K", "1024K", "32M", "odd")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    assert last_cache_bytes(tmp_path) == 32 * 2**20
