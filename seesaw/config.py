@@ -17,7 +17,7 @@ from seesaw.layout.parallel import ParallelLayout
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
-Reload = Literal["missing", "all"]
+Reload = Literal["auto", "missing", "all", "none"]
 ReshardFrom = Literal["auto", "host", "peers"]
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -133,7 +133,9 @@ class EngineConfig:
     )
     tier_block_size: int = _opt(64, "tokens per block of the host tier")
     reload: Reload = _opt(
-        "missing", "weights fetched when the layout changes: what is not in place, or all"
+        "auto",
+        "weights fetched when the layout changes: what is not in place, all, or none, as ranks run "
+        "from the host's copy; auto = none on cpu where they can, else missing",
     )
     reshard_from: ReshardFrom = _opt(
         "auto", "where those come from; auto = peers on cuda, host on cpu"
@@ -212,6 +214,11 @@ class EngineConfig:
                 "devices. Give prefill_layout and decode_layout, or tensor_parallel_size and "
                 "pipeline_parallel_size."
             )
+        if self.reload == "none" and self.reshard_from != "auto":
+            raise ConfigError(
+                f"reload='none' and reshard_from={self.reshard_from!r}: where nothing is fetched, "
+                "it comes from nowhere. Give one of the two."
+            )
         layouts = self.given_layouts
         if layouts is None:
             return
@@ -222,8 +229,8 @@ class EngineConfig:
                     f"{layout.num_ranks}. Leave num_devices out, or give layouts of that size."
                 )
         self.resolve_policy(layouts[0] != layouts[1])
-        for name, default in (("reload", "missing"), ("reshard_from", "auto")):
-            if layouts[0] == layouts[1] and getattr(self, name) != default:
+        for name in ("reload", "reshard_from"):
+            if layouts[0] == layouts[1] and getattr(self, name) != "auto":
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r}: with one layout ({layouts[0]}) no weights "
                     "move. Leave it out, or give prefill_layout and decode_layout."

@@ -19,7 +19,7 @@ from seesaw.engine.engine import EngineStats
 from seesaw.engine.stats import MovedBytes
 from seesaw.errors import ConfigError, SeesawError
 from seesaw.measure.limits import LimitsProbe
-from seesaw.plan.search import dtype_of
+from seesaw.plan.weight_bytes import dtype_of
 from seesaw.sampling_params import SamplingParams
 
 NUM_WARM_UP_PROMPTS = 4

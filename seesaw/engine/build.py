@@ -4,6 +4,7 @@ its arena, pools and groups.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,29 +12,34 @@ import torch
 
 from seesaw.distributed import RankGroup
 from seesaw.engine.messages import RankSetup, TransferReport
-from seesaw.engine.model_runner import ModelRunner, RankPhase
-from seesaw.kvcache.pool import KVCache
+from seesaw.engine.model_runner import ModelRunner, PhaseWeights, RankPhase
+from seesaw.kvcache.pool import PIECE_TOKENS, KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout import (
     ArenaPlan,
     ParallelLayout,
-    PlainFormat,
     RankRanges,
     ReshardPlan,
     plan_arena,
     plan_reshard,
     rank_ranges,
 )
+from seesaw.layout.format import WeightFormat
+from seesaw.layout.formats import make_format
 from seesaw.layout.kv import PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
+from seesaw.layout.reshard import Source
+from seesaw.layout.spans import moves
+from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
+from seesaw.plan.weight_bytes import in_place
 from seesaw.plan.workspace import COPY_THREADS
 from seesaw.scheduler.output import Phase
 from seesaw.weights.arena import Arena
 from seesaw.weights.image import WeightImage
-from seesaw.weights.reshard import Resharder
+from seesaw.weights.reshard import Exchange, Resharder
 
 Report = Callable[[TransferReport | BaseException], None]
 
@@ -43,10 +49,10 @@ class ReplicaWeights:
     """How a replica's weights lie on its ranks in each phase, and what a change moves: the same on
     every rank and for the driver. `phases` has one entry where the layouts are equal, else prefill
     (which is loaded first) and decode; `ranges` and `changes` follow it, by rank and by the phase
-    that begins.
+    that begins. Ranks that run from the image have neither arenas nor changes.
     """
 
-    fmt: PlainFormat
+    fmt: WeightFormat
     phases: tuple[Phase, ...]
     ranges: tuple[Sequence[RankRanges], ...]
     arenas: Sequence[ArenaPlan]
@@ -55,10 +61,20 @@ class ReplicaWeights:
     def first_load(self) -> ReshardPlan:
         return plan_reshard(self.fmt, None, self.ranges[0], self.arenas, old_index=0, new_index=0)
 
+    def bytes_by_source(self, phase: Phase) -> dict[Source, int]:
+        """Of all ranks, when `phase` begins; empty where the layouts are equal."""
+        if phase in self.changes:
+            return self.changes[phase].bytes_by_source()
+        total: Counter[Source] = Counter()
+        if len(self.phases) == 2:
+            for ranges in self.ranges[self.phases.index(phase)]:
+                total.update(in_place(self.fmt, ranges))
+        return dict(total)
+
 
 def plan_weights(setup: RankSetup) -> ReplicaWeights:
     """Arithmetic only: nothing is read or moved."""
-    fmt = PlainFormat(setup.spec, torch_dtype(setup.dtype).itemsize)
+    fmt = make_format(setup.weights, setup.spec, torch_dtype(setup.dtype).itemsize)
     layouts: dict[Phase, ParallelLayout] = {"prefill": setup.prefill, "decode": setup.decode}
     if setup.prefill == setup.decode:
         del layouts["prefill"]
@@ -67,6 +83,8 @@ def plan_weights(setup: RankSetup) -> ReplicaWeights:
     ranges = tuple(
         [rank_ranges(layout, setup.spec, rank) for rank in ranks] for layout in layouts.values()
     )
+    if setup.reload == "none":
+        return ReplicaWeights(fmt, phases, ranges, (), {})
     arenas = [plan_arena(fmt, ranges, rank) for rank in ranks]
     changes: dict[Phase, ReshardPlan] = {}
     if len(phases) == 2:
@@ -115,6 +133,22 @@ class ChangingWeights:
         return {str(source): nbytes for source, nbytes in moved.items()}
 
 
+class MappedWeights:
+    """`PhaseWeights` of a rank that runs from the image, whose layouts differ: nothing moves."""
+
+    def __init__(
+        self, fmt: WeightFormat, params: Mapping[Phase, Mapping[str, torch.Tensor]]
+    ) -> None:
+        names = {param.name for param in fmt.params if moves(param)}
+        self._held = {
+            phase: sum(tensor.nbytes for name, tensor in own.items() if name in names)
+            for phase, own in params.items()
+        }
+
+    def switch(self, phase: Phase) -> dict[str, int]:
+        return {"resident": self._held[phase]}
+
+
 class _Builder:
     """Puts a rank's phases together; collects what is to be closed with them."""
 
@@ -144,20 +178,21 @@ class _Builder:
         """`params` has the phases; where it has one there is one layout, for both phases if there
         is a tier."""
         names: tuple[Phase, ...] = ("decode",) if self.setup.tier is None else ("prefill", "decode")
-        decoders: dict[ParallelLayout, Decoder] = {}
+        make = CpuDecoder if self.setup.weights == "panels" else Decoder
+        decoders: dict[ParallelLayout, Decoder | CpuDecoder] = {}
         phases: dict[Phase, RankPhase] = {}
         for name in names:
             own = name if name in params else "decode"
             layout = self.setup.layout(name)
             ranges = rank_ranges(layout, self.setup.spec, self.setup.rank)
             if layout not in decoders:
-                decoders[layout] = Decoder(self.setup.spec, params[own], ranges, comms[own])
+                decoders[layout] = make(self.setup.spec, params[own], ranges, comms[own])
             phases[name] = self._phase(name, ranges, params[own], decoders[layout], comms[own])
         return phases
 
     def _phase(
         self, name: Phase, ranges: RankRanges, params: Mapping[str, torch.Tensor],
-        decoder: Decoder, comm: Comm,
+        decoder: Decoder | CpuDecoder, comm: Comm,
     ) -> RankPhase:  # fmt: skip
         setup = self.setup
         layout = setup.layout(name)
@@ -166,6 +201,7 @@ class _Builder:
         kv = KVCache.allocate(
             shape.layers.size, shape.num_blocks, shape.kv_heads.size, shape.block_size,
             shape.head_dim, self.dtype, self.device,
+            panels=setup.weights == "panels" and shape.block_size % PIECE_TOKENS == 0,
         )  # fmt: skip
         return RankPhase(
             ranges=ranges,
@@ -201,17 +237,11 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
     lock_for = builder.device if plan.changes and builder.device.type == "cuda" else None
     image = WeightImage.attach(files[0], plan.fmt, page_lock_for=lock_for)
     builder.release.append(image.close)
-    arena = Arena(plan.arenas[setup.rank], builder.device)
-    exchange = group.peer_exchange() if group is not None and setup.peers else None
-    resharder = Resharder(setup.rank, plan.changes.values(), arena, image, exchange)
-    resharder.run(plan.first_load())
-    image.check_page_lock(wait=True)
-    if not plan.changes:
-        image.close()
-    params = {
-        phase: arena.params(plan.fmt, index, plan.ranges[index][setup.rank], builder.dtype)
-        for index, phase in enumerate(plan.phases)
-    }
+    if setup.reload == "none":
+        params, weights = _map_weights(plan, setup.rank, image, builder.dtype)
+    else:
+        exchange = group.peer_exchange() if group is not None and setup.peers else None
+        params, weights = _load_weights(plan, setup.rank, image, builder, exchange)
     transfers = None
     if setup.tier is not None:
         transfers = builder.transfers(HostTier.attach(files[1], tier_shape(setup)))
@@ -221,9 +251,41 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
         builder.device,
         links=group,
         transfers=transfers,
-        weights=ChangingWeights(resharder, plan.changes) if plan.changes else None,
+        weights=weights if len(plan.phases) == 2 else None,
         release=builder.release,
     )
+
+
+_Params = Mapping[Phase, Mapping[str, torch.Tensor]]
+
+
+def _load_weights(
+    plan: ReplicaWeights, rank: int, image: WeightImage, builder: _Builder,
+    exchange: Exchange | None,
+) -> tuple[_Params, PhaseWeights]:  # fmt: skip
+    """An arena with those of the first phase."""
+    arena = Arena(plan.arenas[rank], builder.device)
+    resharder = Resharder(rank, plan.changes.values(), arena, image, exchange)
+    resharder.run(plan.first_load())
+    image.check_page_lock(wait=True)
+    if not plan.changes:
+        image.close()
+    params = {
+        phase: arena.params(plan.fmt, index, plan.ranges[index][rank], builder.dtype)
+        for index, phase in enumerate(plan.phases)
+    }
+    return params, ChangingWeights(resharder, plan.changes)
+
+
+def _map_weights(
+    plan: ReplicaWeights, rank: int, image: WeightImage, dtype: torch.dtype
+) -> tuple[_Params, PhaseWeights]:
+    """Those of all phases, where they lie in the image."""
+    params = {
+        phase: image.params(plan.ranges[index][rank], dtype)
+        for index, phase in enumerate(plan.phases)
+    }
+    return params, MappedWeights(plan.fmt, params)
 
 
 def build_local_runner(

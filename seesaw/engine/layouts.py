@@ -19,6 +19,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair, layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.log import get_logger
+from seesaw.ops.native import native
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
 from seesaw.plan.machine_files import device_by_torch_name, local_path
@@ -108,7 +109,7 @@ def _plan(
         found = search(
             spec, at_hand.machines, Constant("assumed", "assumed", lengths), ASSUMED_REQUESTS,
             config, chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
-            space=device_space(device, len(machine.devices)),
+            space=device_space(device, len(machine.devices)), native=native() is not None,
         )  # fmt: skip
     except DoesNotFit:
         return f"no layout has room for requests of {lengths.prompt + lengths.answer} tokens"
@@ -177,6 +178,7 @@ def _by_rule(
         prefill=replicas,
         decode=replicas,
         uses_tier=has_tier,
+        native=native() is not None,
     )
     if DeviceSplit.of(setting).fits:
         return LayoutChoice(replicas, replicas, f"the model fits one device; {why}")

@@ -25,11 +25,13 @@ from seesaw.engine.replicas import Replicas
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.tier import HostTier
+from seesaw.layout.format import FormatName
+from seesaw.layout.panels import panels_suit
 from seesaw.log import get_logger
+from seesaw.ops.native import native
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
-from seesaw.plan.search import dtype_of
-from seesaw.plan.weight_bytes import from_peers
+from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
 from seesaw.scheduler.scheduler import Scheduler
@@ -68,7 +70,10 @@ def load_replicas(
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
     space = device_space(device, layouts.num_ranks)
-    plan = plan_memory(config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier)
+    has_kernels = native() is not None
+    plan = plan_memory(
+        config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier, native=has_kernels
+    )
     schedulers = make_schedulers(
         config,
         plan,
@@ -81,7 +86,8 @@ def load_replicas(
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
     logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
-    setup = _setup(config, checkpoint, plan, layouts, dtype, device)
+    weights = _weight_format(checkpoint.spec, dtype, layouts, device)
+    setup = _setup(config, checkpoint, plan, layouts, dtype, device, weights)
     if layouts.num_ranks == 1 and ranks is None:
         replicas = _load_here(schedulers, setup, checkpoint, progress)
     else:
@@ -95,7 +101,7 @@ def load_replicas(
 
 def _setup(
     config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, layouts: LayoutChoice,
-    dtype: torch.dtype, device: torch.device,
+    dtype: torch.dtype, device: torch.device, weights: FormatName,
 ) -> RankSetup:  # fmt: skip
     """Of the first rank; `_of_rank` makes the others of it."""
     return RankSetup(
@@ -110,12 +116,27 @@ def _setup(
         num_blocks=plan.num_blocks,
         prefill_blocks=plan.prefill_blocks,
         tier=TierSetup(plan.tier_blocks, plan.tier_block_size) if plan.tier_blocks else None,
-        reload=config.reload,
+        weights=weights,
+        reload=reload_of(config, weights),
         peers=from_peers(config, "cuda" if device.type == "cuda" else "cpu"),
         store_path="",
         num_threads=max(1, int(usable_cores()) // layouts.num_ranks),
         cores=None,
     )
+
+
+def _weight_format(
+    spec: ModelSpec, dtype: torch.dtype, layouts: LayoutChoice, device: torch.device
+) -> FormatName:
+    """Panels where the C++ kernels run the model; what keeps them from it on a CPU is told."""
+    if device.type != "cpu" or native() is None:
+        return "plain"
+    name = str(dtype).removeprefix("torch.")
+    why_not = panels_suit(spec, name, (layouts.prefill, layouts.decode))
+    if why_not is None:
+        return "panels"
+    logger.warning("plain torch computes, which is slower than seesaw's kernels: %s", why_not)
+    return "plain"
 
 
 def _load_here(
@@ -135,7 +156,7 @@ def _load_here(
                     progress(done, total)
 
             params = checkpoint.load_params(
-                torch_dtype(setup.dtype), torch.device(setup.device), tell
+                torch_dtype(setup.dtype), torch.device(setup.device), tell, setup.weights
             )
             return build_local_runner(setup, params, tier, report)
 

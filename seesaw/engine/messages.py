@@ -7,10 +7,11 @@ processes that of `wire.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ParallelLayout
+from seesaw.layout.format import FormatName
+from seesaw.layout.plan import Reload
 from seesaw.scheduler.output import Phase, SchedulerOutput, TokenLogprobs
 
 
@@ -40,7 +41,8 @@ class RankSetup:
     num_blocks: int
     prefill_blocks: int
     tier: TierSetup | None
-    reload: Literal["missing", "all"]
+    weights: FormatName
+    reload: Reload
     peers: bool
     store_path: str
     num_threads: int

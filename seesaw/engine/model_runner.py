@@ -8,6 +8,7 @@ is the scheduler's business. Knows no processes.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,11 +16,13 @@ from typing import Protocol
 import torch
 
 from seesaw.engine.messages import StepReport
-from seesaw.engine.sampler import SamplingState, draw
+from seesaw.engine.sampler import SamplingState, draw, draw_highest
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import Comm
 from seesaw.layout import Range, RankRanges
+from seesaw.models.cpu_decoder import CpuDecoder
+from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 from seesaw.scheduler.output import Batch, Load, Phase, Row, SchedulerOutput, Store
@@ -51,7 +54,7 @@ class RankPhase:
 
     ranges: RankRanges
     params: Mapping[str, torch.Tensor]
-    decoder: Decoder
+    decoder: Decoder | CpuDecoder
     kv: KVCache
     comm: Comm
     previous: int | None
@@ -63,7 +66,7 @@ class RankPhase:
 class _RequestState:
     tokens: list[int]
     sampling: SamplingState
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
 
     def hear(self, start: int, tokens: list[int]) -> None:
         """Take in tokens from position `start` on, some of which may be known."""
@@ -150,7 +153,7 @@ class ModelRunner:
         for request_id in step.finished:
             del self._requests[request_id]
         for request_id in step.preempted:
-            self._requests[request_id].blocks.clear()
+            self._requests[request_id].blocks = array("i")
         for new in step.new_requests:
             self._requests[new.request_id] = _RequestState(
                 list(new.prompt_token_ids), SamplingState(new)
@@ -167,7 +170,7 @@ class ModelRunner:
     def _load(self, load: Load) -> None:
         assert self._transfers is not None, "a load without a host tier"
         phase = self._phases["decode"]
-        self._requests[load.request_id].blocks = list(load.blocks)
+        self._requests[load.request_id].blocks = array("i", load.blocks)
         self._transfers.load(
             load.transfer_id, phase.kv, phase.ranges.layers, phase.ranges.kv_heads,
             phase.ranges.kv_heads, load.blocks, load.tier_blocks, load.num_tokens,
@@ -176,7 +179,7 @@ class ModelRunner:
     def _store(self, store: Store) -> None:
         assert self._transfers is not None, "a store without a host tier"
         phase = self._phases[store.phase]
-        self._requests[store.request_id].blocks = []
+        self._requests[store.request_id].blocks = array("i")
         self._transfers.store(
             store.transfer_id, phase.kv, phase.ranges.layers, phase.stored_heads,
             phase.ranges.kv_heads, store.blocks, store.tier_blocks, store.num_tokens,
@@ -204,7 +207,7 @@ class ModelRunner:
             return
         drawing = [self._requests[row.request_id] for row in rows if row.samples]
         if drawing:
-            self._draw(decoder.logits(hidden, inputs.sample_index_S), drawing, phase, report)
+            self._draw(hidden, inputs.sample_index_S, drawing, phase, report)
 
     def _receive(self, num_tokens: int, phase: RankPhase) -> torch.Tensor:
         assert self._links is not None, "a stage without links"
@@ -219,14 +222,21 @@ class ModelRunner:
 
     def _draw(
         self,
-        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        sample_index: torch.Tensor,
         drawing: list[_RequestState],
         phase: RankPhase,
         report: StepReport,
     ) -> None:
         assert report.token_ids is not None, "the last stage draws"
+        decoder, comm = phase.decoder, phase.comm
         states = [state.sampling for state in drawing]
-        tokens, logprobs = draw(logits, states, phase.comm, phase.decoder.spec.vocab_size)
+        logprobs = None
+        if all(state.takes_the_highest for state in states):
+            tokens = draw_highest(*decoder.highest(hidden, sample_index), states, comm)
+        else:
+            logits = decoder.logits(hidden, sample_index)
+            tokens, logprobs = draw(logits, states, comm, decoder.spec.vocab_size)
         for state, token in zip(drawing, tokens, strict=True):
             state.tokens.append(token)
         if logprobs is not None or report.logprobs is not None:
@@ -237,41 +247,53 @@ class ModelRunner:
     def _inputs(self, rows: list[Row], phase: RankPhase) -> StepInputs:
         size = phase.kv.block_size
         embeds = phase.previous is None
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        tables: list[list[int]] = []
-        cu_seqlens, seq_lens, sample_index = [0], [], []
+        token_ids, positions, slots, sample_index = array("q"), array("q"), array("q"), array("q")
+        tables: list[array[int]] = []
+        cu_seqlens, seq_lens = [0], []
         for request_id, start, count, _, _, samples in rows:
             state = self._requests[request_id]
             end = start + count
-            blocks = state.blocks
+            table = state.blocks[: -(-end // size)]
             if count == 1:
                 positions.append(start)
-                slots.append(blocks[start // size] * size + start % size)
+                slots.append(table[-1] * size + start % size)
             else:
-                positions += range(start, end)
-                slots += [blocks[p // size] * size + p % size for p in range(start, end)]
+                positions.extend(range(start, end))
+                for index in range(start // size, len(table)):
+                    # slots and positions of a block's tokens differ by the same
+                    base = (table[index] - index) * size
+                    first, last = max(start, index * size), min(end, index * size + size)
+                    slots.extend(range(base + first, base + last))
             if embeds:
-                token_ids += state.tokens[start:end]
+                token_ids.extend(state.tokens[start:end])
                 assert len(token_ids) == len(positions), f"{request_id}: tokens up to {end} unknown"
-            tables.append(blocks[: -(-end // size)])
+            tables.append(table)
             cu_seqlens.append(len(positions))
             seq_lens.append(end)
             if samples:
                 sample_index.append(len(positions) - 1)
-        width = max(map(len, tables))
-        device = self._device
         return StepInputs(
-            token_ids_T=torch.tensor(token_ids, dtype=torch.int64, device=device),
-            positions_T=torch.tensor(positions, device=device),
-            slot_mapping_T=torch.tensor(slots, device=device),
-            block_table_RP=torch.tensor(
-                [table + [0] * (width - len(table)) for table in tables],
-                dtype=torch.int32,
-                device=device,
-            ),
+            token_ids_T=self._tensor(token_ids),
+            positions_T=self._tensor(positions),
+            slot_mapping_T=self._tensor(slots),
+            block_table_RP=self._tensor(_padded(tables)).view(len(rows), -1),
             cu_seqlens_q_list=cu_seqlens,
             seq_lens_list=seq_lens,
-            sample_index_S=torch.tensor(sample_index, dtype=torch.int64, device=device),
+            sample_index_S=self._tensor(sample_index),
         )
+
+    def _tensor(self, values: array[int]) -> torch.Tensor:
+        """The same numbers; on the CPU in the same memory."""
+        dtype = torch.int64 if values.typecode == "q" else torch.int32
+        if not values:
+            return torch.empty(0, dtype=dtype, device=self._device)
+        return torch.frombuffer(values, dtype=dtype).to(self._device)
+
+
+def _padded(tables: list[array[int]]) -> array[int]:
+    """One after another, with zeros up to the longest."""
+    width = max(map(len, tables))
+    joined = array("i", bytes(4 * width * len(tables)))
+    for row, table in enumerate(tables):
+        joined[row * width : row * width + len(table)] = table
+    return joined

@@ -12,6 +12,7 @@ from seesaw.scheduler.output import Phase
 def predict_bytes(setup: RankSetup) -> TransferBytes:
     """Of one replica, whichever of its ranks `setup` is for."""
     ranks = range(setup.num_ranks)
+    weights = plan_weights(setup)
     phases: tuple[Phase, ...] = ("prefill", "decode")
     one_block = setup.block_size
     store = {
@@ -33,7 +34,8 @@ def predict_bytes(setup: RankSetup) -> TransferBytes:
         ),
         tier_block_bytes=0 if setup.tier is None else tier_shape(setup).block_bytes,
         weights_by_phase={
-            phase: {str(source): nbytes for source, nbytes in plan.bytes_by_source().items()}
-            for phase, plan in plan_weights(setup).changes.items()
+            phase: {str(source): nbytes for source, nbytes in found.items()}
+            for phase in phases
+            if (found := weights.bytes_by_source(phase))
         },
     )

@@ -15,7 +15,7 @@ from seesaw.engine.rank_executor import RankExecutor
 from seesaw.engine.ranks import Ranks
 from seesaw.engine.replicas import Replicas
 from seesaw.kvcache.tier import HostTier
-from seesaw.layout.plain import PlainFormat
+from seesaw.layout.formats import make_format
 from seesaw.scheduler.scheduler import Scheduler
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.image import WeightImage
@@ -27,7 +27,7 @@ def load_ranks(
 ) -> Replicas:  # fmt: skip
     """A process per device. They start while the host image is read, which they share."""
     dp, size = len(schedulers), setup.num_ranks
-    fmt = PlainFormat(setup.spec, torch_dtype(setup.dtype).itemsize)
+    fmt = make_format(setup.weights, setup.spec, torch_dtype(setup.dtype).itemsize)
     keep = ranks is not None
     release = contextlib.ExitStack()  # what the executor lets go at its end
     with contextlib.ExitStack() as undo:

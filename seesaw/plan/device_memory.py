@@ -14,12 +14,20 @@ from typing import NamedTuple, Self
 from seesaw.config import EngineConfig, format_bytes, parse_bytes
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
+from seesaw.layout.format import FormatName
 from seesaw.layout.kv import PoolShape
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
+from seesaw.layout.plan import Reload
 from seesaw.layout.ranges import RankRanges
 from seesaw.plan.machine import Kind, Machine
-from seesaw.plan.weight_bytes import WeightBytes, from_peers, weight_bytes
+from seesaw.plan.weight_bytes import (
+    WeightBytes,
+    from_peers,
+    reload_of,
+    weight_bytes,
+    weight_format,
+)
 from seesaw.plan.workspace import copy_staging_bytes, workspace_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
@@ -53,8 +61,8 @@ class Space:
 
 
 class RankNeeds(NamedTuple):
-    """Bytes that one rank needs: its arena, a step's work space, and a block of either pool (the
-    same where there is one layout)."""
+    """Bytes that one rank needs: its arena (weights that are its own), a step's work space, and a
+    block of either pool (the same where there is one layout)."""
 
     rank: int
     arena_bytes: int
@@ -71,6 +79,7 @@ class Setting:
     """What the split of a device depends on. Layouts with all their replicas, which are alike.
 
     `element_bytes` of weights and what is computed; `kv_element_bytes` of KV, the same without.
+    `native`: see `weight_format`.
     """
 
     config: EngineConfig
@@ -81,6 +90,21 @@ class Setting:
     prefill: ParallelLayout
     decode: ParallelLayout
     uses_tier: bool
+    native: bool = False
+
+    @property
+    def weights(self) -> WeightBytes:
+        return weight_bytes(self.spec, self.element_bytes, self._format)
+
+    @property
+    def reload(self) -> Reload:
+        """Raises ConfigError."""
+        return reload_of(self.config, self._format)
+
+    @property
+    def _format(self) -> FormatName:
+        layouts = (self.prefill, self.decode)
+        return weight_format(self.config, self.spec, layouts, self.space.kind, self.native)
 
     @property
     def num_ranks(self) -> int:
@@ -203,10 +227,14 @@ def device_budget(config: EngineConfig, space: Space, num_ranks: int) -> tuple[i
 
 def _needs(setting: Setting) -> list[RankNeeds]:
     """Of the ranks of one replica."""
-    weights = weight_bytes(setting.spec, setting.element_bytes)
+    weights = setting.weights
     layouts = tuple(dict.fromkeys([setting.prefill.replica, setting.decode.replica]))
-    # One device has its weights straight from the checkpoint, as they are.
-    arenas = weights.arenas(layouts) if setting.num_ranks > 1 else [weights.total]
+    if setting.num_ranks == 1:  # has its weights straight from the checkpoint, as they are
+        arenas: Sequence[int] = [weights.total]
+    elif setting.reload == "none":
+        arenas = weights.copied(layouts)
+    else:
+        arenas = weights.arenas(layouts)
     aside = _held_aside(setting, weights, layouts)
     known: dict[Sequence[object], int] = {}
 
@@ -233,11 +261,11 @@ def _held_aside(
 ) -> Sequence[int]:
     """By rank, the most that a change of layout reads from its arena at once. From peers that is
     planned to be a layer at most, and close to it; from the host, what a rank has elsewhere."""
-    if len(layouts) == 1:
+    if len(layouts) == 1 or setting.reload == "none":
         return [0] * layouts[0].num_ranks
     if from_peers(setting.config, setting.space.kind):
         return [weights.largest_layer] * layouts[0].num_ranks
-    changes = weights.changes((layouts[0], layouts[1]), setting.config.reload, peers=False)
+    changes = weights.changes((layouts[0], layouts[1]), setting.reload, peers=False)
     return [max(one.aside, other.aside) for one, other in zip(*changes, strict=True)]
 
 

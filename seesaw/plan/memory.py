@@ -14,7 +14,6 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.kv import TierShape, check_tier_blocks
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, Space
-from seesaw.plan.weight_bytes import weight_bytes
 
 __all__ = ["MemoryPlan", "Space", "plan_memory"]
 
@@ -92,12 +91,13 @@ def plan_memory(
     *,
     kv_element_bytes: int | None = None,
     name_others: bool = True,
+    native: bool = False,
 ) -> MemoryPlan:
     """Split the budget of every device, and what the host has.
 
     `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
     `uses_tier`: whether the policy does. `name_others`: an error names other layouts that
-    would fit, all of which are planned for that.
+    would fit, all of which are planned for that. `native`: see `weight_format`.
 
     Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
     model and one request of the longest length, or the host weights and tier; ConfigError where
@@ -113,11 +113,12 @@ def plan_memory(
         prefill=layouts.prefill,
         decode=layouts.decode,
         uses_tier=uses_tier,
+        native=native,
     )
     split = DeviceSplit.of(setting)
     if not split.fits:
         raise split.too_small(name_others=name_others)
-    image_bytes = weight_bytes(spec, element_bytes).image if layouts.num_ranks > 1 else 0
+    image_bytes = setting.weights.image if layouts.num_ranks > 1 else 0
     on_host = split.budget * layouts.num_ranks if space.kind == "cpu" else 0
     free = _free_beside(space, image_bytes, on_host)
     tier_block_bytes = _tier_block_bytes(setting)

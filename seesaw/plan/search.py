@@ -23,6 +23,7 @@ from seesaw.plan.estimate import Estimate, Estimator, name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
 from seesaw.plan.transition import faster_source, missing_bytes, planned_bytes
+from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.workload import Workload
 
 KV_BYTES: Mapping[str, int] = {**ELEMENT_BYTES, "fp8": 1}
@@ -79,13 +80,15 @@ def search(
     chunks: Sequence[int] | None = None,
     uses_tier: bool | None = None,
     space: Space | None = None,
+    native: bool = True,
 ) -> Plan:
     """Rank every layout and pair of layouts of every way to use a machine.
 
     `kv_dtype` where KV is stored in another one than the model's. `chunks`: values of
     `max_num_batched_tokens` to choose from (default: CHUNKS and the config's). A policy other than
     `auto` is taken for all, and `uses_tier` says whether it keeps KV on the host: one that does not
-    cannot change layouts. `space`: memory that there is (default: all of the machine's).
+    cannot change layouts. `space`: memory that there is (default: all of the machine's). `native`:
+    ranks on CPU compute with seesaw's own kernels, as they do where these are built.
 
     Raises DoesNotFit where no candidate has room, with the figures of the one that lacks least;
     ConfigError where the machine cannot be used so.
@@ -102,6 +105,7 @@ def search(
         chunks=sorted(chunks or {*CHUNKS, config.max_num_batched_tokens}),
         uses_tier=uses_tier,
         space=space,
+        native=native,
     )
     _check_wanted(asked)
     found: list[_Found] = []
@@ -127,13 +131,16 @@ class _Asked:
     chunks: Sequence[int]
     uses_tier: bool | None
     space: Space | None
+    native: bool
 
     @property
     def element_bytes(self) -> int:
         return ELEMENT_BYTES[self.dtype]
 
     def on(self, machine: Machine) -> Self:
-        """With weights from where they come fastest."""
+        """With weights from where they come fastest, where a choice there is."""
+        if machine.kind == "cpu":
+            return self
         source = faster_source(self.config, machine)
         return replace(self, config=replace(self.config, reshard_from=source))
 
@@ -158,7 +165,7 @@ class _Found:
         asked, one = self.asked, self.estimate
         moved = planned_bytes(
             asked.spec, asked.element_bytes, one.prefill.replica, one.decode.replica,
-            asked.config, self.estimator.machine.kind,
+            asked.config, self.estimator.machine.kind, asked.native,
         )  # fmt: skip
         exact = self.estimator.estimate(
             one.prefill, one.decode, one.policy, one.max_num_batched_tokens, one.memory, moved
@@ -199,7 +206,13 @@ def _best_chunk(
     moved = None
     if is_split:
         moved = missing_bytes(
-            spec, asked.element_bytes, prefill.replica, decode.replica, config, machine.kind
+            spec,
+            asked.element_bytes,
+            prefill.replica,
+            decode.replica,
+            config,
+            machine.kind,
+            asked.native,
         )
     found: list[Estimate] = []
     lacking: DoesNotFit | None = None
@@ -209,7 +222,7 @@ def _best_chunk(
             memory = plan_memory(
                 replace(config, max_num_batched_tokens=chunk), spec, asked.element_bytes,
                 asked.space or Space.of(machine), layouts, uses_tier,
-                kv_element_bytes=asked.kv_bytes, name_others=False,
+                kv_element_bytes=asked.kv_bytes, name_others=False, native=asked.native,
             )  # fmt: skip
             _check_length(asked.demand, memory)
         except DoesNotFit as error:
@@ -330,13 +343,6 @@ def usable(machines: Sequence[Machine], num_devices: int | None) -> list[Machine
             "calibrate`."
         )
     return [largest.first(num_devices)]
-
-
-def dtype_of(config: EngineConfig, spec: ModelSpec) -> str:
-    """What `auto` means: the checkpoint's, but bfloat16 for float32 ones."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "bfloat16" if spec.torch_dtype == "float32" else spec.torch_dtype
 
 
 def check_dtype(machine: Machine, dtype: str) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 
 from seesaw.config import EngineConfig, ReshardFrom
 from seesaw.families.spec import ModelSpec
+from seesaw.layout.format import WeightFormat
 from seesaw.layout.parallel import ParallelLayout
-from seesaw.layout.plain import PlainFormat
+from seesaw.layout.plan import Reload
 from seesaw.layout.ranges import RankRanges
 from seesaw.layout.reshard import Source
-from seesaw.layout.spans import moves, shared, spans
+from seesaw.layout.spans import moves, moving_bytes, shared, spans
 from seesaw.plan.machine import Kind, Machine
-from seesaw.plan.weight_bytes import from_peers, weight_bytes
+from seesaw.plan.weight_bytes import from_peers, reload_of, weight_bytes, weight_format
 
 Moved = Sequence[Mapping[Source, int]]
 """By rank."""
@@ -37,12 +38,13 @@ def faster_source(config: EngineConfig, machine: Machine) -> ReshardFrom:
 
 def planned_bytes(
     spec: ModelSpec, element_bytes: int, prefill: ParallelLayout, decode: ParallelLayout,
-    config: EngineConfig, kind: Kind,
+    config: EngineConfig, kind: Kind, native: bool = False,
 ) -> tuple[Moved, Moved]:  # fmt: skip
-    """To `decode`, and back to `prefill`; layouts of one replica."""
-    weights = weight_bytes(spec, element_bytes)
+    """To `decode`, and back to `prefill`; layouts of one replica. `native`: see `weight_format`."""
+    name = weight_format(config, spec, (prefill, decode), kind, native)
+    weights = weight_bytes(spec, element_bytes, name)
     to_decode, to_prefill = weights.changes(
-        (prefill, decode), config.reload, from_peers(config, kind)
+        (prefill, decode), reload_of(config, name), from_peers(config, kind)
     )
     return (
         [rank.bytes_by_source for rank in to_decode],
@@ -52,33 +54,33 @@ def planned_bytes(
 
 def missing_bytes(
     spec: ModelSpec, element_bytes: int, prefill: ParallelLayout, decode: ParallelLayout,
-    config: EngineConfig, kind: Kind,
+    config: EngineConfig, kind: Kind, native: bool = False,
 ) -> tuple[Moved, Moved]:  # fmt: skip
     """The same, were every byte that a rank has already in its place."""
-    weights = weight_bytes(spec, element_bytes)
+    name = weight_format(config, spec, (prefill, decode), kind, native)
+    reload, weights = reload_of(config, name), weight_bytes(spec, element_bytes, name)
     fmt, sides = weights.format, [weights.ranges(prefill), weights.ranges(decode)]
     source: Source = "peer" if from_peers(config, kind) else "host"
-    if config.reload == "all":
+    if reload == "all":
         source = "host"
     found = []
     for old, new in ((0, 1), (1, 0)):
         moved: list[Mapping[Source, int]] = []
         for before, after in zip(sides[old], sides[new], strict=True):
-            kept = 0 if config.reload == "all" else _kept(fmt, before, after)
-            moved.append({source: _held(fmt, after) - kept})
+            moved.append({source: _missing(fmt, before, after, reload)})
         found.append(moved)
     return found[0], found[1]
 
 
-def _held(fmt: PlainFormat, ranges: RankRanges) -> int:
-    """Bytes of what moves that a rank with `ranges` holds. Layers are alike."""
-    layer = ranges.layers.start
-    params = (param for param in fmt.params if param.layer == layer and moves(param))
-    of_layer = sum(span.size for param in params for span in spans(fmt, param, ranges))
-    return of_layer * ranges.layers.size
+def _missing(fmt: WeightFormat, before: RankRanges, after: RankRanges, reload: Reload) -> int:
+    """Bytes that a rank takes on its way from one to the other."""
+    if reload == "none":
+        return 0
+    kept = 0 if reload == "all" else _kept(fmt, before, after)
+    return moving_bytes(fmt, after) - kept
 
 
-def _kept(fmt: PlainFormat, before: RankRanges, after: RankRanges) -> int:
+def _kept(fmt: WeightFormat, before: RankRanges, after: RankRanges) -> int:
     """Those of them that it held before."""
     layers = before.layers.overlap(after.layers)
     if layers.size == 0:

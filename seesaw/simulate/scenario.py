@@ -48,7 +48,8 @@ class Scenario:
     many as the longest answer) and stops before, at an end-of-sequence token. `max_model_len` of
     None is the longest request.
 
-    `kv_element_bytes` of None keeps KV in `config.dtype`.
+    `kv_element_bytes` of None keeps KV in `config.dtype`. `native`: ranks on CPU compute with
+    seesaw's own kernels.
 
     `num_blocks`, `prefill_blocks` and `tier_blocks` replace what the memory plan gives, and
     `transition_s` the seconds of every change of layout. `debug` has the scheduler check its blocks
@@ -65,6 +66,7 @@ class Scenario:
     host: HostCosts = field(default_factory=HostCosts)
     max_steps_in_flight: int = 2
     kv_element_bytes: int | None = None
+    native: bool = True
     transition_s: float | None = None
     num_blocks: int | None = None
     prefill_blocks: int | None = None

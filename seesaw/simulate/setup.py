@@ -20,8 +20,9 @@ from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.device_memory import Space
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
-from seesaw.plan.search import check_dtype, dtype_of
+from seesaw.plan.search import check_dtype
 from seesaw.plan.transition import Moved, planned_bytes
+from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.work import WorkCounter
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
@@ -100,7 +101,7 @@ class Setup:
         scenario = self.scenario
         plan = plan_memory(
             self.config, scenario.spec, self.element_bytes, Space.of(self.machine), self.layouts,
-            self.uses_tier, kv_element_bytes=scenario.kv_element_bytes,
+            self.uses_tier, kv_element_bytes=scenario.kv_element_bytes, native=scenario.native,
         )  # fmt: skip
         plan = replace(plan, num_blocks=scenario.num_blocks or plan.num_blocks)
         if not self.uses_tier:
@@ -179,7 +180,7 @@ class Setup:
             return {}
         to_decode, to_prefill = planned_bytes(
             self.scenario.spec, self.element_bytes, self.prefill, self.decode, self.config,
-            self.machine.kind,
+            self.machine.kind, self.scenario.native,
         )  # fmt: skip
         return {"decode": to_decode, "prefill": to_prefill}
 

@@ -10,6 +10,7 @@ import torch
 
 from seesaw.layout import ArenaPlan, RankRanges
 from seesaw.layout.format import WeightFormat
+from seesaw.weights.tied import add_tied_head
 
 
 class Arena:
@@ -33,9 +34,7 @@ class Arena:
             for param in fmt.params
             if fmt.holds(param, ranges)
         }
-        embedding = params.get("model.embed_tokens.weight")
-        if embedding is not None and all(param.name != "lm_head.weight" for param in fmt.params):
-            params["lm_head.weight"] = embedding
+        add_tied_head(params, fmt)
         return params
 
     def view(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

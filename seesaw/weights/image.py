@@ -10,6 +10,8 @@ import torch
 from seesaw.config import format_bytes
 from seesaw.hostmem.shared import PAGE_LOCK_BYTES, SharedMemory, new_file
 from seesaw.layout.format import StoredParam, WeightFormat
+from seesaw.layout.ranges import RankRanges
+from seesaw.weights.tied import add_tied_head
 
 _ADVICE = (
     "Free memory, raise the container's limit, use a smaller dtype or model, or one device, which "
@@ -57,6 +59,35 @@ class WeightImage(SharedMemory):
         """`param` in its stored shape."""
         start = self.fmt.image_offsets[param.name]
         return self.tensor[start : start + self.fmt.nbytes(param)].view(dtype).view(param.shape)
+
+    def params(self, ranges: RankRanges, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What a rank with `ranges` holds, by name, without a copy: views into the image, which
+        live as long as its mapping. Only where the runs of a tensor are not evenly spaced are they
+        copied together. A tied `lm_head.weight` is the embedding's tensor itself."""
+        params = {
+            param.name: self._rank_tensor(param, ranges, dtype)
+            for param in self.fmt.params
+            if self.fmt.holds(param, ranges)
+        }
+        add_tied_head(params, self.fmt)
+        return params
+
+    def _rank_tensor(
+        self, param: StoredParam, ranges: RankRanges, dtype: torch.dtype
+    ) -> torch.Tensor:
+        shape, window = self.fmt.local_shape(param, ranges), self.fmt.window(param, ranges)
+        whole = self.view(param, dtype).view(-1)
+        if window is not None:
+            return whole.as_strided(
+                shape, window.strides, whole.storage_offset() + window.start // dtype.itemsize
+            )
+        raw = whole.view(torch.uint8)
+        runs = self.fmt.runs(param, ranges)
+        return (
+            torch.cat([raw[run.start : run.start + run.size] for run in runs])
+            .view(dtype)
+            .view(shape)
+        )
 
     def copy_to(self, target: torch.Tensor, offset: int) -> None:
         """Fill `target`, contiguous uint8 on any device, from `offset` on; on a GPU in the order of

@@ -17,10 +17,12 @@ import torch
 from seesaw.errors import ModelError
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.format import Order, StoredParam, WeightFormat
-from seesaw.weights import panels
+from seesaw.layout.panels import PANEL
 from seesaw.weights.image import WeightImage
+from seesaw.weights.panels import pack
 from seesaw.weights.placement import Placement, Run, place
 from seesaw.weights.stored import StoredTensor
+from seesaw.weights.tied import add_tied_head
 
 CHUNK_ELEMENTS = 1 << 18
 PANEL_CHUNK_BYTES = 1 << 21
@@ -52,8 +54,7 @@ def load_params(
         param.name: torch.empty(param.shape, dtype=dtype, device=device) for param in fmt.params
     }
     fill(params, spec, tensors, fmt, progress)
-    if spec.tie_word_embeddings:
-        params["lm_head.weight"] = params["model.embed_tokens.weight"]
+    add_tied_head(params, fmt)
     return params
 
 
@@ -149,7 +150,7 @@ def _rows_at_once(stored: StoredTensor, run: Run, order: Order, chunk_elements: 
         stored.interleaved_head_dim or 1,
         run.group if run.group < run.num_rows else 1,
         COLUMNS if order == "columns" else 1,
-        panels.PANEL if order == "panels" and run.group == run.num_rows else 1,
+        PANEL if order == "panels" and run.group == run.num_rows else 1,
     )
     return max(1, chunk_elements // max(1, stored.row_elements) // unit) * unit
 
@@ -157,7 +158,7 @@ def _rows_at_once(stored: StoredTensor, run: Run, order: Order, chunk_elements: 
 def _put(rows: torch.Tensor, run: Run, target: torch.Tensor, order: Order) -> None:
     """Rows of a tensor to their places in a parameter."""
     if order == "panels":
-        panels.pack(rows.to(target.dtype), run, target)
+        pack(rows.to(target.dtype), run, target)
         return
     into = target.T if order == "columns" else target
     if run.group == run.num_rows:

@@ -131,7 +131,7 @@ def test_twice_the_rate_is_half_the_term(
 
 
 def test_tensor_parallelism_divides_weights_but_no_all_reduce() -> None:
-    spec = make_model(layers=2, query_heads=16, kv_heads=8, mlp=96, vocab=320)
+    spec = make_model(layers=2, query_heads=16, kv_heads=8, mlp=128, vocab=512)
     work = work_of(spec, [(1, 9, True)] * 4)
     device = make_device(memory_bytes_per_s=1.0)
     found = {}
