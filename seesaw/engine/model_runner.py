@@ -22,7 +22,6 @@ from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import Comm
 from seesaw.layout import Range, RankRanges
 from seesaw.models.cpu_decoder import CpuDecoder
-from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 from seesaw.scheduler.output import Batch, Load, Phase, Row, SchedulerOutput, Store
