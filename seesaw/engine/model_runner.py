@@ -253,6 +253,7 @@ class ModelRunner:
             state = self._requests[request_id]
             end = start + count
             table = state.blocks[: -(-end // size)]
+            assert len(table) * size >= end, f"{request_id}: no block for token {end - 1}"
             if count == 1:
                 positions.append(start)
                 slots.append(table[-1] * size + start % size)
