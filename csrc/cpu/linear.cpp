@@ -27,10 +27,10 @@ struct Cut {
     std::int64_t grain;   // panels of a piece
 };
 
-Cut cut(const Linear& weight, std::int64_t rows, std::int64_t threads, int tile_rows) {
+Cut cut(const Linear& weight, std::int64_t rows, std::int64_t threads, int block_rows) {
     Cut cut;
     const auto row_bytes = weight.depth * static_cast<std::int64_t>(element_bytes(weight.dtype));
-    cut.row_blocks = ceil_div(rows, tile_rows);
+    cut.row_blocks = ceil_div(rows, block_rows);
     const std::int64_t for_cache = ceil_div(rows * row_bytes, kResidentBytes);
     const std::int64_t for_threads = ceil_div(kRounds * threads, weight.num_panels);
     cut.groups = std::min(cut.row_blocks, std::max(for_cache, for_threads));
@@ -56,11 +56,13 @@ Cut cut(const Linear& weight, std::int64_t rows, std::int64_t threads, int tile_
     return cut;
 }
 
-// Runs all pieces; `own` gives the calling thread's copy of the piece before its first.
+// Runs all pieces of what `piece` says of the result.
 void run(Team& team, const Linear& weight, const void* x, std::int64_t ld_x, std::int64_t rows,
          LinearPiece piece) {
     const LinearKernels& kernels = linear_kernels();
-    const Cut how = cut(weight, rows, team.size(), kernels.tile_rows);
+    const bool half = weight.dtype == DType::bf16;
+    const int block_rows = half ? kernels.bf16_block_rows : kernels.f32_block_rows;
+    const Cut how = cut(weight, rows, team.size(), block_rows);
     piece.panels = weight.panels;
     piece.columns = weight.columns;
     piece.depth = weight.depth;
@@ -69,7 +71,7 @@ void run(Team& team, const Linear& weight, const void* x, std::int64_t ld_x, std
     piece.ld_x = ld_x;
     piece.rows = rows;
     piece.row_blocks = how.row_blocks;
-    const auto run_piece = weight.dtype == DType::bf16 ? kernels.bf16_piece : kernels.f32_piece;
+    const auto run_piece = half ? kernels.bf16_piece : kernels.f32_piece;
     const auto first_panel = [&](std::int64_t i) { return i % how.pieces * how.grain; };
     team.share(how.groups * how.pieces, 1, [&](std::int64_t i, std::int64_t) {
         const std::int64_t group = i / how.pieces;

@@ -89,6 +89,12 @@ SEESAW_INLINE void store(bf16* p, vf x) {
 SEESAW_INLINE vf even_of(vu pairs) { return (vf)(pairs << 16); }
 SEESAW_INLINE vf odd_of(vu pairs) { return (vf)(pairs & 0xffff0000u); }
 SEESAW_INLINE vu load_pairs(const bf16* p) { return *reinterpret_cast<const vu_any*>(p); }
+// One pair in all places.
+SEESAW_INLINE vu splat_pair(const bf16* p) {
+    std::uint32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    return vu{} + pair;
+}
 
 SEESAW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 SEESAW_INLINE float sum_of(vf x) {

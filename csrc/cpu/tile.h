@@ -56,20 +56,37 @@ struct Tile {
                 }
             }
 #else
-            vf even[R], odd[R];
-#pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) {
-                even[r] = splat(widen(a[r * lda]));
-                odd[r] = splat(widen(a[r * lda + 1]));
-            }
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) {
-                const vu pairs = load_pairs(b + v * 2 * W);
-                const vf first = even_of(pairs), second = odd_of(pairs);
+            if constexpr (W == 16) {
+                vf first[NV], second[NV];
+                for (int v = 0; v < NV; ++v) {
+                    const vu pairs = load_pairs(b + v * 2 * W);
+                    first[v] = even_of(pairs);
+                    second[v] = odd_of(pairs);
+                }
 #pragma GCC unroll 12
                 for (int r = 0; r < R; ++r) {
-                    acc[r][v] += even[r] * first;
-                    acc[r][v] += odd[r] * second;
+                    const vu both = splat_pair(a + r * lda);
+                    const vf even = even_of(both), odd = odd_of(both);
+                    for (int v = 0; v < NV; ++v) acc[r][v] += even * first[v];
+                    for (int v = 0; v < NV; ++v) acc[r][v] += odd * second[v];
+                }
+            } else {  // with few registers the numbers of the rows are what stays in them
+                vf even[R], odd[R];
+#pragma GCC unroll 12
+                for (int r = 0; r < R; ++r) {
+                    const vu both = splat_pair(a + r * lda);
+                    even[r] = even_of(both);
+                    odd[r] = odd_of(both);
+                }
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) {
+                    const vu pairs = load_pairs(b + v * 2 * W);
+                    const vf first = even_of(pairs), second = odd_of(pairs);
+#pragma GCC unroll 12
+                    for (int r = 0; r < R; ++r) {
+                        acc[r][v] += even[r] * first;
+                        acc[r][v] += odd[r] * second;
+                    }
                 }
             }
 #endif

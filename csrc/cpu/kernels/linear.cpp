@@ -6,6 +6,10 @@ namespace seesaw::SEESAW_ISA {
 
 namespace {
 
+// Rows of a block. bf16 on AVX2 leaves registers for fewer, with two numbers of each row to hold.
+template <class T>
+constexpr int kBlockRows = W == 8 && sizeof(T) == 2 ? 2 : kTileRows;
+
 // What to fetch while a block runs: for `steps` steps from `first` on, then from `second`, `rate`
 // bytes in each step. Null is nothing.
 struct Ahead {
@@ -155,7 +159,7 @@ void run_piece(const LinearPiece& piece) {
     const T* x = static_cast<const T*>(piece.x);
     const std::int64_t steps = piece.depth / kDepth<T>;
     const std::int64_t blocks = piece.block_end - piece.block_begin;
-    alignas(64) float sums[kTileRows * kPanelColumns];
+    alignas(64) float sums[kBlockRows<T> * kPanelColumns];
     for (std::int64_t p = piece.panel_begin; p < piece.panel_end; ++p) {
         const T* panel = static_cast<const T*>(piece.panels[p]);
         const char* next = static_cast<const char*>(
@@ -165,7 +169,7 @@ void run_piece(const LinearPiece& piece) {
             const int rows = static_cast<int>((b + 1) * piece.rows / piece.row_blocks - row);
             const Ahead ahead = ahead_of(reinterpret_cast<const char*>(panel), next, steps,
                                          b - piece.block_begin, blocks);
-            with_rows(rows, [&](auto r) {
+            with_rows<kBlockRows<T>>(rows, [&](auto r) {
                 block_sums<T, decltype(r)::value>(x + row * piece.ld_x, piece.ld_x, panel, steps,
                                                   ahead, sums);
             });
@@ -176,6 +180,7 @@ void run_piece(const LinearPiece& piece) {
 
 }  // namespace
 
-extern const LinearKernels linear_kernels = {kTileRows, run_piece<bf16>, run_piece<float>};
+extern const LinearKernels linear_kernels = {kBlockRows<bf16>, kBlockRows<float>, run_piece<bf16>,
+                                              run_piece<float>};
 
 }  // namespace seesaw::SEESAW_ISA

@@ -32,7 +32,7 @@ struct LinearPiece {
     const void* x;
     std::int64_t ld_x;
     std::int64_t rows;
-    std::int64_t row_blocks;   // that all rows are cut into, nearly equal: tile_rows rows at most
+    std::int64_t row_blocks;   // that all rows are cut into, nearly equal: block_rows at most
     std::int64_t block_begin, block_end;
 
     Finish finish;
@@ -44,7 +44,7 @@ struct LinearPiece {
 };
 
 struct LinearKernels {
-    int tile_rows;
+    int bf16_block_rows, f32_block_rows;
     void (*bf16_piece)(const LinearPiece&);
     void (*f32_piece)(const LinearPiece&);
 };
