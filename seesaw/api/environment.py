@@ -21,11 +21,12 @@ def environment() -> dict[str, Any]:
     """Plain data, ready for JSON. Imports torch, for what it knows of GPUs and threads."""
     import torch
 
-    from seesaw.engine.host import host_memory, usable_cores
+    from seesaw.engine.host import cpu_backend, host_memory, usable_cores
 
     free, total = host_memory()
     return {
         "seesaw": __version__,
+        "cpu_backend": cpu_backend(),
         "native_build": native_build(),
         "python": sys.version.split()[0],
         "os": os_name(),
@@ -64,12 +65,17 @@ def _flat(value: Any) -> str:
 
 
 def native_build() -> dict[str, object] | None:
-    """What the C++ module says of itself; None where seesaw was installed without it."""
+    """What the C++ module says of itself, and what its kernels run with; None where seesaw was
+    installed without it."""
     try:
         from seesaw import _cpu
     except ImportError:
         return None
-    return _cpu.build_info()
+    try:
+        isa = _cpu.isa()
+    except ValueError as error:  # of SEESAW_CPU_ISA; whoever looks for that is shown it
+        isa = f"none: {error}"
+    return {**_cpu.build_info(), "isa": isa, "threads": _cpu.num_threads()}
 
 
 def library_versions() -> dict[str, str | None]:

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+def cpu_backend() -> str:
+    """What computes on CPUs here, in words: the kernels, or plain torch and why."""
+    from seesaw.ops.native import why_plain_torch  # torch, which this file does without
+
+    why = why_plain_torch()
+    return "kernels" if why is None else f"plain torch: {why}"
+
+
 def host_memory() -> tuple[int, int]:
     """(free, total) bytes that this process may use: the machine's, or its container's if less."""
     memory = psutil.virtual_memory()

@@ -13,6 +13,9 @@ import torch
 
 from seesaw import envs
 
+SLOWDOWN = "2 to 4 times"
+"""Of plain torch on SmolLM2-135M in bfloat16, over the workloads of bench/RESULTS.md."""
+
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -26,6 +29,23 @@ def native() -> ModuleType | None:
     except ImportError:
         return None
     return _cpu
+
+
+def why_plain_torch() -> str | None:
+    """Why no kernels run on CPUs here, what that costs and what mends it; None where they do."""
+    if native() is not None:
+        return None
+    if envs.kernels() == "torch":
+        return f"SEESAW_KERNELS=torch, which makes answers take {SLOWDOWN} as long. Unset it."
+    try:
+        from seesaw import _cpu  # noqa: F401
+    except ImportError as error:
+        return (
+            f"the C++ kernels are not built here ({error}), so answers take {SLOWDOWN} as long. "
+            "Install a compiler (sudo apt-get install -y g++ python3-dev), then seesaw again: "
+            "make setup, or pip install --force-reinstall --no-deps and what you gave it before."
+        )
+    raise AssertionError("native() found no module, and it is there")
 
 
 def usable(*tensors: torch.Tensor) -> bool:
