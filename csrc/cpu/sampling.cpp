@@ -64,7 +64,7 @@ float float_of(std::uint32_t bits) {
     return x;
 }
 
-// The most probable tokens of a row: all of the buckets before `bucket` and the first `count` of it.
+// The most probable tokens of a row: all of the buckets before `bucket`, the first `count` of it.
 struct Kept {
     int bucket;
     int64_t count;
@@ -105,9 +105,10 @@ public:
     Kept reaching(double wanted, const Kept& kept) {
         double weight = 0.0;
         for (int b = 0; b <= kept.bucket; ++b) {
-            const int64_t count = b == kept.bucket ? kept.count : work_.buckets[b].count;
+            const Bucket& bucket = work_.buckets[b];
+            const int64_t count = b == kept.bucket ? kept.count : bucket.count;
             if (count == 0) continue;
-            const double through = b == kept.bucket ? kept.weight : weight + work_.buckets[b].weight;
+            const double through = b == kept.bucket ? kept.weight : weight + bucket.weight;
             if (through >= wanted) {
                 sort(b);
                 for (int64_t i = 0; i < count; ++i) {
@@ -121,7 +122,8 @@ public:
         return kept;
     }
 
-    // The token of `kept` in which the sum of weights passes `target`; -1 where none weighs anything.
+    // The token of `kept` in which the sum of weights passes `target`; -1 where none weighs more
+    // than 0.
     int64_t at(double target, const Kept& kept) {
         double weight = 0.0;
         int last = -1;
@@ -143,8 +145,8 @@ public:
     }
 
 private:
-    // As `at`, of the first `count` of a bucket, before which tokens of `weight` lie; past its end the
-    // last that weighs anything.
+    // As `at`, of the first `count` of a bucket, before which tokens of `weight` lie; past its end
+    // the last that weighs anything.
     int64_t in_bucket(int b, int64_t count, double weight, double target) {
         sort(b);
         int64_t token = -1;
@@ -167,7 +169,10 @@ private:
             const float distance = row_.highest - row_.logits[id] / row_.temperature;
             work_.keys[i] = std::uint64_t{bits_of(distance)} << 32 | id;
         }
-        std::sort(work_.keys, work_.keys + count);
+        // Many equals, which are in order of their ids already, would take long.
+        if (!std::is_sorted(work_.keys, work_.keys + count)) {
+            std::sort(work_.keys, work_.keys + count);
+        }
         for (int64_t i = 0; i < count; ++i) {
             work_.weights[i] = float_of(static_cast<std::uint32_t>(work_.keys[i] >> 32));
         }
@@ -179,7 +184,8 @@ private:
     int sorted_ = -1;
 };
 
-// The token in which the sum of weights passes `uniform` of all, by id; -1 where none weighs anything.
+// The token in which the sum of weights passes `uniform` of all, by id; -1 where none weighs more
+// than 0.
 int64_t draw_by_id(const LogitRow& row, double uniform, const Work& work) {
     const SamplingKernels& kernels = sampling_kernels();
     kernels.chunk_sums(row, work.chunk_sums);

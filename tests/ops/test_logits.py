@@ -10,6 +10,13 @@ import torch
 from seesaw.ops import RowAdjustment, adjust_logits, logprobs
 
 
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> None:
+    """Each test with the C++ kernels, where they are built, and in plain torch."""
+    if request.param == "torch":
+        request.getfixturevalue("plain_torch")
+
+
 def test_no_adjustment_returns_the_same_tensor() -> None:
     logits = torch.randn(3, 5)
     assert adjust_logits(logits, []) is logits
@@ -69,3 +76,20 @@ def test_logprobs_sum_to_one_over_the_vocabulary() -> None:
     _, _, ids, top = logprobs(logits, torch.zeros(5, dtype=torch.int64), 1000)
     assert ids.shape == (5, 333)
     torch.testing.assert_close(top.exp().sum(-1), torch.ones(5))
+
+
+def test_logprobs_of_tokens_far_apart() -> None:
+    """Ranks and order hold where probabilities are 0, and among logits that differ by a bit."""
+    logits = torch.tensor([[-math.inf, -900.0, 80.0, 80.00001, -0.0, 0.0, -901.0, -math.inf]])
+    sampled, rank, ids, top = logprobs(logits, torch.tensor([1]), 8)
+    assert ids.tolist() == [[3, 2, 4, 5, 1, 6, 0, 7]]
+    assert rank.tolist() == [5]
+    assert sampled.tolist() == [top[0, 4].item()]
+    torch.testing.assert_close(top[0, [2, 4]], torch.tensor([-80.69, -980.69]), atol=0.01, rtol=0)
+    assert top[0, 6:].tolist() == [-math.inf] * 2
+
+
+def test_a_token_past_the_vocabulary_is_refused() -> None:
+    for token in (-9, 9):
+        with pytest.raises((IndexError, RuntimeError), match="9"):
+            logprobs(torch.zeros(1, 9), torch.tensor([token]), 0)

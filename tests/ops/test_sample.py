@@ -14,6 +14,13 @@ from seesaw.ops.top_tokens import top_tokens
 from seesaw.plan import sampling_workspace
 
 
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> None:
+    """Each test with the C++ kernels, where they are built, and in plain torch."""
+    if request.param == "torch":
+        request.getfixturevalue("plain_torch")
+
+
 def draw(logits: torch.Tensor, uniforms: Any, **settings: Any) -> list[int]:
     """Token ids of rows that share settings; `logits` [V] is repeated for each uniform number."""
     rows = len(uniforms)
@@ -166,6 +173,21 @@ def test_flat_distribution_beyond_the_first_candidates() -> None:
     ranks = [rank[token] for token in tokens]
     assert ranks == sorted(ranks)
     assert 17_900 < max(ranks) < 18_100
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.0}])
+def test_every_token_but_one_impossible(settings: dict[str, Any]) -> None:
+    logits = torch.full((700,), -math.inf)
+    logits[513] = -3.0
+    assert set(draw(logits, [0.0, 0.5, 0.999], **settings)) == {513}
+
+
+def test_tokens_of_no_weight_are_never_drawn() -> None:
+    """e^-87 and less of the most probable one is nothing in float32; top_k may still count it."""
+    logits = torch.tensor([-200.0, 0.0, -110.0, 1.0, -500.0])
+    ends = [0.0, 0.3, 0.9, math.nextafter(1.0, 0.0)]
+    for settings in ({}, {"top_k": 4}, {"top_p": 0.999999}, {"top_k": 3, "top_p": 0.9999}):
+        assert set(draw(logits, ends, **settings)) == {1, 3}
 
 
 def test_top_tokens_with_all_equal_and_few_finite() -> None:

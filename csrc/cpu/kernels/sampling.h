@@ -28,8 +28,8 @@ struct Bucket {
     std::int64_t count;
 };
 
-// Distances of 0 .. 127 in buckets that grow with the distance: 2^7 from 2^e - 1 to 2^(e + 1) - 1. What
-// lies beyond, and what weighs nothing because of `most`, comes last.
+// Distances of 0 .. 127 in buckets that grow with the distance: 2^7 from 2^e - 1 to 2^(e + 1) - 1.
+// What lies beyond, and what weighs nothing because of `most`, comes last.
 inline constexpr int kBucketBits = 7;
 inline constexpr int kFarBucket = 7 << kBucketBits;
 inline constexpr int kBuckets = kFarBucket + 1;
