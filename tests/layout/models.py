@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from seesaw.families.common import with_params
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
-from seesaw.layout import ParallelLayout, RankRanges, layouts_for, rank_ranges
+from seesaw.layout import (
+    PanelFormat,
+    ParallelLayout,
+    PlainFormat,
+    RankRanges,
+    layouts_for,
+    panels_suit,
+    rank_ranges,
+)
 
 
 def make_model(
@@ -92,3 +100,50 @@ def models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, Parall
     counts = [count for count in range(1, 9) if layouts_for(count, spec, dp=1)]
     layouts = st.sampled_from(layouts_for(draw(st.sampled_from(counts)), spec, dp=1))
     return spec, draw(layouts), draw(layouts)
+
+
+@st.composite
+def panel_models(draw: st.DrawFn) -> ModelSpec:
+    """Models that panels suit, uneven in every other way: heads with and without pads, last tiles
+    and panels that are not full."""
+    kv_heads = draw(st.integers(1, 3))
+    return make_model(
+        layers=draw(st.integers(1, 5)),
+        query_heads=kv_heads * draw(st.integers(1, 4)),
+        kv_heads=kv_heads,
+        mlp=2 * draw(st.integers(1, 60)),
+        vocab=draw(st.integers(1, 200)),
+        head_dim=draw(st.sampled_from([16, 32, 48])),
+        hidden=draw(st.sampled_from([2, 4, 6, 34])),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        attention_out_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+    )
+
+
+def panel_layouts(num_ranks: int, spec: ModelSpec) -> list[ParallelLayout]:
+    """Of one replica."""
+    found = layouts_for(num_ranks, spec, dp=1)
+    return [one for one in found if panels_suit(spec, "bfloat16", [one]) is None]
+
+
+@st.composite
+def panel_models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, ParallelLayout]:
+    """As `models_and_pairs`, for panels."""
+    spec = draw(panel_models())
+    counts = [count for count in range(1, 9) if panel_layouts(count, spec)]
+    layouts = st.sampled_from(panel_layouts(draw(st.sampled_from(counts)), spec))
+    return spec, draw(layouts), draw(layouts)
+
+
+FormatCase = tuple[type[PlainFormat | PanelFormat], ModelSpec, ParallelLayout, ParallelLayout]
+
+
+def formats_and_pairs() -> st.SearchStrategy[FormatCase]:
+    """A format, a model that it suits, and two layouts."""
+    return st.one_of(
+        models_and_pairs().map(lambda case: (PlainFormat, *case)),
+        panel_models_and_pairs().map(lambda case: (PanelFormat, *case)),
+    )

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ArenaPlan, ParallelLayout, PlainFormat, RankRanges, plan_arena
-from seesaw.layout.format import StoredParam
-from tests.layout.models import all_ranges, make_model, models_and_pairs
+from seesaw.layout.format import StoredParam, WeightFormat
+from tests.layout.models import (
+    FormatCase,
+    all_ranges,
+    formats_and_pairs,
+    make_model,
+    models_and_pairs,
+)
 
 
 def aligned(size: int) -> int:
@@ -23,15 +29,15 @@ def moves(param: StoredParam) -> bool:
     return param.layer is not None and param.cut != "none"
 
 
-def size_on(fmt: PlainFormat, param: StoredParam, ranges: RankRanges) -> int:
+def size_on(fmt: WeightFormat, param: StoredParam, ranges: RankRanges) -> int:
     return sum(run.size for run in fmt.runs(param, ranges))
 
 
-def shard_bytes(fmt: PlainFormat, ranges: RankRanges) -> int:
+def shard_bytes(fmt: WeightFormat, ranges: RankRanges) -> int:
     return sum(aligned(size_on(fmt, param, ranges)) for param in fmt.params if moves(param))
 
 
-def layer_bytes(fmt: PlainFormat) -> int:
+def layer_bytes(fmt: WeightFormat) -> int:
     layers = {param.layer for param in fmt.params} - {None}
     return max(
         sum(aligned(fmt.nbytes(param)) for param in fmt.params if param.layer == layer)
@@ -51,12 +57,12 @@ def assert_disjoint(intervals: Sequence[tuple[int, int]], nbytes: int) -> None:
     assert not ordered or (ordered[0][0] >= 0 and ordered[-1][1] <= nbytes)
 
 
-@given(models_and_pairs(), st.sampled_from([2, 4]))
+@given(formats_and_pairs(), st.sampled_from([2, 4]))
 def test_every_tensor_has_its_place_and_the_arena_its_bound(
-    case: tuple[ModelSpec, ParallelLayout, ParallelLayout], element_bytes: int
+    case: FormatCase, element_bytes: int
 ) -> None:
-    spec, *pair = case
-    fmt = PlainFormat(spec, element_bytes)
+    kind, spec, *pair = case
+    fmt = kind(spec, element_bytes)
     layouts = [all_ranges(layout, spec) for layout in pair]
     for rank in range(pair[0].num_ranks):
         plan = plan_arena(fmt, layouts, rank)
@@ -77,12 +83,12 @@ def test_every_tensor_has_its_place_and_the_arena_its_bound(
         assert plan.nbytes <= resident_bytes(plan) + max(shards) + layer_bytes(fmt)
 
 
-@given(models_and_pairs())
+@given(formats_and_pairs())
 def test_what_stays_has_one_address_for_both_layouts_and_none_that_moves_reaches_it(
-    case: tuple[ModelSpec, ParallelLayout, ParallelLayout],
+    case: FormatCase,
 ) -> None:
-    spec, *pair = case
-    fmt = PlainFormat(spec, 2)
+    kind, spec, *pair = case
+    fmt = kind(spec, 2)
     params = {param.name: param for param in fmt.params}
     layouts = [all_ranges(layout, spec) for layout in pair]
     for rank in range(pair[0].num_ranks):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import (
+    PanelFormat,
     ParallelLayout,
     PlainFormat,
     RankRanges,
@@ -21,7 +22,13 @@ from seesaw.layout import (
     plan_reshard,
 )
 from seesaw.layout.format import StoredParam
-from tests.layout.models import all_ranges, make_model, models_and_pairs
+from tests.layout.models import (
+    FormatCase,
+    all_ranges,
+    formats_and_pairs,
+    make_model,
+    models_and_pairs,
+)
 from tests.layout.test_arena import (
     assert_disjoint,
     layer_bytes,
@@ -37,8 +44,14 @@ Case = tuple[ModelSpec, ParallelLayout, ParallelLayout]
 class Replica:
     """The ranks of one replica as byte arrays, and the image they load from."""
 
-    def __init__(self, spec: ModelSpec, pair: Sequence[ParallelLayout], element_bytes: int) -> None:
-        self.fmt = PlainFormat(spec, element_bytes)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        pair: Sequence[ParallelLayout],
+        element_bytes: int,
+        kind: type[PlainFormat | PanelFormat] = PlainFormat,
+    ) -> None:
+        self.fmt = kind(spec, element_bytes)
         self.layouts = [all_ranges(layout, spec) for layout in pair]
         self.num_ranks = pair[0].num_ranks
         self.plans = [plan_arena(self.fmt, self.layouts, rank) for rank in range(self.num_ranks)]
@@ -112,13 +125,13 @@ class Replica:
             assert taken == {byte for start, size in tensors for byte in range(start, start + size)}
 
 
-@settings(max_examples=60)
-@given(models_and_pairs(), st.sampled_from([2, 4]), st.booleans())
+@settings(max_examples=90)
+@given(formats_and_pairs(), st.sampled_from([2, 4]), st.booleans())
 def test_twenty_changes_back_and_forth_equal_fresh_loads(
-    case: Case, element_bytes: int, peers: bool
+    case: FormatCase, element_bytes: int, peers: bool
 ) -> None:
-    spec, *pair = case
-    replica = Replica(spec, pair, element_bytes)
+    kind, spec, *pair = case
+    replica = Replica(spec, pair, element_bytes, kind)
     first = replica.load(0)
     replica.assert_accounted(first, 0, residents=True)
     assert set(first.bytes_by_source()) >= {"host"}
@@ -190,11 +203,11 @@ def count_bytes(replica: Replica, old: int, new: int, peers: bool) -> Expected:
     return Expected(by_rank, read)
 
 
-@settings(max_examples=60)
-@given(models_and_pairs(), st.booleans())
-def test_bytes_by_source_are_what_sets_of_bytes_say(case: Case, peers: bool) -> None:
-    spec, *pair = case
-    replica = Replica(spec, pair, 2)
+@settings(max_examples=90)
+@given(formats_and_pairs(), st.booleans())
+def test_bytes_by_source_are_what_sets_of_bytes_say(case: FormatCase, peers: bool) -> None:
+    kind, spec, *pair = case
+    replica = Replica(spec, pair, 2, kind)
     plan = replica.change(0, 1, peers=peers)
     expected = count_bytes(replica, 0, 1, peers)
     limit = layer_bytes(replica.fmt)
