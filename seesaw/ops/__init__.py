@@ -9,6 +9,8 @@ from seesaw.ops.gated_activation import OP as _GATED_ACTIVATION
 from seesaw.ops.gated_activation import gated_activation
 from seesaw.ops.kv_write import OP as _KV_WRITE
 from seesaw.ops.kv_write import kv_write
+from seesaw.ops.linear import OPS as _LINEAR
+from seesaw.ops.linear import linear, linear_add, linear_gated, linear_highest
 from seesaw.ops.logprobs import OP as _LOGPROBS
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.paged_attention import OP as _PAGED_ATTENTION
@@ -27,6 +29,7 @@ OPS: dict[str, Op] = {
         _RMS_NORM,
         _ROPE,
         _GATED_ACTIVATION,
+        *_LINEAR,
         _KV_WRITE,
         _PAGED_ATTENTION,
         _ADJUST_LOGITS,
@@ -43,6 +46,10 @@ __all__ = [
     "adjust_logits",
     "gated_activation",
     "kv_write",
+    "linear",
+    "linear_add",
+    "linear_gated",
+    "linear_highest",
     "logprobs",
     "paged_attention",
     "rms_norm",

@@ -1,73 +1,26 @@
-"""Linear layers over weights in panels, with what follows fused.
+"""Linear layers over weights in panels (`panels.pack`), with what follows fused.
 
     out = x W^T + bias;  out += x W^T + bias;  out = act(gate) * up;  highest of x W^T + bias
 
-A matrix `[N, K]` lies in panels of 32 columns (its rows): `[P, K, 32]`, in 2-byte types with two
-neighbouring k side by side inside. Bytes: the weights once, x and out once (few rows are bound by
-the weights); flops: 2 M N K (many rows are bound by these). Sums are float32, rounded once.
+Bytes: weights, x and out once (few rows are bound by the weights); flops: 2 M N K (many rows are
+bound by these). Sums are float32 and rounded once.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 
 from seesaw.ops.gated_activation import Activation, gated_activation_reference
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import Case, Cost, Op, Tolerance
+from seesaw.ops.panels import PANEL_COLUMNS, pack, pack_bias, unpack
+from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Case, Cost, Op
 
-# Shape letters: M rows, K depth, N columns, I intermediate size, P panels, Z = 32 columns of one.
-
-PANEL_COLUMNS = 32
+# Shape letters: M rows, K depth, N columns, I intermediate size, J = 2 I, P panels, Z = 32 columns
+# of one.
 
 _KINDS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-
-
-def pack(weight_NK: torch.Tensor, gated: bool = False) -> torch.Tensor:
-    """Panels `[P, K, 32]` of a plain matrix; columns past N are zero.
-
-    gated: the rows are all of gate, then all of up; a panel gets 16 of gate and the same 16 of up.
-    Raises ValueError where K is odd in a 2-byte type.
-    """
-    depth = weight_NK.shape[1]
-    words = _words_of_row(weight_NK.dtype, depth)
-    half = PANEL_COLUMNS // 2
-    parts = weight_NK.chunk(2) if gated else (weight_NK,)
-    tile = half if gated else PANEL_COLUMNS
-    tiles = [F.pad(part, (0, 0, 0, -len(part) % tile)).view(-1, tile, depth) for part in parts]
-    rows_PZK = torch.cat(tiles, dim=1)
-    pairs = rows_PZK.unflatten(2, (words, depth // words))
-    return pairs.transpose(1, 2).contiguous().view(-1, depth, PANEL_COLUMNS)
-
-
-def pack_bias(bias_N: torch.Tensor, gated: bool = False) -> torch.Tensor:
-    """The bias of `pack`'s columns, `[32 P]`."""
-    panels_P1Z = pack(bias_N.float()[:, None], gated)
-    return panels_P1Z.flatten().to(bias_N.dtype)
-
-
-def unpack(panels_PKZ: torch.Tensor, num_columns: int, gated: bool = False) -> torch.Tensor:
-    """What `pack` was made from: `[num_columns, K]`."""
-    depth = panels_PKZ.shape[1]
-    words = _words_of_row(panels_PKZ.dtype, depth)
-    pairs = panels_PKZ.reshape(-1, words, PANEL_COLUMNS, depth // words)
-    rows_PZK = pairs.transpose(1, 2).flatten(2)
-    if not gated:
-        return rows_PZK.flatten(0, 1)[:num_columns]
-    half = PANEL_COLUMNS // 2
-    parts = (rows_PZK[:, :half], rows_PZK[:, half:])
-    return torch.cat([part.flatten(0, 1)[: num_columns // 2] for part in parts])
-
-
-def _words_of_row(dtype: torch.dtype, depth: int) -> int:
-    """Rows of a panel: pairs of k in types of 2 bytes."""
-    pair = 2 if dtype.itemsize == 2 else 1
-    if depth % pair:
-        raise ValueError(f"panels of {dtype} hold pairs of k: got depth {depth}, expected even")
-    return depth // pair
 
 
 def linear(
@@ -172,9 +125,7 @@ def _check(
     if panels.ndim != 3 or panels.shape[2] != PANEL_COLUMNS or not panels[:1].is_contiguous():
         raise ValueError(f"panels: expected [P, K, 32], each contiguous, got {_form(panels)}")
     if x.ndim != 2 or x.shape[1] != panels.shape[1] or not _rows_contiguous(x):
-        raise ValueError(
-            f"x: expected [M, {panels.shape[1]}] with contiguous rows, got {_form(x)}"
-        )
+        raise ValueError(f"x: expected [M, {panels.shape[1]}] with contiguous rows, got {_form(x)}")
     columns = panels.shape[0] * PANEL_COLUMNS
     if not columns - PANEL_COLUMNS < num_columns <= columns:
         raise ValueError(
@@ -199,16 +150,12 @@ def _form(x: torch.Tensor) -> str:
     return f"shape {list(x.shape)}, strides {list(x.stride())}"
 
 
-def _module(
-    x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None
-) -> ModuleType | None:
+def _module(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None) -> ModuleType | None:
     tensors = (x, panels) if bias is None else (x, panels, bias)
     return native() if usable(*tensors) else None
 
 
-def _weight(
-    panels: torch.Tensor, num_columns: int, bias: torch.Tensor | None
-) -> dict[str, int]:
+def _weight(panels: torch.Tensor, num_columns: int, bias: torch.Tensor | None) -> dict[str, int]:
     return {
         "panels": panels.data_ptr(),
         "panel_stride_bytes": panels.stride(0) * panels.element_size(),
@@ -251,7 +198,10 @@ def _first(bias: torch.Tensor | None, num_columns: int, gated: bool = False) -> 
 
 
 def _sums(
-    x: torch.Tensor, plain: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32
+    x: torch.Tensor,
+    plain: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     sums = x.to(dtype) @ plain.to(dtype).T
     return sums if bias is None else sums + bias.to(dtype)
@@ -305,3 +255,124 @@ def linear_highest_reference(
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return _highest(linear_reference(x_MK, panels_PKZ, num_columns, bias, torch.float64))
+
+
+def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    rows, columns, depth = case["rows"], case["columns"], case["depth"]
+    gated = "activation" in case
+    weight_NK = torch.randn(columns, depth, generator=generator).mul_(depth**-0.5).to(dtype)
+    bias = torch.randn(columns, generator=generator).to(dtype)
+    return {
+        "x_MK": torch.randn(rows, depth, generator=generator).to(dtype),
+        "panels_PKZ": pack(weight_NK, gated),
+        "bias": pack_bias(bias, gated) if case["bias"] else None,
+    }
+
+
+def _linear_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    return {**_make_inputs(generator, case, dtype), "num_columns": case["columns"]}
+
+
+def _add_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    out_MN = torch.randn(case["rows"], case["columns"], generator=generator).to(dtype)
+    return {**_make_inputs(generator, case, dtype), "out_MN": out_MN}
+
+
+def _gated_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    inputs = _make_inputs(generator, case, dtype)
+    return {**inputs, "intermediate": case["columns"] // 2, "activation": case["activation"]}
+
+
+def _highest_inputs(
+    generator: torch.Generator, case: Case, dtype: torch.dtype
+) -> dict[str, object]:
+    """Small whole numbers: sums are exact and often equal."""
+
+    def whole(*shape: int) -> torch.Tensor:
+        return torch.randint(-1, 2, shape, generator=generator).to(dtype)
+
+    rows, columns, depth = case["rows"], case["columns"], case["depth"]
+    return {
+        "x_MK": whole(rows, depth),
+        "panels_PKZ": pack(whole(columns, depth)),
+        "num_columns": columns,
+        "bias": pack_bias(whole(columns)) if case["bias"] else None,
+    }
+
+
+def _cost(case: Case, dtype: torch.dtype) -> Cost:
+    rows, columns, depth = case["rows"], case["columns"], case["depth"]
+    weights = columns * depth + (columns if case["bias"] else 0)
+    out = rows * (columns // 2 if "activation" in case else columns)
+    num_bytes = (weights + rows * depth + out) * dtype.itemsize
+    return Cost(num_bytes, 2 * rows * columns * depth)
+
+
+def _add_cost(case: Case, dtype: torch.dtype) -> Cost:
+    cost = _cost(case, dtype)
+    return cost._replace(num_bytes=cost.num_bytes + case["rows"] * case["columns"] * dtype.itemsize)
+
+
+def _highest_cost(case: Case, dtype: torch.dtype) -> Cost:
+    cost = _cost(case, dtype)
+    logits = case["rows"] * case["columns"] * dtype.itemsize
+    return cost._replace(num_bytes=cost.num_bytes - logits + 12 * case["rows"])
+
+
+_CASES = tuple(
+    {"rows": rows, "columns": columns, "depth": depth, "bias": bias}
+    for rows, columns, depth, bias in (
+        (0, 40, 6, True),
+        (1, 2, 2, False),
+        (1, 576, 576, False),
+        (3, 32, 46, True),
+        (12, 100, 46, False),
+        (13, 64, 576, True),
+        (50, 226, 2, True),
+        (257, 96, 46, False),
+    )
+)
+
+OPS = (
+    Op(
+        name="linear",
+        function=linear,
+        reference=linear_reference,
+        make_inputs=_linear_inputs,
+        cases=_CASES,
+        tolerance=FLOAT_TOLERANCE,
+        cost=_cost,
+    ),
+    Op(
+        name="linear_add",
+        function=linear_add,
+        reference=linear_add_reference,
+        make_inputs=_add_inputs,
+        cases=_CASES,
+        tolerance=FLOAT_TOLERANCE,
+        cost=_add_cost,
+        mutates=("out_MN",),
+    ),
+    Op(
+        name="linear_gated",
+        function=linear_gated,
+        reference=linear_gated_reference,
+        make_inputs=_gated_inputs,
+        cases=tuple(
+            {**case, "activation": activation}
+            for case in _CASES
+            for activation in ("silu", "gelu_pytorch_tanh")
+        ),
+        tolerance=FLOAT_TOLERANCE,
+        cost=_cost,
+    ),
+    Op(
+        name="linear_highest",
+        function=linear_highest,
+        reference=linear_highest_reference,
+        make_inputs=_highest_inputs,
+        cases=_CASES,
+        tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
+        cost=_highest_cost,
+    ),
+)
