@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seesaw.ops.kv_write import kv_write_reference
-from seesaw.ops.linear import pack
+from seesaw.ops.panels import pack
 from seesaw.ops.registry import FLOAT_TOLERANCE
 from seesaw.ops.rms_norm import rms_norm_reference
 from seesaw.ops.rope import rope_reference
