@@ -97,15 +97,27 @@ SEESAW_INLINE vu splat_pair(const bf16* p) {
 }
 
 SEESAW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+
+template <int N>
+struct Floats {
+    typedef float type __attribute__((vector_size(N * 4)));
+};
+// One number of all: halves are joined until one is left, which takes log2(W) steps in place of W.
+template <int N, class Join>
+SEESAW_INLINE float fold(typename Floats<N>::type x, Join join) {
+    if constexpr (N == 1) {
+        return x[0];
+    } else {
+        typename Floats<N / 2>::type halves[2];
+        __builtin_memcpy(halves, &x, sizeof x);
+        return fold<N / 2>(join(halves[0], halves[1]), join);
+    }
+}
 SEESAW_INLINE float sum_of(vf x) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+    return fold<W>(x, [](auto a, auto b) { return a + b; });
 }
 SEESAW_INLINE float max_of(vf x) {
-    float most = x[0];
-    for (int i = 1; i < W; ++i) most = x[i] > most ? x[i] : most;
-    return most;
+    return fold<W>(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x with an error of about two units in the last place; 0 below -87.3, where -inf belongs, and
