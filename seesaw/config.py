@@ -19,6 +19,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
 Reload = Literal["auto", "missing", "all", "none"]
 ReshardFrom = Literal["auto", "host", "peers"]
+Collectives = Literal["auto", "shm", "tcp", "gloo"]
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
@@ -62,6 +63,22 @@ def layouts_of(
     return (found[0], found[-1]) if found else None
 
 
+def parse_cores(text: str) -> tuple[int, ...]:
+    """The cores of a list such as `0-3,8`, in its order. Raises ConfigError."""
+    cores: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if match is None:
+            raise ConfigError(f"cpu_cores={text!r}: expected cores such as 0-3,8.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"cpu_cores={text!r}: {part.strip()} ends before it begins.")
+        cores += range(first, last + 1)
+    if len(set(cores)) < len(cores):
+        raise ConfigError(f"cpu_cores={text!r}: a core is named twice.")
+    return tuple(cores)
+
+
 def auto_policy(two_layouts: bool) -> str:
     """What `policy="auto"` means."""
     return "seesaw" if two_layouts else "continuous"
@@ -98,6 +115,12 @@ class EngineConfig:
     )
     device: Device = _opt("auto", "auto = cuda where there is one")
     seed: int = _opt(0, "draws of requests without a seed of their own derive from it")
+    cpu_threads: int | None = _opt(
+        None, "threads that compute, of each device on cpu (default: the usable cores shared out)"
+    )
+    cpu_cores: str | None = _opt(
+        None, "cores that these stay on, one each, such as 0-3,8 (default: as the system has it)"
+    )
     max_model_len: int | None = _opt(
         None, "longest prompt + answer in tokens (default: the model's, as far as memory allows)"
     )
@@ -140,6 +163,12 @@ class EngineConfig:
     reshard_from: ReshardFrom = _opt(
         "auto", "where those come from; auto = peers on cuda, host on cpu"
     )
+    collectives: Collectives = _opt(
+        "auto",
+        "how ranks on cpu talk: shared memory, TCP (also between network namespaces, see "
+        "SEESAW_COMM_HOST), or gloo of torch; auto = shm where seesaw's C++ module is built, else "
+        "gloo. GPUs use NCCL",
+    )
     enforce_eager: bool = _opt(
         False, "no CUDA graphs (this version records none, so both values run the same code)"
     )
@@ -164,6 +193,7 @@ class EngineConfig:
             ("tensor_parallel_size", 1),
             ("pipeline_parallel_size", 1),
             ("num_devices", 1),
+            ("cpu_threads", 1),
         ):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), low)
@@ -176,6 +206,7 @@ class EngineConfig:
             ("device", Device),
             ("reload", Reload),
             ("reshard_from", ReshardFrom),
+            ("collectives", Collectives),
         ):
             if getattr(self, name) not in get_args(known):
                 raise ConfigError(
@@ -186,6 +217,8 @@ class EngineConfig:
                 "trust_remote_code=True: seesaw never runs code from a model directory. "
                 "Leave it out."
             )
+        if self.cpu_cores is not None:
+            parse_cores(self.cpu_cores)
         self._check_memory()
         self._check_layouts()
 
@@ -268,6 +301,7 @@ class EngineConfig:
             ("tokenizer", str | None, "a directory or a hub name"),
             ("revision", str | None, "a branch, tag or commit"),
             ("chat_template", str | None, "the path of a file"),
+            ("cpu_cores", str | None, "cores such as 0-3,8"),
             ("trust_remote_code", bool, "True or False"),
             ("enable_prefix_caching", bool, "True or False"),
             ("enforce_eager", bool, "True or False"),

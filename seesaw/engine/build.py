@@ -13,6 +13,7 @@ import torch
 from seesaw.distributed import RankGroup
 from seesaw.engine.messages import RankSetup, TransferReport
 from seesaw.engine.model_runner import ModelRunner, PhaseWeights, RankPhase
+from seesaw.engine.threads import use_threads
 from seesaw.kvcache.pool import PIECE_TOKENS, KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
@@ -218,16 +219,20 @@ class _Builder:
 
 
 def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> ModelRunner:
-    """A rank of its own process. `files`: the host image, and the replica's tier where there is
-    one; they are the runner's from here on. Together with the other ranks of the replica."""
-    torch.set_num_threads(setup.num_threads)
+    """A rank of its own process. `files`: as `Setup` has them; they are the runner's from here on.
+    Together with the other ranks of the replica."""
+    use_threads(setup, own_process=True)
     builder = _Builder(setup, report)
     if builder.device.type == "cuda":
         torch.cuda.set_device(builder.device)  # else some calls would open the first one too
     plan = plan_weights(setup)
     group = None
     if setup.num_ranks > 1:
-        group = RankGroup.connect(setup.rank, setup.num_ranks, builder.device, setup.store_path)
+        group = RankGroup.connect(
+            setup.rank, setup.num_ranks, builder.device, setup.collectives, setup.store_path,
+            shared_fd=files[-1] if setup.collectives == "shm" else None,
+            slot_bytes=setup.slot_bytes,
+        )  # fmt: skip
         builder.release.append(group.close)
     comms = {
         phase: ALONE if group is None else group.tp_comm(setup.layout(phase))

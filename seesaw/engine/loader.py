@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from seesaw import envs
-from seesaw.config import EngineConfig, format_bytes
+from seesaw.config import EngineConfig, format_bytes, parse_cores
+from seesaw.distributed import Kind, choose
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
-from seesaw.engine.host import device_space, usable_cores
+from seesaw.engine.host import device_space
 from seesaw.engine.layouts import choose_layouts
 from seesaw.engine.messages import RankSetup, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
+from seesaw.engine.threads import check_threads, threads_of_rank, use_threads
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.tier import HostTier
@@ -65,6 +67,7 @@ def load_replicas(
     device = pick_device(config.device)
     dtype = pick_dtype(config, checkpoint.spec, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
+    check_threads(config, device, layouts.num_ranks)
     if layouts.reshard_from != "auto":
         config = replace(config, reshard_from=layouts.reshard_from)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
@@ -119,9 +122,12 @@ def _setup(
         weights=weights,
         reload=reload_of(config, weights),
         peers=from_peers(config, "cuda" if device.type == "cuda" else "cpu"),
+        collectives=_collectives(config, layouts, device),
+        slot_bytes=_handover_bytes(config, checkpoint.spec, dtype, layouts),
         store_path="",
-        num_threads=max(1, int(usable_cores()) // layouts.num_ranks),
-        cores=None,
+        num_threads=threads_of_rank(config, layouts.num_ranks, native=weights == "panels"),
+        cores=None if config.cpu_cores is None else list(parse_cores(config.cpu_cores)),
+        pinned=config.cpu_cores is not None,
     )
 
 
@@ -137,6 +143,24 @@ def _weight_format(
         return "panels"
     logger.warning("plain torch computes, which is slower than seesaw's kernels: %s", why_not)
     return "plain"
+
+
+def _collectives(config: EngineConfig, layouts: LayoutChoice, device: torch.device) -> Kind:
+    if config.collectives != "auto" and layouts.num_ranks == layouts.dp:
+        raise ConfigError(
+            f"collectives={config.collectives!r}: in layout {layouts.decode} no two devices share "
+            "a model, so none talk. Leave it out, or give layouts such as tp2."
+        )
+    return choose(config.collectives, device.type)
+
+
+def _handover_bytes(
+    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, layouts: LayoutChoice
+) -> int:
+    """The most that a stage hands to the next one at a time."""
+    if layouts.prefill.pp == layouts.decode.pp == 1:
+        return 0
+    return config.max_num_batched_tokens * spec.hidden_size * dtype.itemsize
 
 
 def _load_here(
@@ -155,6 +179,7 @@ def _load_here(
                 if progress is not None:
                     progress(done, total)
 
+            use_threads(setup, own_process=False)
             params = checkpoint.load_params(
                 torch_dtype(setup.dtype), torch.device(setup.device), tell, setup.weights
             )

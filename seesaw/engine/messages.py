@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from seesaw.distributed.collectives import Kind
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ParallelLayout
 from seesaw.layout.format import FormatName
@@ -44,10 +45,15 @@ class RankSetup:
     weights: FormatName
     reload: Reload
     peers: bool
+    collectives: Kind
+    slot_bytes: int
+    """Of shared memory for one hand-over between two ranks."""
     store_path: str
     num_threads: int
     cores: list[int] | None
-    """Cores to stay on; None = wherever the system puts it."""
+    """Cores to stay on; None = wherever the system puts it. With `pinned` each thread that computes
+    has one of its own, in this order."""
+    pinned: bool
 
     def layout(self, phase: Phase) -> ParallelLayout:
         return self.prefill if phase == "prefill" else self.decode
@@ -55,8 +61,9 @@ class RankSetup:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Be this rank. Files of weights and tier come over the control socket beforehand, in this
-    order; a tier only where `setup.tier` says so."""
+    """Be this rank. Files of weights, tier and shared memory of the ranks come over the control
+    socket beforehand, in this order; the last two only where `setup.tier` and `setup.collectives`
+    say so."""
 
     setup: RankSetup
 

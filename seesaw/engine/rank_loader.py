@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+from seesaw.distributed import new_shared_file
 from seesaw.engine.build import tier_shape, torch_dtype
 from seesaw.engine.host import usable_cores
 from seesaw.engine.messages import RankSetup
@@ -38,15 +39,27 @@ def load_ranks(
         for _ in range(dp if setup.tier is not None else 0):
             tiers.append(HostTier.create(tier_shape(setup)))
             release.callback(tiers[-1].close)
+        links: list[int] = []
+        for _ in range(dp if setup.collectives == "shm" and size > 1 else 0):
+            links.append(new_shared_file(size, setup.slot_bytes))
+            release.callback(os.close, links[-1])
         if ranks is None:
             ranks = Ranks(dp * size)
             release.callback(ranks.close, kill=True)
         assert ranks.num_ranks == dp * size, f"{ranks.num_ranks} ranks for {dp} x {size}"
         checkpoint.load_image(image, torch_dtype(setup.dtype), progress)
+        files = [
+            [
+                image.fd,
+                *(tier.fd for tier in tiers[replica : replica + 1]),
+                *links[replica : replica + 1],
+            ]
+            for replica in range(dp)
+        ]
         executor = RankExecutor(
             ranks,
             [_of_rank(setup, rank, ranks) for rank in range(dp * size)],
-            [[image.fd, *([tiers[rank // size].fd] if tiers else [])] for rank in range(dp * size)],
+            [files[rank // size] for rank in range(dp * size)],
             keep_ranks=keep,
             released=release.close,
         )
@@ -68,7 +81,10 @@ def _of_rank(setup: RankSetup, rank: int, ranks: Ranks) -> RankSetup:
     replica, own = divmod(rank, setup.num_ranks)
     device = f"cuda:{rank}" if setup.device.startswith("cuda") else setup.device
     store = f"{ranks.folder}/store-{ranks.num_setups}-{replica}"
-    cores = cores_of_rank(rank, ranks.num_ranks, setup.num_threads)
+    if setup.pinned and setup.cores is not None:
+        cores: list[int] | None = setup.cores[rank * setup.num_threads :][: setup.num_threads]
+    else:
+        cores = cores_of_rank(rank, ranks.num_ranks, setup.num_threads)
     return dataclasses.replace(setup, rank=own, device=device, store_path=store, cores=cores)
 
 
