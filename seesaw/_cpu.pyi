@@ -352,9 +352,6 @@ def embed_rows(
 ) -> None:
     """The same from plain rows."""
 
-class Comm:
-    """Sums over the ranks of a stage, for a decoder (csrc/cpu/comm.h)."""
-
 class CallbackComm(Comm):
     """Sums over the ranks of a stage by `all_reduce(address, count)`, which adds up so many
     elements of the decoder's dtype in place, and is called with the GIL."""

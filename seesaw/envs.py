@@ -25,6 +25,9 @@ DESCRIPTIONS: dict[str, str] = {
         "generic, avx2, avx512 or avx512bf16: instruction set of the C++ kernels, which read this "
         "themselves (default: the fastest of this processor)"
     ),
+    "SEESAW_COMM_HOST": (
+        "address that a rank listens on for the others, with collectives=tcp (default 127.0.0.1)"
+    ),
     "SEESAW_CACHE_ROOT": (
         "folder for what seesaw measured of this machine "
         "(default $XDG_CACHE_HOME/seesaw, or ~/.cache/seesaw)"
@@ -66,6 +69,10 @@ def kernels() -> str:
     if value not in ("auto", "torch"):
         raise ConfigError(f"SEESAW_KERNELS={value!r}: expected auto or torch.")
     return value
+
+
+def comm_host() -> str:
+    return os.environ.get("SEESAW_COMM_HOST") or "127.0.0.1"
 
 
 def cache_root() -> Path:

@@ -44,7 +44,7 @@ LAYERS = {
     "hostmem":     Allowed("",                             "torch"),
     "measure":     Allowed("_cpu",                         STDLIB_ONLY),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
-    "distributed": Allowed("layers layout plan",           "torch"),
+    "distributed": Allowed("layers layout plan hostmem _cpu", "torch"),
     "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
     "weights":     Allowed("families layout hostmem tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),

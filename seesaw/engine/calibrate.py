@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from seesaw.distributed import choose
 from seesaw.engine.calibrate_cases import Sizes
 from seesaw.engine.calibrate_fit import links_of, rates_of
 from seesaw.engine.calibrate_processes import run_ranks
@@ -189,7 +190,9 @@ def _measure(
         device=device.type,
         num_threads=threads,
         cores=None,
+        collectives=choose("auto", device.type),
         store_path="",
+        shared_fd=None,
         dtypes=list(dtypes),
         rounds=effort.rounds,
         sample_s=effort.sample_s,

@@ -4,16 +4,19 @@ fails. Knows nothing of what they measure.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from seesaw.distributed import new_shared_file
 from seesaw.engine.calibrate_rank import RankTask
 from seesaw.engine.rank_loader import cores_of_rank
 from seesaw.errors import EngineDeadError
@@ -36,10 +39,9 @@ def run_ranks(task: RankTask, num_threads: int, heard: Callable[[int], None]) ->
     """What every rank measured; `task` is of any of them. `num_threads` of each, on cores of their
     own where there are several on the CPU, as in an engine. `heard(rounds done)`. Raises
     EngineDeadError with what a rank said at its end."""
-    with tempfile.TemporaryDirectory(prefix="seesaw-") as folder:
-        tasks = [
-            _of_rank(task, rank, num_threads, f"{folder}/store") for rank in range(task.num_ranks)
-        ]
+    with tempfile.TemporaryDirectory(prefix="seesaw-") as folder, _shared_file(task) as shared_fd:
+        task = replace(task, store_path=f"{folder}/store", shared_fd=shared_fd)
+        tasks = [_of_rank(task, rank, num_threads) for rank in range(task.num_ranks)]
         errors = [Path(folder, f"rank{rank}.err") for rank in range(task.num_ranks)]
         processes = [_start(one, path) for one, path in zip(tasks, errors, strict=True)]
         try:
@@ -51,7 +53,19 @@ def run_ranks(task: RankTask, num_threads: int, heard: Callable[[int], None]) ->
                 _output(process).close()
 
 
-def _of_rank(task: RankTask, rank: int, num_threads: int, store: str) -> RankTask:
+@contextlib.contextmanager
+def _shared_file(task: RankTask) -> Iterator[int | None]:
+    if task.num_ranks == 1 or task.collectives != "shm":
+        yield None
+        return
+    fd = new_shared_file(task.num_ranks, task.slot_bytes)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _of_rank(task: RankTask, rank: int, num_threads: int) -> RankTask:
     on_cpu, alone = task.device == "cpu", task.num_ranks == 1
     return replace(
         task,
@@ -60,7 +74,6 @@ def _of_rank(task: RankTask, rank: int, num_threads: int, store: str) -> RankTas
         # One rank runs in the engine's own process, with what torch chooses.
         num_threads=None if alone else num_threads,
         cores=cores_of_rank(rank, task.num_ranks, num_threads) if on_cpu and not alone else None,
-        store_path=store,
     )
 
 
@@ -71,6 +84,7 @@ def _start(task: RankTask, errors: Path) -> subprocess.Popen[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=file,
+            pass_fds=() if task.shared_fd is None else (task.shared_fd,),
             text=True,
         )
 

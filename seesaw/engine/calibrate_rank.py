@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from seesaw.distributed import RankGroup
+from seesaw.distributed import Kind, RankGroup
 from seesaw.engine.build import torch_dtype
 from seesaw.engine.calibrate_cases import Case, Sizes, device_cases
 from seesaw.engine.calibrate_model import LayerSizes
@@ -38,13 +38,20 @@ class RankTask:
     device: str
     num_threads: int | None
     cores: list[int] | None
+    collectives: Kind
     store_path: str
+    shared_fd: int | None
     dtypes: list[str]
     rounds: int
     sample_s: float
     sizes: Sizes
     link_bytes: list[int]
     exchange_bytes: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """What `send` hands over, so that it waits for nobody, as in an engine."""
+        return max(self.link_bytes, default=0)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -71,7 +78,13 @@ class RankMeasurement:
         self._all: Comm | None = None
         if task.num_ranks > 1:
             self._group = RankGroup.connect(
-                task.rank, task.num_ranks, self._device, task.store_path
+                task.rank,
+                task.num_ranks,
+                self._device,
+                task.collectives,
+                task.store_path,
+                shared_fd=task.shared_fd,
+                slot_bytes=task.slot_bytes,
             )
             self._all = self._group.tp_comm(ParallelLayout(tp=task.num_ranks))
 

@@ -1,4 +1,4 @@
-"""Processes that stay up and play the ranks of one test after another: starting one costs seconds.
+"""Processes that stay up and play the ranks of one test after another.
 
 For each test they connect anew, so that leaving and joining groups is part of all of them.
 """
@@ -6,23 +6,31 @@ For each test they connect anew, so that leaving and joining groups is part of a
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seesaw.distributed import RankGroup
+from seesaw.distributed import Kind, RankGroup, new_shared_file
 
 TIMEOUT_S = 60.0
+SLOT_BYTES = 256 << 10
 
 
 class RankPool:
-    def __init__(self, num_processes: int) -> None:
-        context = multiprocessing.get_context("spawn")
+    """`kind`: what the ranks of the next run are joined by."""
+
+    def __init__(self, num_processes: int, kind: Kind = "gloo") -> None:
+        self.kind = kind
+        context = multiprocessing.get_context("forkserver")
+        # Imported once, for all processes of all pools.
+        context.set_forkserver_preload(["tests.distributed.tasks"])
         self._folder = tempfile.TemporaryDirectory()
         self._num_runs = 0
         self.processes, self._pipes = [], []
@@ -38,8 +46,15 @@ class RankPool:
         """Have `task(group, *args)` begin on the ranks 0 .. num_ranks."""
         self._num_runs += 1
         path = Path(self._folder.name) / f"store{self._num_runs}"
+        fd = new_shared_file(num_ranks, SLOT_BYTES) if self.kind == "shm" else None
         for rank, pipe in enumerate(self._pipes[:num_ranks]):
-            pipe.send((task, rank, num_ranks, path, args))
+            pipe.send((task, rank, num_ranks, self.kind, path, args))
+            if fd is not None:
+                pid = self.processes[rank].pid
+                assert pid is not None
+                send_handle(pipe, fd, pid)
+        if fd is not None:
+            os.close(fd)
 
     def result(self, rank: int) -> Any:
         """What the rank's task returned; raises AssertionError with its traceback."""
@@ -65,11 +80,15 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            task, rank, num_ranks, path, args = pipe.recv()
+            task, rank, num_ranks, kind, path, args = pipe.recv()
+            fd = recv_handle(pipe) if kind == "shm" else None
         except EOFError:
             return
         try:
-            group = RankGroup.connect(rank, num_ranks, torch.device("cpu"), path, TIMEOUT_S)
+            group = RankGroup.connect(
+                rank, num_ranks, torch.device("cpu"), kind, path,
+                shared_fd=fd, slot_bytes=SLOT_BYTES, timeout_s=TIMEOUT_S,
+            )  # fmt: skip
             result = task(group, *args)
             group.close()
         except Exception:

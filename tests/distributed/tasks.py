@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from seesaw.distributed import RankGroup
 from seesaw.layout import ParallelLayout
 from seesaw.plan.workspace import MAX_HANDOVERS
 
-SHAPES = ((0, 5), (1, 1), (3, 7), (130, 9), (1, 70_001))
-PAYLOADS = (((3, 7), torch.float32), ((0, 7), torch.float32), ((1, 1), torch.bfloat16)) * 5
+SHAPES = ((0, 5), (1, 1), (3, 7), (130, 9), (1, 70_001), (3, 200_001))
+"""The last two are beyond what shared memory and TCP add up at a time."""
+PAYLOADS = (
+    ((3, 7), torch.float32), ((0, 7), torch.float32), ((1, 1), torch.bfloat16),
+    ((500, 333), torch.float32), ((2, 2), torch.int64),
+) * 4  # fmt: skip
 
 
 def values(seed: int, rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -27,17 +32,43 @@ def sum_and_gather(
     """Per layout the sums and gathers of all SHAPES within this rank's stage; twice through the
     layouts, so that groups made once are used again after others."""
     out = {}
+    rng = random.Random(seed + group.rank)
     with torch.inference_mode():
         for name in layouts * 2:
             comm = group.tp_comm(ParallelLayout.parse(name))
-            out[name] = [
-                (
-                    comm.all_reduce(values(seed, group.rank, shape, dtype)),
-                    comm.all_gather(values(seed, group.rank, shape, dtype)),
-                )
-                for shape in SHAPES
-            ]
+            out[name] = []
+            for shape in SHAPES:
+                total = comm.all_reduce(values(seed, group.rank, shape, dtype))
+                time.sleep(rng.choice((0, 0, 0, 0.001)))
+                out[name].append((total, comm.all_gather(values(seed, group.rank, shape, dtype))))
     return out
+
+
+def count_up(group: RankGroup, seed: int) -> list[int]:
+    """Many sums without a pause, of sizes around a cache line; the wrong ones."""
+    comm = group.tp_comm(ParallelLayout(tp=group.num_ranks))
+    rng = random.Random(seed)
+    ranks = group.num_ranks
+    wrong = []
+    for turn in range(500):
+        x = torch.full((rng.randrange(1, 40),), float(turn + group.rank))
+        expected = ranks * turn + ranks * (ranks - 1) / 2
+        if bool((comm.all_reduce(x) != expected).any()):
+            wrong.append(turn)
+    return wrong
+
+
+def leave_early(group: RankGroup) -> bool:
+    """Rank 0 sends and leaves; the others still get it, and talk to each other."""
+    if group.rank == 0:
+        group.send(torch.arange(100_000), 1)
+        return True
+    if group.rank == 1:
+        time.sleep(0.3)
+        first = group.recv((100_000,), torch.int64, 0)
+        group.send(first, 2)
+        return True
+    return bool((group.recv((100_000,), torch.int64, 1) == torch.arange(100_000)).all())
 
 
 def place_in_stage(group: RankGroup, layout: str) -> tuple[int, int]:
@@ -60,15 +91,15 @@ def pass_on(group: RankGroup, seed: int) -> list[torch.Tensor]:
     return received
 
 
-def run_ahead(group: RankGroup, folder: Path) -> bool:
+def run_ahead(group: RankGroup, folder: Path, size: int) -> bool:
     """Rank 0 sends one hand-over more than may be under way; rank 1 receives none before it has
     looked how far rank 0 came. Returns there whether rank 0 waited."""
     at_most, one_more = folder / "at_most", folder / "one_more"
     if group.rank == 0:
         for _ in range(MAX_HANDOVERS):
-            group.send(torch.ones(4), 1)
+            group.send(torch.ones(size), 1)
         at_most.touch()
-        group.send(torch.ones(4), 1)
+        group.send(torch.ones(size), 1)
         one_more.touch()
         return True
     while not at_most.exists():
@@ -76,7 +107,7 @@ def run_ahead(group: RankGroup, folder: Path) -> bool:
     time.sleep(0.3)
     waited = not one_more.exists()
     for _ in range(MAX_HANDOVERS + 1):
-        group.recv((4,), torch.float32, 0)
+        group.recv((size,), torch.float32, 0)
     return waited
 
 
@@ -105,11 +136,11 @@ def content(round_index: int, index: int, size: int) -> torch.Tensor:
     return torch.randint(256, (size,), generator=generator).to(torch.uint8)
 
 
-def count_threads(group: RankGroup) -> int:
-    """Threads of this process while groups are there."""
+def count_threads(group: RankGroup) -> tuple[int, int]:
+    """Threads and open files of this process while groups are there."""
     group.tp_comm(ParallelLayout(tp=group.num_ranks)).all_reduce(torch.ones(1))
     group.peer_exchange()
-    return len(os.listdir("/proc/self/task"))
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 
 def wait_for_the_dead(group: RankGroup, how: str) -> str:

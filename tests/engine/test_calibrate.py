@@ -137,7 +137,8 @@ def test_what_cannot_be_measured_is_refused_first(
 
 def test_a_rank_that_fails_is_named_with_its_last_words() -> None:
     task = RankTask(
-        rank=0, num_ranks=1, device="cpu", num_threads=1, cores=None, store_path="",
+        rank=0, num_ranks=1, device="cpu", num_threads=1, cores=None, collectives="gloo",
+        store_path="", shared_fd=None,
         dtypes=["no_such_dtype"], rounds=2, sample_s=0.001, sizes=TINY.sizes, link_bytes=[],
         exchange_bytes=1,
     )  # fmt: skip
@@ -291,7 +292,8 @@ def test_a_fit_never_goes_below_zero(rows: list[tuple[float, float, float]]) -> 
 def test_a_task_is_the_same_after_its_way_to_the_process() -> None:
     sizes = replace(TINY.sizes, matmul_rows=[1, 64], decode_rows=[[1, 2]], prefill_rows=[[1, 3, 4]])
     task = RankTask(
-        rank=1, num_ranks=2, device="cpu", num_threads=None, cores=[0, 2], store_path="/a b",
+        rank=1, num_ranks=2, device="cpu", num_threads=None, cores=[0, 2], collectives="shm",
+        store_path="/a b", shared_fd=5,
         dtypes=["float32"], rounds=2, sample_s=0.25, sizes=sizes, link_bytes=[1, 2],
         exchange_bytes=3,
     )  # fmt: skip

@@ -1,0 +1,39 @@
+"""What carries the words of ranks to each other. Settled by the driver, for all ranks alike."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from seesaw.config import Collectives
+from seesaw.errors import ConfigError
+
+Kind = Literal["shm", "tcp", "gloo", "nccl"]
+
+
+def choose(wanted: Collectives, device_type: str) -> Kind:
+    """For ranks of one host on devices of that type. Raises ConfigError."""
+    if device_type == "cuda":
+        if wanted != "auto":
+            raise ConfigError(
+                f"collectives={wanted!r}: ranks on GPUs talk over NCCL. Leave it out, or use "
+                "device='cpu'."
+            )
+        return "nccl"
+    if wanted == "gloo":
+        return "gloo"
+    if not _is_built():
+        if wanted == "auto":
+            return "gloo"
+        raise ConfigError(
+            f"collectives={wanted!r}: it is part of seesaw._cpu, which is not built here. Install "
+            "seesaw where there is a C++ compiler, or use collectives='gloo'."
+        )
+    return "shm" if wanted == "auto" else wanted
+
+
+def _is_built() -> bool:
+    try:
+        import seesaw._cpu  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""A TCP connection between each two ranks, which find each other through a store that all see.
+
+For a trusted network: what ranks say is neither encrypted nor signed. A caller only has to know the
+word that the rank it calls has put into the store.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from seesaw import envs
+from seesaw.distributed.native import NativeTransport
+from seesaw.errors import ConfigError
+from seesaw.plan.workspace import MAX_HANDOVERS
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+_WORD_BYTES = 16
+_RANK = struct.Struct("<I")
+_ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+"""Seconds, seconds, times: how a host that is gone without a word is noticed."""
+
+
+def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTransport:
+    """Wait for the other ranks. Raises ConfigError where this rank cannot listen at
+    SEESAW_COMM_HOST, RuntimeError where another one cannot be reached."""
+    from seesaw._cpu import TcpLinks
+
+    sockets = [-1] * num_ranks
+    for peer, connection in _connect(rank, num_ranks, store, timeout_s).items():
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _ALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        sockets[peer] = connection.detach()
+    links = TcpLinks(sockets=sockets, rank=rank, most_under_way=MAX_HANDOVERS, timeout_s=timeout_s)
+    return NativeTransport(links, rank)
+
+
+def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[int, socket.socket]:
+    """Sockets by peer: each rank calls those below it."""
+    deadline_s = time.monotonic() + timeout_s
+    store.set_timeout(timedelta(seconds=timeout_s))
+    word = secrets.token_bytes(_WORD_BYTES)
+    found: dict[int, socket.socket] = {}
+    with _listen() as listener:
+        host, port = listener.getsockname()[:2]
+        store.set(f"rank{rank}", f"{word.hex()} {port} {host}")
+        for peer in range(rank):
+            found[peer] = _call(peer, store, rank, deadline_s)
+        while len(found) < num_ranks - 1:
+            listener.settimeout(max(0.1, deadline_s - time.monotonic()))
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError as error:
+                missing = sorted({*range(rank + 1, num_ranks)} - {*found})
+                raise RuntimeError(
+                    f"rank {rank} waited {timeout_s:g} s for ranks {missing} to connect"
+                ) from error
+            caller = _hear(connection, word)
+            if caller is None or not rank < caller < num_ranks or caller in found:
+                connection.close()  # nobody of ours
+            else:
+                found[caller] = connection
+    return found
+
+
+def _listen() -> socket.socket:
+    host = envs.comm_host()
+    try:
+        family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"SEESAW_COMM_HOST={host}: this rank cannot listen there ({error}). Set it to an "
+            "address of this host that the other ranks can reach."
+        ) from error
+    if listener.getsockname()[0] in ("0.0.0.0", "::"):
+        listener.close()
+        raise ConfigError(
+            f"SEESAW_COMM_HOST={host}: expected one address that the other ranks can reach, not "
+            "all of this host's."
+        )
+    return listener
+
+
+def _call(peer: int, store: Store, rank: int, deadline_s: float) -> socket.socket:
+    word, port, host = store.get(f"rank{peer}").decode().split()
+    left_s = max(0.1, deadline_s - time.monotonic())
+    try:
+        connection = socket.create_connection((host, int(port)), timeout=left_s)
+        connection.sendall(bytes.fromhex(word) + _RANK.pack(rank))
+    except OSError as error:
+        raise RuntimeError(
+            f"rank {rank} cannot reach rank {peer} at {host}:{port} ({error})"
+        ) from error
+    return connection
+
+
+def _hear(connection: socket.socket, word: bytes) -> int | None:
+    """The rank that calls; None where it is somebody else."""
+    connection.settimeout(5.0)
+    try:
+        told = connection.recv(_WORD_BYTES + _RANK.size, socket.MSG_WAITALL)
+    except OSError:
+        return None
+    if len(told) != _WORD_BYTES + _RANK.size or not secrets.compare_digest(
+        told[:_WORD_BYTES], word
+    ):
+        return None
+    caller: int = _RANK.unpack(told[_WORD_BYTES:])[0]
+    return caller

@@ -1,0 +1,50 @@
+"""What a group of ranks is built on: torch.distributed, or the C++ links of seesaw._cpu."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from seesaw.layers.comm import Comm
+
+
+class PeerExchange(Protocol):
+    """Pieces of weights from rank to rank, many at once."""
+
+    def exchange(
+        self,
+        sends: Sequence[tuple[int, torch.Tensor]],
+        receives: Sequence[tuple[int, torch.Tensor]],
+    ) -> None:
+        """Send and fill contiguous tensors, (peer, tensor) each; on return all is done (on a GPU:
+        in the order of the current stream).
+
+        What rank a sends to b must be what b receives from a: as many, in this order, of these
+        sizes. Empty tensors are left out on both sides. A rank with nothing to move returns at
+        once.
+        """
+        ...
+
+
+class Transport(Protocol):
+    """Joins all ranks. Tensors are contiguous and not empty."""
+
+    def comm(self, stages: Sequence[Sequence[int]]) -> Comm:
+        """Of this rank's stage; `stages` are all of a layout, of two ranks or more. Together."""
+        ...
+
+    def send(self, x: torch.Tensor, to_rank: int) -> None: ...
+
+    def receive(self, x: torch.Tensor, from_rank: int) -> None:
+        """Fill `x`."""
+        ...
+
+    def peer_exchange(self) -> PeerExchange:
+        """Together."""
+        ...
+
+    def close(self) -> None:
+        """Leave, when what was sent has arrived or will without this rank."""
+        ...
