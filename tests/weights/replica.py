@@ -15,7 +15,6 @@ import torch
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import (
     ParallelLayout,
-    PlainFormat,
     RankRanges,
     ReshardPlan,
     plan_arena,
@@ -95,7 +94,7 @@ class Replica:
     ) -> None:
         self.num_ranks = pair[0].num_ranks
         self.image = image
-        fmt = PlainFormat(spec, dtype.itemsize)
+        fmt = image.fmt
         self.ranges = [
             [rank_ranges(layout, spec, rank) for rank in range(self.num_ranks)] for layout in pair
         ]

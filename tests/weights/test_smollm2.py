@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from seesaw.config import EngineConfig
+from seesaw.ops.native import native
 from seesaw.weights.checkpoint import open_checkpoint
 from tests.weights.unfused import assert_same
 
@@ -37,7 +38,8 @@ if sys.argv[3] == "image":
     checkpoint.load_image(image, dtype)
     params = {p.name: image.view(p, dtype) for p in image.fmt.params}
 else:
-    params = checkpoint.load_params(dtype, torch.device("cpu"))
+    name = "plain" if sys.argv[3] == "params" else "panels"
+    params = checkpoint.load_params(dtype, torch.device("cpu"), None, name)
 print(before, status_bytes("VmHWM"), sum(p.nbytes for p in set(params.values())))
 """
 
@@ -85,9 +87,13 @@ def test_gguf_equals_an_independent_conversion(smollm2_gguf, converted):
         ("safetensors", "float32", "params"),
         ("gguf", "bfloat16", "image"),
         ("safetensors", "float32", "image"),
+        ("gguf", "float32", "panels"),
+        ("safetensors", "bfloat16", "panels"),
     ],
 )
 def test_memory_while_loading(request, smollm2_gguf, kind, dtype, into):
+    if into == "panels" and native() is None:
+        pytest.skip("panels are for the C++ kernels")
     model: Path = smollm2_gguf
     if kind == "safetensors":
         model = request.getfixturevalue("converted")[0]
