@@ -3,7 +3,6 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <string>
@@ -94,9 +93,10 @@ void bind_rows(nb::module_& m) {
     m.def(
         "rope_kv",
         [](int itemsize, std::int64_t tokens, Address qkv, std::int64_t ld_qkv,
-           std::int64_t head_step, int group, Address cos, Address sin, Address q_norm, Address k_norm, float eps,
-           bool plus_one, Address slots, Address k_cache, Address v_cache, const Strides& strides,
-           std::int64_t num_blocks, int block_size, int num_heads, int head_dim, bool panels) {
+           std::int64_t head_step, int group, Address cos, Address sin, Address q_norm,
+           Address k_norm, float eps, bool plus_one, Address slots, Address k_cache,
+           Address v_cache, const Strides& strides, std::int64_t num_blocks, int block_size,
+           int num_heads, int head_dim, bool panels) {
             if (head_dim > kMaxRopeHead) {
                 throw std::invalid_argument("head_dim: expected 512 or less, got " +
                                             std::to_string(head_dim));

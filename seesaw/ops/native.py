@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from seesaw import envs
+from seesaw.errors import ConfigError
 
 SLOWDOWN = "2 to 4 times"
 """Of plain torch on SmolLM2-135M in bfloat16, over the workloads of bench/RESULTS.md."""
@@ -21,13 +22,20 @@ _DTYPES = (torch.bfloat16, torch.float32)
 
 @functools.cache
 def native() -> ModuleType | None:
-    """seesaw._cpu; None where it is not built or SEESAW_KERNELS=torch. Found once."""
+    """seesaw._cpu; None where it is not built or SEESAW_KERNELS=torch. Found once.
+
+    Raises ConfigError where SEESAW_CPU_ISA names no instruction set of this processor.
+    """
     if envs.kernels() == "torch":
         return None
     try:
         from seesaw import _cpu
     except ImportError:
         return None
+    try:
+        _cpu.isa()
+    except ValueError as error:
+        raise ConfigError(f"SEESAW_CPU_ISA: {error}") from None
     return _cpu
 
 
