@@ -23,12 +23,17 @@ from seesaw.layers.comm import ALONE
 from seesaw.layers.row_parallel import row_parallel
 from seesaw.layout.kv import TierShape
 from seesaw.layout.ranges import Range
+from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
-from seesaw.ops.attention_plan import plan_attention
+from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.gated_activation import gated_activation
+from seesaw.ops.kv_panels import PIECE_TOKENS
 from seesaw.ops.kv_write import kv_write
+from seesaw.ops.linear import linear
+from seesaw.ops.native import native, usable
 from seesaw.ops.paged_attention import paged_attention
+from seesaw.ops.panels import PANEL_COLUMNS
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.ops.rope import rope
 from seesaw.plan.attention_workspace import AttentionShape
@@ -71,46 +76,76 @@ class Case:
     takes_part: bool = True
 
 
+def runs_kernels(device: torch.device, dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether the engine would compute with seesaw's own kernels for CPUs in all of `dtypes`."""
+    is_native = native() is not None
+    return is_native and all(usable(torch.empty(0, dtype=x, device=device)) for x in dtypes)
+
+
 def device_cases(
     sizes: Sizes, device: torch.device, dtypes: list[torch.dtype], close: list[Callable[[], None]]
 ) -> Iterator[Case]:
     """All of one device. `close` collects what is to be called when they are done with."""
+    kernels = runs_kernels(device, dtypes)
     for dtype in dtypes:
-        yield from _matmuls(sizes, device, dtype)
+        yield from _matmuls(sizes, device, dtype, kernels)
     dtype = dtypes[0]
-    yield from _attention(sizes, device, dtype)
-    yield _elementwise(sizes, device, dtype)
-    yield from _layers(sizes, device, dtype)
+    yield from _attention(sizes, device, dtype, kernels)
+    yield _elementwise(sizes, device, dtype, kernels)
+    yield from _layers(sizes, device, dtype, kernels)
     yield from _copies(sizes, device, dtype, close)
 
 
-def _matmuls(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def _matmuls(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool
+) -> Iterator[Case]:
     inner, hidden = sizes.layer.inner, sizes.layer.hidden
     name = str(dtype).removeprefix("torch.")
     count = max(1, sizes.walk_bytes // (inner * hidden * dtype.itemsize))
-    weights = _random((count, inner, hidden), device, dtype)
-    columns, rows_of = itertools.cycle(weights), itertools.cycle(weights)
-
-    def by_column(x_TH: torch.Tensor) -> object:
-        return F.linear(x_TH, next(columns))
-
-    def by_row(x_TN: torch.Tensor) -> object:
-        return row_parallel(x_TN, next(rows_of), None, ALONE)
-
+    drawn = _random((count, inner, hidden), device, dtype)
+    if kernels:
+        columns, rows_of = _walk_panels(drawn), _walk_panels(drawn.view(count, hidden, inner))
+    else:
+        columns, rows_of = _walk_columns(drawn), _walk_rows(drawn)
     for rows in sizes.matmul_rows:
         x_TH, x_TN = _random((rows, hidden), device, dtype), _random((rows, inner), device, dtype)
         flops = 2.0 * rows * inner * hidden
         large = rows == max(sizes.matmul_rows)
-        yield Case(f"matmul/{name}/{rows}", flops, partial(by_column, x_TH), keeps_busy=large)
-        yield Case(f"row_matmul/{name}/{rows}", flops, partial(by_row, x_TN))
+        yield Case(f"matmul/{name}/{rows}", flops, partial(columns, x_TH), keeps_busy=large)
+        yield Case(f"row_matmul/{name}/{rows}", flops, partial(rows_of, x_TN))
 
 
-def _attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+_Walk = Callable[[torch.Tensor], object]
+
+
+def _walk_columns(weights: torch.Tensor) -> _Walk:
+    """Multiplies rows with one matrix after another, `[out, in]` each."""
+    walk = itertools.cycle(weights)
+    return lambda x: F.linear(x, next(walk))
+
+
+def _walk_rows(weights: torch.Tensor) -> _Walk:
+    """The same, `[in, out]` each."""
+    walk = itertools.cycle(weights)
+    return lambda x: row_parallel(x, next(walk), None, ALONE)
+
+
+def _walk_panels(weights: torch.Tensor) -> _Walk:
+    """The same with seesaw's own kernel, `[out, in]` each; numbers drawn at random are panels as
+    they are."""
+    count, columns, depth = weights.shape
+    walk = itertools.cycle(weights.view(count, -1, depth, PANEL_COLUMNS))
+    return lambda x: linear(x, next(walk), columns)
+
+
+def _attention(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool
+) -> Iterator[Case]:
     for rows, keys in sizes.decode_rows:
-        run = _attend(sizes, device, dtype, 1, _lengths(rows, keys, sizes.block_size))
+        run = _attend(sizes, device, dtype, kernels, 1, _lengths(rows, keys, sizes.block_size))
         yield Case(f"decode/{rows}/{keys}", float(rows * keys), run)
     for rows, queries, keys in sizes.prefill_rows:
-        run = _attend(sizes, device, dtype, queries, [keys] * rows)
+        run = _attend(sizes, device, dtype, kernels, queries, [keys] * rows)
         pairs = rows * (queries * keys - queries * (queries - 1) // 2)
         yield Case(
             # Pairs of a query and a key over keys, as the planner has them.
@@ -126,13 +161,32 @@ def _lengths(rows: int, mean: int, block_size: int) -> list[int]:
 
 
 def _attend(
-    sizes: Sizes, device: torch.device, dtype: torch.dtype, queries: int, seq_lens: list[int]
-) -> Callable[[], object]:
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool, queries: int,
+    seq_lens: list[int],
+) -> Callable[[], object]:  # fmt: skip
     """Attention of rows of `queries` queries, planned as a step's."""
     layer, rows = sizes.layer, len(seq_lens)
     kv, table = _cache(sizes, device, dtype, rows, max(seq_lens))
     q_THD = _random((rows * queries, layer.kv_heads * layer.group, layer.head_dim), device, dtype)
     cu_seqlens = list(range(0, rows * queries + 1, queries))
+    plan = None if kernels else _attention_plan(sizes, device, table, cu_seqlens, seq_lens, dtype)
+    layers = itertools.cycle(range(kv.pool.shape[0]))
+
+    def run() -> object:
+        index = next(layers)
+        return paged_attention(
+            q_THD, kv.k_cache(index), kv.v_cache(index), table, cu_seqlens, seq_lens,
+            sm_scale=layer.head_dim**-0.5, plan=plan, panels=_in_panels(sizes, kernels),
+        )  # fmt: skip
+
+    return run
+
+
+def _attention_plan(
+    sizes: Sizes, device: torch.device, table: torch.Tensor, cu_seqlens: list[int],
+    seq_lens: list[int], dtype: torch.dtype,
+) -> AttentionPlan:  # fmt: skip
+    layer = sizes.layer
     shape = AttentionShape(
         num_heads=layer.kv_heads * layer.group,
         num_kv_heads=layer.kv_heads,
@@ -141,17 +195,12 @@ def _attend(
         element_bytes=dtype.itemsize,
         unfused=device.type == "cuda",
     )
-    plan = plan_attention(table, cu_seqlens, seq_lens, shape, dtype)
-    layers = itertools.cycle(range(kv.pool.shape[0]))
+    return plan_attention(table, cu_seqlens, seq_lens, shape, dtype)
 
-    def run() -> object:
-        index = next(layers)
-        return paged_attention(
-            q_THD, kv.k_cache(index), kv.v_cache(index), table, cu_seqlens, seq_lens,
-            sm_scale=layer.head_dim**-0.5, plan=plan,
-        )  # fmt: skip
 
-    return run
+def _in_panels(sizes: Sizes, kernels: bool) -> bool:
+    """Whether an engine's pool would be; numbers drawn at random fit either."""
+    return kernels and sizes.block_size % PIECE_TOKENS == 0
 
 
 def _cache(
@@ -171,8 +220,9 @@ def _cache(
     return kv, table
 
 
-def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
-    """All of a layer, as `CostModel` counts it."""
+def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool) -> Case:
+    """All of a layer, as `CostModel` counts it; with `kernels` the activation is a part of the
+    matrix product before it."""
     tokens, layer = sizes.tokens, sizes.layer
     group, size = layer.group, layer.head_dim
     weight = _random((layer.hidden,), device, dtype)
@@ -191,24 +241,29 @@ def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case
         kv_write(k, qkv[:, :, -1], kv.k_cache(0), kv.v_cache(0), slots)
         q.flatten(1, 2)
         rms_norm(x, weight, 1e-6, residual_NH=residual)
-        gated_activation(gate_up, "silu")
+        if not kernels:
+            gated_activation(gate_up, "silu")
 
     passes = STREAM_PASSES * layer.hidden + MLP_PASSES * layer.inner
     passes += HEAD_PASSES * (layer.query_columns + layer.kv_columns)
     return Case("elementwise", float(tokens * passes * dtype.itemsize), run)
 
 
-def _layers(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def _layers(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool
+) -> Iterator[Case]:
     """One row through whole layers: one by one, which also pays each time for what is done once a
     step, and all in one go. What matrix products leave of it is what a layer costs at least, with
     caches as cold as weights leave them.
     """
     count, block_size = sizes.num_layers, sizes.block_size
     spec = calibration_spec(sizes.layer, count, str(dtype).removeprefix("torch."))
-    decoder = Decoder(spec, random_params(spec, dtype, device))
+    params = random_params(spec, dtype, device, "panels" if kernels else "plain")
+    decoder = CpuDecoder(spec, params) if kernels else Decoder(spec, params)
     kv = KVCache.allocate(
-        count, 2, spec.num_key_value_heads, block_size, spec.head_dim, dtype, device
-    )
+        count, 2, spec.num_key_value_heads, block_size, spec.head_dim, dtype, device,
+        panels=_in_panels(sizes, kernels),
+    )  # fmt: skip
     keys = block_size + 1
     inputs = StepInputs(
         token_ids_T=torch.zeros(1, dtype=torch.int64, device=device),

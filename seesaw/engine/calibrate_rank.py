@@ -20,8 +20,9 @@ import torch
 
 from seesaw.distributed import Kind, RankGroup
 from seesaw.engine.build import torch_dtype
-from seesaw.engine.calibrate_cases import Case, Sizes, device_cases
+from seesaw.engine.calibrate_cases import Case, Sizes, device_cases, runs_kernels
 from seesaw.engine.calibrate_model import LayerSizes
+from seesaw.engine.host import usable_cores
 from seesaw.layers.comm import Comm
 from seesaw.layout.parallel import ParallelLayout
 
@@ -31,7 +32,7 @@ MOST_RUNS = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTask:
-    """What a rank is to measure. Without `num_threads` torch takes what it would for one device."""
+    """What a rank is to measure. Without `num_threads` it has those that one device would have."""
 
     rank: int
     num_ranks: int
@@ -69,9 +70,8 @@ class RankMeasurement:
         self._task = task
         if task.cores is not None:
             os.sched_setaffinity(0, task.cores)
-        if task.num_threads is not None:
-            torch.set_num_threads(task.num_threads)
         self._device = torch.device(task.device)
+        self._num_threads = self._use_threads()
         self._close: list[Callable[[], None]] = []
         self._cpu_shares: list[float] = []
         self._group: RankGroup | None = None
@@ -87,6 +87,20 @@ class RankMeasurement:
                 slot_bytes=task.slot_bytes,
             )
             self._all = self._group.tp_comm(ParallelLayout(tp=task.num_ranks))
+
+    def _use_threads(self) -> int:
+        """As an engine would (`threads.py`): of seesaw's own kernels, or of torch."""
+        given = self._task.num_threads
+        if runs_kernels(self._device, [torch_dtype(name) for name in self._task.dtypes]):
+            from seesaw import _cpu
+
+            threads = given or max(1, int(usable_cores()))
+            _cpu.configure_threads(threads)
+            torch.set_num_threads(1)
+            return threads
+        if given is not None:
+            torch.set_num_threads(given)
+        return torch.get_num_threads()
 
     @torch.inference_mode()
     def run(self) -> Iterator[dict[str, object]]:
@@ -108,7 +122,7 @@ class RankMeasurement:
         yield {
             "samples": samples,
             "amounts": {case.name: case.amount for case in cases},
-            "num_threads": torch.get_num_threads(),
+            "num_threads": self._num_threads,
             "cpu_share": statistics.median(self._cpu_shares) if self._cpu_shares else 1.0,
         }
         for close in self._close:
@@ -133,7 +147,7 @@ class RankMeasurement:
         seconds = time.perf_counter() - began_s
         if case.keeps_busy:
             cpu_s = time.process_time() - cpu_began_s
-            self._cpu_shares.append(cpu_s / seconds / torch.get_num_threads())
+            self._cpu_shares.append(cpu_s / seconds / self._num_threads)
         return seconds / runs
 
     def _cuda_sample(self, case: Case, runs: int) -> float:
