@@ -10,7 +10,7 @@ LAYOUTS ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test gpu-check lint format check clean
+.PHONY: help setup demo test sanitize gpu-check lint format check clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch fla
 
 test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)
+
+sanitize: setup ## the native code under sanitizers of memory, undefined behaviour and threads
+	$(BIN)/python scripts/sanitize.py
 
 gpu-check: ## ops, engine, tier, re-sharding on an NVIDIA GPU; needs torch, transformers and pytest, no install
 	$(PYTHON) -m pytest --device cuda tests/ops/test_registry.py tests/engine/test_equivalence.py \
