@@ -133,6 +133,7 @@ def test_rope_kv_is_norms_rope_and_kv_write(
 
 
 def test_a_slot_outside_the_pool_is_refused() -> None:
+    pytest.importorskip("seesaw._cpu")
     qkv = torch.zeros(2, 1, 3, 32)
     angle = torch.ones(2, 16)
     pool = torch.zeros(BLOCKS, 1, 2, 32, 32)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from seesaw import _cpu
-
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
+    from seesaw import _cpu
+
     before = _cpu.num_threads()
     _cpu.configure_threads(number)
     try:
