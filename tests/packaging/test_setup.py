@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from seesaw.ops.native import SLOWDOWN
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -36,15 +38,15 @@ def nowhere(name: str) -> None:
 
 
 def test_nothing_is_missing_on_a_full_machine(setup: ModuleType, include: Path) -> None:
-    assert setup.missing_packages("3.11", True, str(include), lambda name: f"/bin/{name}") == []
+    assert setup.missing_packages("3.11", str(include), lambda name: f"/bin/{name}") == []
 
 
 def test_each_missing_thing_is_named_with_its_package(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    missing = setup.missing_packages("3.12", False, str(tmp_path), nowhere)
-    assert [name for name, _ in missing] == ["python3.12-venv", "python3.12-dev", "g++"]
+    missing = setup.missing_packages("3.12", str(tmp_path), nowhere)
+    assert [name for name, _ in missing] == ["python3.12-dev", "g++"]
 
 
 def test_the_compiler_of_CXX_is_the_one_that_counts(
@@ -54,14 +56,12 @@ def test_the_compiler_of_CXX_is_the_one_that_counts(
         return "/bin/g++" if name == "g++" else None
 
     monkeypatch.setenv("CXX", "my-c++ -O1")
-    assert setup.missing_packages("3.11", True, str(include), only_gcc) == [
-        ("g++", "a C++ compiler")
-    ]
+    assert setup.missing_packages("3.11", str(include), only_gcc) == [("g++", "a C++ compiler")]
     monkeypatch.setenv("CXX", "g++ -O1")
-    assert setup.missing_packages("3.11", True, str(include), only_gcc) == []
+    assert setup.missing_packages("3.11", str(include), only_gcc) == []
 
 
-def test_the_message_holds_one_line_to_paste(
+def test_without_venv_there_is_one_line_to_paste(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(setup, "facts_of", lambda python: ("3.11", False, "/no/include"))
@@ -71,6 +71,54 @@ def test_the_message_holds_one_line_to_paste(
     err = capsys.readouterr().err
     assert "the venv module and the header Python.h" in err
     assert "    sudo apt-get install -y python3.11-venv python3.11-dev\n" in err
+
+
+def test_without_a_compiler_setup_goes_on_and_says_what_that_costs(
+    setup: ModuleType,
+    include: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SEESAW_PURE_PYTHON", raising=False)
+    monkeypatch.setattr(setup, "facts_of", lambda python: ("3.12", True, str(include)))
+    monkeypatch.setenv("CXX", "/no/compiler")
+    pure = setup.check_machine("python3")
+    assert pure == (
+        "this machine lacks a C++ compiler",
+        "sudo apt-get install -y g++ && make setup",
+    )
+    steps = []
+    monkeypatch.setattr(setup, "run_quietly", lambda *args, **more: steps.append((args, more)))
+    setup.install(["pip", "install"], pure)
+    (((_, command), variables),) = steps
+    assert command == ["pip", "install", "-e", ".[dev]"]
+    assert variables == {"SEESAW_PURE_PYTHON": "1"}
+    setup.tell_pure(pure)
+    said = capsys.readouterr().out
+    assert "not built: this machine lacks a C++ compiler." in said
+    assert f"{SLOWDOWN} as long" in said
+    assert said.endswith("    sudo apt-get install -y g++ && make setup\n")
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_pure_python_can_be_asked_for(
+    setup: ModuleType, include: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "facts_of", lambda python: ("3.12", True, str(include)))
+    monkeypatch.setenv("CXX", sys.executable)
+    for value, asked in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("SEESAW_PURE_PYTHON", value)
+        assert (setup.check_machine("python3") is not None) == asked
+
+
+def test_a_build_that_fails_names_the_way_without_it(
+    setup: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        setup.install([sys.executable, "-c", "raise SystemExit('no g++')"], None)
+    err = capsys.readouterr().err
+    assert "no g++" in err
+    assert err.endswith("    SEESAW_PURE_PYTHON=1 make setup\n")
 
 
 def test_an_unsupported_python_is_named(
@@ -92,20 +140,35 @@ def test_another_supported_python_on_the_path_serves(
 
 
 def test_nothing_is_done_when_the_stamp_is_right(
-    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True)
-    (venv / "bin" / "python").touch()
+    python = venv / "bin" / "python"
+    python.touch()
     stamp = venv / "stamp"
     monkeypatch.setattr(setup, "VENV", str(venv))
     monkeypatch.setattr(setup, "STAMP", str(stamp))
-    monkeypatch.setattr(setup, "check_machine", lambda python: pytest.fail("work was begun"))
-    stamp.write_text(setup.stamp_of(str(venv / "bin" / "python")))
+    monkeypatch.setattr(setup, "announce", lambda: pytest.fail("work was begun"))
+    machine: list[tuple[str, str] | None] = [None]
+    monkeypatch.setattr(setup, "check_machine", lambda python: machine[0])
+    stamp.write_text(setup.stamp_of(str(python), None))
     setup.main()
+    assert capsys.readouterr().out == ""
     stamp.write_text("of an older pyproject.toml")
     with pytest.raises(pytest.fail.Exception):
         setup.main()
+    # A compiler that came or went is a reason to install again; until then each run tells.
+    machine[0] = ("why", "the line")
+    stamp.write_text(setup.stamp_of(str(python), None))
+    with pytest.raises(pytest.fail.Exception):
+        setup.main()
+    stamp.write_text(setup.stamp_of(str(python), machine[0]))
+    setup.main()
+    assert "not built: why" in capsys.readouterr().out
 
 
 def test_a_failing_step_shows_why(setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,5 +215,5 @@ def test_every_source_of_the_native_build_is_in_the_stamp(
     stamps = set()
     for name, text in [("a.cpp", "1"), ("a.cpp", "2"), ("cpu/b.h", ""), ("cpu/c.h", "")]:
         (tmp_path / "csrc" / name).write_text(text)
-        stamps.add(setup.stamp_of("python"))
+        stamps.add(setup.stamp_of("python", None))
     assert len(stamps) == 4
