@@ -172,6 +172,9 @@ class EngineConfig:
     enforce_eager: bool = _opt(
         False, "no CUDA graphs (this version records none, so both values run the same code)"
     )
+    profile: bool = _opt(
+        False, "split the time of steps by operation; logged at the end (bench: with the figures)"
+    )
     policy: str = _opt(
         "auto",
         "scheduling policy: a built-in name or module.path:Class; "
@@ -305,6 +308,7 @@ class EngineConfig:
             ("trust_remote_code", bool, "True or False"),
             ("enable_prefix_caching", bool, "True or False"),
             ("enforce_eager", bool, "True or False"),
+            ("profile", bool, "True or False"),
             ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),
             ("prefill_layout", str | None, "a layout such as pp2 or dp2-tp2"),
             ("decode_layout", str | None, "a layout such as tp2 or dp2-tp2"),

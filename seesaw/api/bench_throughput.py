@@ -15,7 +15,7 @@ from seesaw.api.bench_roofline import StepRecorder, roofline
 from seesaw.api.environment import environment
 from seesaw.api.llm import LLM
 from seesaw.config import format_bytes
-from seesaw.engine.engine import EngineStats
+from seesaw.engine.engine import Engine, EngineStats
 from seesaw.engine.stats import MovedBytes
 from seesaw.errors import ConfigError, SeesawError
 from seesaw.measure.limits import LimitsProbe
@@ -157,16 +157,23 @@ def _measured_run(
 ) -> tuple[float, dict[str, Any]]:
     engine = llm.engine
     before = copy.deepcopy(engine.stats)
+    engine.take_profile()  # of what ran before
     if probe is None:
         elapsed_s = _run(llm, workload, rng)
-        return elapsed_s, movement_figures(before, engine.stats)
+        return elapsed_s, _figures(engine, before)
     dtype = dtype_of(engine.config, engine.spec)
     recorder = StepRecorder.of(engine.spec, dtype)
     engine.observe_steps(recorder)
     elapsed_s = _run(llm, workload, rng)
     engine.observe_steps(None)
-    more = movement_figures(before, engine.stats)
+    more = _figures(engine, before)
     return elapsed_s, {**more, "roofline": roofline(recorder.points, probe.measure(), dtype)}
+
+
+def _figures(engine: Engine, before: EngineStats) -> dict[str, Any]:
+    """What happened since `before`; with `profile` also where the time of steps went."""
+    profile = engine.take_profile().figures()
+    return movement_figures(before, engine.stats) | ({"profile": profile} if profile else {})
 
 
 def _run(llm: LLM, workload: Workload, rng: random.Random) -> float:

@@ -258,6 +258,7 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
         transfers=transfers,
         weights=weights if len(plan.phases) == 2 else None,
         release=builder.release,
+        profile=setup.profile,
     )
 
 
@@ -305,4 +306,5 @@ def build_local_runner(
         builder.device,
         transfers=transfers,
         release=builder.release,
+        profile=setup.profile,
     )

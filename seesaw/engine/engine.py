@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from seesaw.config import EngineConfig
 from seesaw.engine.loader import load_replicas
 from seesaw.engine.output_processor import OutputProcessor
+from seesaw.engine.profile import StepProfile, describe
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
 from seesaw.engine.replicas import Event, Replicas, StepObserver
 from seesaw.engine.stats import MovementStats
@@ -152,6 +153,11 @@ class Engine:
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Call `observer` with each step from now on, once it came back; None = nobody."""
         self._replicas.observer = observer
+
+    def take_profile(self) -> StepProfile:
+        """Where the time of steps went since the last call; empty without `profile=True`. What is
+        left when the engine is shut down is logged."""
+        return self._replicas.take_profile()
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -317,6 +323,8 @@ class Engine:
             return
         with self._stepping:
             replicas.shutdown()
+            if (profile := replicas.take_profile()).kinds:
+                logger.info("time of steps by part:\n%s", describe(profile.figures()))
 
     def __enter__(self) -> Self:
         return self

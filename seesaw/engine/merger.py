@@ -51,6 +51,7 @@ class Merger:
             None if first is None else first.logprobs,
             busy_s=max(one.busy_s for one in reports.values()),
             reshard_s=max(one.reshard_s for one in reports.values()),
+            parts=max(reports.values(), key=lambda one: one.busy_s).parts,
         )
 
     def add_transfer(self, report: TransferReport) -> TransferDone | None:

@@ -54,6 +54,7 @@ class RankSetup:
     """Cores to stay on; None = wherever the system puts it. With `pinned` each thread that computes
     has one of its own, in this order."""
     pinned: bool
+    profile: bool
 
     def layout(self, phase: Phase) -> ParallelLayout:
         return self.prefill if phase == "prefill" else self.decode
@@ -97,7 +98,8 @@ class Ready:
 class StepReport:
     """One rank's part of a step. `token_ids` is None on ranks that do not draw, else one per row
     with `samples`. Seconds: `busy_s` computing, `reshard_s` held up by a change of layout.
-    `weight_bytes` by source, of the change of layout in this step.
+    `weight_bytes` by source, of the change of layout in this step. `parts`: seconds by part of the
+    step, where `profile` asks for them.
     """
 
     rank: int
@@ -107,6 +109,7 @@ class StepReport:
     busy_s: float = 0.0
     reshard_s: float = 0.0
     weight_bytes: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from seesaw.engine.messages import StepReport
+from seesaw.engine.profile import StepClock
 from seesaw.engine.sampler import SamplingState, draw, draw_highest
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.transfer import KVTransfers
@@ -92,6 +93,7 @@ class ModelRunner:
         transfers: KVTransfers | None = None,
         weights: PhaseWeights | None = None,
         release: Sequence[Callable[[], None]] = (),
+        profile: bool = False,
     ) -> None:
         self._rank = rank
         self._phases = phases
@@ -103,17 +105,23 @@ class ModelRunner:
         self._requests: dict[str, _RequestState] = {}
         self._waited_s = 0.0
         self._phase: Phase = next(iter(phases))
+        self._clock = StepClock(profile, device)
+        for phase in phases.values():
+            phase.decoder.set_profiling(profile)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> StepReport:
         """Run the rank's part of a step; waits for ranks that must run theirs first."""
         report = StepReport(rank=self._rank, step_id=step.step_id)
+        clock = self._clock
+        clock.begin()
         began_s = time.perf_counter()
         assert step.reshard == (step.phase != self._phase), f"step {step.step_id}: wrong phase"
         self._phase = step.phase
         if step.reshard and self._weights is not None:
             report.weight_bytes = self._weights.switch(step.phase)
             report.reshard_s = time.perf_counter() - began_s
+            clock.mark("reshard")
         phase = self._phases[step.phase]
         if phase.following is None:
             report.token_ids = []
@@ -125,6 +133,8 @@ class ModelRunner:
             self._run_batch(lane, phase, report)
         for store in step.stores:
             self._store(store)
+        clock.mark("stores and rest")
+        report.parts = clock.end()
         total_s = time.perf_counter() - began_s
         report.busy_s = max(0.0, total_s - report.reshard_s - self._waited_s)
         return report
@@ -195,18 +205,23 @@ class ModelRunner:
         for row in rows:
             assert (row.layer_start, row.layer_stop) == (0, num_layers), f"{row}: partial layers"
         inputs = self._inputs(rows, phase)
+        self._clock.mark("inputs")
         if phase.previous is None:
             hidden = decoder.embed(inputs.token_ids_T)
         else:
             hidden = self._receive(len(inputs.positions_T), phase)
         hidden = decoder.run_layers(hidden, inputs, phase.kv, layers.start, layers.stop)
+        self._clock.mark("decoder")
         if phase.following is not None:
             assert self._links is not None, "a stage without links"
             self._links.send(hidden, phase.following)
+            self._clock.mark("hand-over")
+            self._clock.split("decoder", decoder.take_profile())
             return
         drawing = [self._requests[row.request_id] for row in rows if row.samples]
         if drawing:
             self._draw(hidden, inputs.sample_index_S, drawing, phase, report)
+        self._clock.split("decoder", decoder.take_profile())
 
     def _receive(self, num_tokens: int, phase: RankPhase) -> torch.Tensor:
         assert self._links is not None, "a stage without links"
@@ -217,6 +232,7 @@ class ModelRunner:
             (num_tokens, decoder.spec.hidden_size), decoder.dtype, phase.previous
         )
         self._waited_s += time.perf_counter() - began_s
+        self._clock.mark("waiting for a stage")
         return hidden
 
     def _draw(
@@ -232,9 +248,12 @@ class ModelRunner:
         states = [state.sampling for state in drawing]
         logprobs = None
         if all(state.takes_the_highest for state in states):
-            tokens = draw_highest(*decoder.highest(hidden, sample_index), states, comm)
+            value_S, id_S = decoder.highest(hidden, sample_index)
+            self._clock.mark("decoder")
+            tokens = draw_highest(value_S, id_S, states, comm)
         else:
             logits = decoder.logits(hidden, sample_index)
+            self._clock.mark("decoder")
             tokens, logprobs = draw(logits, states, comm, decoder.spec.vocab_size)
         for state, token in zip(drawing, tokens, strict=True):
             state.tokens.append(token)
@@ -242,6 +261,7 @@ class ModelRunner:
             earlier = report.logprobs or [None] * len(report.token_ids)
             report.logprobs = earlier + (logprobs or [None] * len(tokens))
         report.token_ids += tokens
+        self._clock.mark("sampling")
 
     def _inputs(self, rows: list[Row], phase: RankPhase) -> StepInputs:
         size = phase.kv.block_size

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from seesaw.engine.executor import Executor
+from seesaw.engine.profile import StepProfile
 from seesaw.engine.stats import MovementStats, TransferBytes
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
@@ -48,6 +49,7 @@ class Replicas:
         self.observer: StepObserver | None = None
         self._changed_s = time.perf_counter()
         self._movement = MovementStats()
+        self._profile = StepProfile()
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -152,6 +154,13 @@ class Replicas:
         self._movement.add_time(step.phase, elapsed_s, done.reshard_s)
         if self.observer is not None:
             self.observer(step, elapsed_s)
+        if done.parts:
+            self._profile.add(step, done.parts, elapsed_s + done.reshard_s)
+
+    def take_profile(self) -> StepProfile:
+        """Of the steps since the last call; empty without `profile`."""
+        taken, self._profile = self._profile, StepProfile()
+        return taken
 
     def resume_clock(self) -> None:
         """Time before now belongs to no phase: there was nothing to do."""

@@ -178,6 +178,12 @@ class Decoder:
         value_S, column_S = self.logits(hidden_TH, sample_index_S).max(-1)
         return value_S, column_S.add_(self.ranges.vocab.start)
 
+    def set_profiling(self, on: bool) -> None:
+        """Nothing is counted here: operations may still run when a call of them has returned."""
+
+    def take_profile(self) -> dict[str, float]:
+        return {}
+
     def _attention_inputs(
         self, kind: LayerSpec, inputs: StepInputs, kv: KVCache
     ) -> AttentionInputs:

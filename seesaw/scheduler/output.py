@@ -140,6 +140,7 @@ class ModelOutput:
 
     `logprobs` is None where no row asked for any, else one entry (or None) per token. `busy_s`:
     seconds that the slowest rank computed, `reshard_s` that it was held up by a change of layout.
+    `parts`: seconds of the slowest rank by part of the step, where these are measured.
     """
 
     step_id: int
@@ -147,3 +148,4 @@ class ModelOutput:
     logprobs: list[TokenLogprobs | None] | None = None
     busy_s: float = 0.0
     reshard_s: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)

@@ -67,6 +67,7 @@ def throughput(
     with machine_output(output_json) as write:
         from seesaw.api import bench_roofline
         from seesaw.api.bench_throughput import Workload, describe_movement, measure
+        from seesaw.engine.profile import describe
 
         settings = take_engine_settings(values)
         probe = None if plot is None else bench_roofline.prepare(plot, settings["device"])
@@ -84,6 +85,8 @@ def throughput(
         )
         if (moved := describe_movement(figures)) is not None:
             click.echo(moved)
+        if "profile" in figures:
+            click.echo(describe(figures["profile"]))
         if plot is not None:
             click.echo(bench_roofline.describe(figures["roofline"]))
             click.echo(f"wrote {plot}")
