@@ -9,7 +9,7 @@ import time
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
-from workload import make_parser, measure, print_figures
+from workload import make_parser, measure_all
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,13 +20,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     a = parse_arguments()
-    new = a.output_len
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16).to(device).eval()
     start_s = time.perf_counter() - start
 
-    def run(batch: list[list[int]]) -> None:
+    def run(batch: list[list[int]], new: int) -> None:
         if a.continuous:
             config = GenerationConfig(
                 max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0
@@ -42,12 +41,12 @@ def main() -> None:
                 min_new_tokens=new,
                 do_sample=False,
             )
-            got = [out.shape[1] - a.input_len] * len(out)
+            got = [out.shape[1] - len(batch[0])] * len(out)
         assert got == [new] * len(batch), got
 
     with contextlib.nullcontext() if a.continuous else torch.inference_mode():
-        times = measure(a, model.config.vocab_size, run)
-    print_figures("transformers", a, start_s, times, continuous=a.continuous)
+        vocab_size = model.config.vocab_size
+        measure_all("transformers", a, start_s, vocab_size, run, continuous=a.continuous)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import os
 import time
 
-from workload import make_parser, measure, print_figures
+from workload import make_parser, measure_all
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,14 +41,17 @@ def main() -> None:
         max_num_seqs=256,
     )
     start_s = time.perf_counter() - start
+
+    def run(batch: list[list[int]], output_len: int) -> None:
+        sampling = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
+        prompts = [{"prompt_token_ids": ids} for ids in batch]
+        got = [
+            len(one.outputs[0].token_ids) for one in llm.generate(prompts, sampling, use_tqdm=False)
+        ]
+        assert got == [output_len] * len(batch), got
+
     vocab_size = llm.llm_engine.model_config.get_vocab_size()
-    sampling = SamplingParams(temperature=0, max_tokens=a.output_len, ignore_eos=True)
-
-    def run(batch: list[list[int]]) -> None:
-        llm.generate([{"prompt_token_ids": ids} for ids in batch], sampling, use_tqdm=False)
-
-    times = measure(a, vocab_size, run)
-    print_figures("vllm-cpu", a, start_s, times, bind=a.bind, tp=a.tp, pp=a.pp)
+    measure_all("vllm-cpu", a, start_s, vocab_size, run, bind=a.bind, tp=a.tp, pp=a.pp)
 
 
 if __name__ == "__main__":
