@@ -49,7 +49,7 @@ LAYERS = {
     "weights":     Allowed("families layout hostmem tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
-                           "weights distributed",
+                           "weights distributed _cpu",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
                            "measure _cpu",
