@@ -1,6 +1,6 @@
-#include "kernels/attention.h"
+#include "attention.h"
 
-#include "tile.h"
+#include "../tile.h"
 
 namespace seesaw::SEESAW_ISA {
 
@@ -11,39 +11,39 @@ constexpr int kScoreRow = kChunkTokens + 16;
 constexpr float kNone = -__builtin_inff();
 constexpr float kLog2E = 1.44269504088896341f;
 
-// 2^x for x <= 0: 0 below -126. Polynomials with the least relative error on -1/2 .. 1/2 that are 1
-// at 0 (found by reweighted least squares): 3e-6 where the result is rounded to bf16, else 1e-7.
+// 2^x for x <= 0: 2^floor(x) times a polynomial of what is left, in 0 .. 1, that is 1 at 0 and has the
+// least relative error (found by reweighted least squares): 1e-4 where the result is rounded to bf16,
+// else 1e-7. 0 below -126 or so.
 template <class T>
 SEESAW_INLINE vf exp2(vf x) {
-    const vf low = splat(-127.0f);
-    const vi under = x <= low;
-    x = x < low ? low : x;
 #if defined(__AVX512F__)
     // The forms with a mask: GCC 12 warns of its own header in the others.
-    const vf n = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    x = (vf)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(-1000.0f), (__m512)x);  // a NaN stays one
+    const vf r = (vf)_mm512_maskz_reduce_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEG_INF);
 #else
-    const vf shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
-    const vf n = shifted - 12582912.0f;
+    const vf low = splat(-126.0f);
+    const vi under = x < low;
+    x = x < low ? low : x;
+    const vf shifted = x - 0.5f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+    const vf r = x - (shifted - 12582912.0f);
 #endif
-    const vf r = x - n;
     vf p;
     if constexpr (sizeof(T) == 2) {
-        p = r * 0.009582852f + 0.055906426f;
-        p = p * r + 0.240240991f;
-        p = p * r + 0.693124175f;
+        p = r * 0.0770670474f + 0.227644995f;
+        p = p * r + 0.695116758f;
     } else {
-        p = r * 0.001326473f + 0.009671513f;
-        p = p * r + 0.055507336f;
-        p = p * r + 0.240222424f;
-        p = p * r + 0.693147004f;
+        p = r * 0.00186713014f + 0.00901702978f;
+        p = p * r + 0.0557999127f;
+        p = p * r + 0.240164444f;
+        p = p * r + 0.693151295f;
     }
     p = p * r + 1.0f;
 #if defined(__AVX512F__)
-    p = (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+    return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)x);
 #else
     p = p * (vf)(((vi)shifted - (vi)splat(12582912.0f) + 127) << 23);
-#endif
     return (vf)((vi)p & ~under);
+#endif
 }
 
 SEESAW_INLINE vf tanh(vf x) { return 1.0f - 2.0f / (exp(x + x) + 1.0f); }
@@ -55,6 +55,8 @@ template <class T>
 void soften(float* s, int count, int low, int high, const AttentionChunk& chunk, float& highest,
             float& sum) {
     T* weights = reinterpret_cast<T*>(s);
+    vi iota;
+    for (int i = 0; i < W; ++i) iota[i] = i;
     if (low >= high) {
         for (int i = 0; i < count; i += W) store(weights + i, vf{});
         highest = kNone;
@@ -67,8 +69,10 @@ void soften(float* s, int count, int low, int high, const AttentionChunk& chunk,
         for (int i = 0; i < count; i += W) store(s + i, tanh(load(s + i) * inner));
         unit = chunk.soft_cap * kLog2E;
     }
-    for (int i = 0; i < low; ++i) s[i] = kNone;
-    for (int i = high; i < count; ++i) s[i] = kNone;
+    for (int i = 0; i < low; i += W) store(s + i, iota + i < low ? splat(kNone) : load(s + i));
+    for (int i = high / W * W; i < count; i += W) {
+        store(s + i, iota + i < high ? load(s + i) : splat(kNone));
+    }
     vf most[NV];
     for (int v = 0; v < NV; ++v) most[v] = load(s + v * W);
     for (int i = kPieceTokens; i < count; i += kPieceTokens) {
