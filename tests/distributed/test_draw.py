@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seesaw.engine.sampler import SamplingState, draw
-from seesaw.layout.ranges import split
+from seesaw.layout.ranges import vocab_range
 from seesaw.plan import sampling_workspace
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
@@ -42,7 +42,7 @@ def draw_steps(kinds: list[str], logits: list[torch.Tensor], num_ranks: int) -> 
 
     def run(rank: int) -> list[Drawn]:
         states = [make_state(row, kind) for row, kind in enumerate(kinds)]
-        columns = slice(*split(vocab_size, num_ranks, rank))
+        columns = slice(*vocab_range(vocab_size, num_ranks, rank))
         return [draw(x[:, columns].contiguous(), states, comms[rank], vocab_size) for x in logits]
 
     return run_ranks(comms, run)
