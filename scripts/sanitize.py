@@ -19,7 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "sanitize"
 SANITIZERS = "address,undefined"
-TESTS = ("tests/ops", "tests/models/test_cpu_decoder.py", "tests/weights", "tests/measure")
+TESTS = (
+    "tests/ops",
+    "tests/models/test_cpu_decoder.py",
+    "tests/weights/test_panels.py",
+    "tests/measure",
+)
 THREAD_TESTS = ("tests/csrc",)
 # Ahead of the installed module, in this process and in those that it starts.
 FINDER = """\
