@@ -20,6 +20,7 @@ from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import Phase, SchedulerOutput
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.hashes import param_hashes
+from tests.models.panels import panel_params
 
 BASE: dict[str, Any] = {
     "dtype": "float32", "device": "cpu", "device_memory": "256MiB", "block_size": 16,
@@ -106,9 +107,10 @@ class Walker:
 
 
 def fresh_hashes(
-    checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype
+    checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype, *, panels: bool
 ) -> list[dict[str, str]]:
-    """What each rank's parameters hash to if they are cut from a load of the whole model."""
+    """What each rank's parameters hash to if they are cut from a plain load of the whole model,
+    and put into panels then."""
     spec, replica = checkpoint.spec, layout.replica
     fmt = PlainFormat(spec, dtype.itemsize)
     whole = checkpoint.load_params(dtype, torch.device("cpu"))
@@ -123,6 +125,8 @@ def fresh_hashes(
             runs = [data[run.start : run.start + run.size] for run in fmt.runs(param, ranges)]
             shape = fmt.local_shape(param, ranges)
             params[param.name] = torch.cat(runs).view(dtype).view(shape)
+        if panels:
+            params = panel_params(spec, params)
         if spec.tie_word_embeddings and "model.embed_tokens.weight" in params:
             params["lm_head.weight"] = params["model.embed_tokens.weight"]
         found.append(param_hashes(params))

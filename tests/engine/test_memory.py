@@ -12,6 +12,7 @@ from seesaw.engine import host, loader
 from seesaw.engine.engine import Engine
 from seesaw.kvcache.pool import KVCache
 from seesaw.layout.parallel import ParallelLayout
+from seesaw.ops.native import native
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import Space, plan_memory
 from seesaw.weights.checkpoint import open_checkpoint
@@ -53,8 +54,8 @@ def test_an_engine_has_what_the_plan_says(tiny_checkpoint, monkeypatch, policy: 
     pools = []
     allocate = KVCache.allocate
 
-    def recording(*sizes: Any) -> KVCache:
-        kv = allocate(*sizes)
+    def recording(*sizes: Any, **settings: Any) -> KVCache:
+        kv = allocate(*sizes, **settings)
         pools.append(kv.pool.nbytes)
         return kv
 
@@ -75,10 +76,13 @@ def test_an_engine_has_what_the_plan_says(tiny_checkpoint, monkeypatch, policy: 
     try:
         one = ParallelLayout()
         choice = LayoutChoice(one, one, "the default")
-        made = plan_memory(config, checkpoint.spec, 4, space, choice, uses_tier)
+        has_kernels = native() is not None
+        made = plan_memory(config, checkpoint.spec, 4, space, choice, uses_tier, native=has_kernels)
         assert engine.memory_plan == made
         assert sum(pools) == made.kv_bytes
-        params = checkpoint.load_params(torch.float32, torch.device("cpu"))
+        params = checkpoint.load_params(
+            torch.float32, torch.device("cpu"), None, "panels" if has_kernels else "plain"
+        )
         assert sum(param.nbytes for param in params.values()) == made.arena_bytes
     finally:
         engine.shutdown()
