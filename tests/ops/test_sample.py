@@ -141,7 +141,7 @@ def test_ends_of_the_uniform_range() -> None:
 
 def test_greedy_takes_the_first_of_equals() -> None:
     logits = torch.zeros(1000)
-    logits[[700, 31, 200]] = 2.5
+    logits[[700, 31, 223, 200]] = 2.5
     assert draw(logits, [0.9], temperature=0.0) == [31]
     assert draw(logits, [0.9], top_k=1) == [31]
 
