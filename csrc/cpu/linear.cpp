@@ -120,46 +120,43 @@ void linear_f32(Team& team, const Linear& weight, const void* x, std::int64_t ld
     run(team, weight, x, ld_x, rows, Finish::store_f32, out, ld_out);
 }
 
-// For each thread, row and place in a panel: highest sum, and its column.
+// For each thread and row: the highest sum, and its column.
 std::size_t highest_scratch_bytes(const Linear&, std::int64_t rows, int num_threads) {
     return static_cast<std::size_t>(num_threads) * static_cast<std::size_t>(rows) *
-           kPanelColumns * (sizeof(float) + sizeof(std::int32_t));
+           (sizeof(float) + sizeof(std::int32_t));
 }
 
 void linear_highest(Team& team, const Linear& weight, const void* x, std::int64_t ld_x,
                     std::int64_t rows, float* value, std::int64_t* column, void* scratch) {
     if (rows == 0) return;
-    constexpr std::int32_t kNone = std::numeric_limits<std::int32_t>::max();
-    const std::int64_t each = rows * kPanelColumns;
-    const auto best_of = [&](int thread) { return static_cast<float*>(scratch) + thread * 2 * each; };
-    const auto column_of = [&](int thread) {
-        return reinterpret_cast<std::int32_t*>(best_of(thread) + each);
+    const auto best_of = [=](int thread) {
+        return static_cast<float*>(scratch) + thread * 2 * rows;
+    };
+    const auto column_of = [=](int thread) {
+        return reinterpret_cast<std::int32_t*>(best_of(thread) + rows);
     };
     LinearPiece piece{};
     piece.finish = Finish::highest;
     piece.best = best_of(team.index());
     piece.best_column = column_of(team.index());
-    std::fill_n(piece.best, each, -std::numeric_limits<float>::infinity());
-    std::fill_n(piece.best_column, each, kNone);
+    std::fill_n(piece.best, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(piece.best_column, rows, -1);
     run(team, weight, x, ld_x, rows, piece);
-    team.share(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+    team.share(rows, 64, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
-            float most = std::numeric_limits<float>::quiet_NaN();
-            std::int32_t most_column = kNone;
+            value[row] = std::numeric_limits<float>::quiet_NaN();
+            column[row] = -1;
             for (int thread = 0; thread < team.size(); ++thread) {
-                const float* best = best_of(thread) + row * kPanelColumns;
-                const std::int32_t* best_column = column_of(thread) + row * kPanelColumns;
-                for (int i = 0; i < kPanelColumns; ++i) {
-                    if (best_column[i] == kNone) continue;
-                    if (most_column == kNone || best[i] > most ||
-                        (best[i] == most && best_column[i] < most_column)) {
-                        most = best[i];
-                        most_column = best_column[i];
-                    }
+                const float here = best_of(thread)[row];
+                const std::int32_t here_column = column_of(thread)[row];
+                if (here_column < 0) continue;
+                if (column[row] < 0 || here > value[row] ||
+                    (here == value[row] && here_column < column[row])) {
+                    value[row] = here;
+                    column[row] = here_column;
                 }
             }
-            value[row] = most;
-            column[row] = most_column == kNone ? 0 : most_column;
+            column[row] = std::max<std::int64_t>(column[row], 0);
         }
     });
 }

@@ -119,6 +119,18 @@ SEESAW_INLINE float sum_of(vf x) {
 SEESAW_INLINE float max_of(vf x) {
     return fold<W>(x, [](auto a, auto b) { return a > b ? a : b; });
 }
+// Whether a comparison holds anywhere.
+SEESAW_INLINE bool any_of(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    std::int32_t found = 0;
+    for (int i = 0; i < W; ++i) found |= mask[i];
+    return found != 0;
+#endif
+}
 
 // e^x with an error of about two units in the last place; 0 below -87.3, where -inf belongs, and
 // e^88 above 88. After Cephes: x = n ln 2 + r, and a polynomial in r of degree 6.

@@ -26,29 +26,23 @@ __attribute__((noinline)) void block_sums(const T* x, std::int64_t ld_x, const T
     constexpr std::ptrdiff_t kStep = kPanelColumns * kDepth<T>;
     Tile<R> tile;
     tile.zero();
-    std::int64_t part = ahead.steps;
-    const char* fetch = ahead.first;
-    for (;;) {
-        tile.multiply(x, ld_x, panel, kStep, part, fetch, ahead.rate);
-        steps -= part;
-        if (steps == 0) break;
-        x += part * kDepth<T>;
-        panel += part * kStep;
-        part = steps;
-        fetch = ahead.second;
+    tile.multiply(x, ld_x, panel, kStep, ahead.steps, ahead.first, ahead.rate);
+    if (ahead.steps < steps) {
+        tile.multiply(x + ahead.steps * kDepth<T>, ld_x, panel + ahead.steps * kStep, kStep,
+                      steps - ahead.steps, ahead.second, ahead.rate);
     }
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < NV; ++v) store(sums + r * kPanelColumns + v * W, tile.acc[r][v]);
     }
 }
 
-// Where a panel is read once, it is asked for this many rows before it is used: the memory's latency
-// at the speed of a core, and more, since a few KB were measured to be too little.
+// Where a panel is read once, it is asked for this many rows before it is used: memory's latency at
+// the speed of a core, and more, since a few KB were measured to be too little.
 constexpr std::int64_t kAheadRows = 16384 / kRowBytes;
 
 // The fetching of block `block` of `blocks` that run on a panel in turn. One alone streams its own
-// panel, then begins the next. Several fetch the next evenly among them, since all of it in the time
-// of one block would be more than memory delivers.
+// panel, then begins the next. Several fetch the next evenly among them: all of it in the time of
+// one block would be more than memory delivers.
 Ahead ahead_of(const char* panel, const char* next, std::int64_t steps, std::int64_t block,
                std::int64_t blocks) {
     if (blocks == 1) {
@@ -91,10 +85,26 @@ SEESAW_INLINE void load_first(vf (&value)[Pieces], const T* from, std::int64_t c
     }
 }
 
-// What becomes of the sums of one panel and `rows` rows, which begin at `row`.
+// Sees the real columns of one row, `count` sums from `column` on.
+SEESAW_INLINE void see_highest(float& best, std::int32_t& best_column, const vf (&y)[NV],
+                               std::int32_t column, std::int64_t count) {
+    vi higher = vi{};
+    for (int v = 0; v < NV; ++v) higher |= y[v] > best;
+    if (best_column >= 0 && !any_of(higher)) return;  // nearly always
+    float sums[kPanelColumns];
+    for (int v = 0; v < NV; ++v) store(sums + v * W, y[v]);
+    for (std::int32_t i = 0; i < count; ++i) {
+        if (sums[i] > best || (best_column < 0 && sums[i] == sums[i])) {
+            best = sums[i];
+            best_column = column + i;
+        }
+    }
+}
+
+// What becomes of the sums of one panel and `rows` rows, which begin at `first_row`.
 template <class T>
 __attribute__((noinline)) void finish_block(const LinearPiece& piece, std::int64_t panel,
-                                            std::int64_t row, int rows, const float* sums) {
+                                            std::int64_t first_row, int rows, const float* sums) {
     constexpr int kHalf = NV / 2;
     static_assert(NV % 2 == 0, "gate and up take whole vectors of a panel");
     const std::int64_t column = panel * kPanelColumns;
@@ -105,52 +115,47 @@ __attribute__((noinline)) void finish_block(const LinearPiece& piece, std::int64
         const T* from = static_cast<const T*>(piece.bias) + column;
         for (int v = 0; v < NV; ++v) bias[v] = load(from + v * W);
     }
-    for (int r = 0; r < rows; ++r, ++row, sums += kPanelColumns) {
-        vf y[NV];
-        for (int v = 0; v < NV; ++v) y[v] = load(sums + v * W) + bias[v];
-        T* out = static_cast<T*>(piece.out) + row * piece.ld_out + column;
-        switch (piece.finish) {
-            case Finish::store:
-                store_first(out, y, count);
-                break;
-            case Finish::add: {
-                vf before[NV];
-                load_first(before, out, count);
-                for (int v = 0; v < NV; ++v) y[v] += before[v];
-                store_first(out, y, count);
-                break;
-            }
-            case Finish::gated_silu:
-            case Finish::gated_gelu: {
-                vf act[kHalf];
-                for (int v = 0; v < kHalf; ++v) act[v] = gate(y[v], piece.finish) * y[kHalf + v];
-                const std::int64_t half = left / 2 < kPanelColumns / 2 ? left / 2 : kPanelColumns / 2;
-                store_first(out - column / 2, act, half);
-                break;
-            }
-            case Finish::store_f32:
-                store_first(static_cast<float*>(piece.out) + row * piece.ld_out + column, y, count);
-                break;
-            case Finish::highest: {
-                float* best = piece.best + row * kPanelColumns;
-                std::int32_t* best_column = piece.best_column + row * kPanelColumns;
-                for (int v = 0; v < NV; ++v) {
-                    vi here;
-                    for (int i = 0; i < W; ++i) here[i] = v * W + i;
-                    const vi real = here < static_cast<std::int32_t>(count);
-                    here += static_cast<std::int32_t>(column);
-                    const vf most = load(best + v * W);
-                    vi most_column;
-                    __builtin_memcpy(&most_column, best_column + v * W, sizeof most_column);
-                    const vi better =
-                        real & ((y[v] > most) | ((y[v] == most) & (here < most_column)));
-                    store(best + v * W, better ? y[v] : most);
-                    most_column = better ? here : most_column;
-                    __builtin_memcpy(best_column + v * W, &most_column, sizeof most_column);
-                }
-                break;
-            }
+    const auto each_row = [&](auto&& finish) {
+        for (int r = 0; r < rows; ++r) {
+            vf y[NV];
+            for (int v = 0; v < NV; ++v) y[v] = load(sums + r * kPanelColumns + v * W) + bias[v];
+            finish(first_row + r, y);
         }
+    };
+    T* const out = static_cast<T*>(piece.out);
+    const std::int64_t ld_out = piece.ld_out;
+    const auto out_of = [=](std::int64_t row, std::int64_t at) { return out + row * ld_out + at; };
+    const auto gated = [&](Finish kind) {
+        const std::int64_t half = left / 2 < kPanelColumns / 2 ? left / 2 : kPanelColumns / 2;
+        each_row([&](std::int64_t row, vf(&y)[NV]) {
+            vf act[kHalf];
+            for (int v = 0; v < kHalf; ++v) act[v] = gate(y[v], kind) * y[kHalf + v];
+            store_first(out_of(row, column / 2), act, half);
+        });
+    };
+    switch (piece.finish) {
+        case Finish::store:
+            return each_row([&](std::int64_t row, vf(&y)[NV]) {
+                store_first(out_of(row, column), y, count);
+            });
+        case Finish::add:
+            return each_row([&](std::int64_t row, vf(&y)[NV]) {
+                vf before[NV];
+                load_first(before, out_of(row, column), count);
+                for (int v = 0; v < NV; ++v) y[v] += before[v];
+                store_first(out_of(row, column), y, count);
+            });
+        case Finish::gated_silu: return gated(Finish::gated_silu);
+        case Finish::gated_gelu: return gated(Finish::gated_gelu);
+        case Finish::store_f32:
+            return each_row([&](std::int64_t row, vf(&y)[NV]) {
+                store_first(static_cast<float*>(piece.out) + row * ld_out + column, y, count);
+            });
+        case Finish::highest:
+            return each_row([&](std::int64_t row, vf(&y)[NV]) {
+                see_highest(piece.best[row], piece.best_column[row], y,
+                            static_cast<std::int32_t>(column), count);
+            });
     }
 }
 

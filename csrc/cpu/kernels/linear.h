@@ -17,7 +17,7 @@ enum class Finish {
     gated_silu,  // out = silu(gate) * up
     gated_gelu,  // the same with the tanh form of GELU
     store_f32,   // out (float) = sums
-    highest,     // per row and place in a panel, the highest sum so far and its column
+    highest,     // per row, the highest sum so far and its column
 };
 
 // Some panels times some blocks of rows. Pointers are to the first panel, first row, first result.
@@ -38,7 +38,8 @@ struct LinearPiece {
     Finish finish;
     void* out;
     std::int64_t ld_out;
-    // For Finish::highest, [rows][32] each.
+    // For Finish::highest, one a row; the column is -1 where there was none but NaN. Panels come in
+    // ascending order to one who keeps the same of these.
     float* best;
     std::int32_t* best_column;
 };
