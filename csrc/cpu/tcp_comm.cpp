@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,8 +18,10 @@ namespace seesaw {
 
 namespace {
 
-// Added at a time: large against a round trip, small as memory.
-constexpr std::int64_t kChunkBytes = 1 << 20;
+// Added at a time, by all ranks or in shares: what is on its way stays in caches, and is large
+// against a round trip.
+constexpr std::int64_t kChunkBytes = 256 * 1024;
+constexpr std::int64_t kSharedChunkBytes = 1 << 20;
 // Up to this many bytes to all others a second round trip costs more than sending all to all.
 constexpr std::int64_t kAloneBytes = 64 * 1024;
 
@@ -72,6 +73,10 @@ void TcpLinks::close() {
     for (const Peer& peer : peers_) {
         if (peer.socket >= 0) ::close(peer.socket);
     }
+}
+
+std::string TcpLinks::in_time() const {
+    return " in " + std::to_string(timeout_.count()) + " s";
 }
 
 void TcpLinks::check(int peer) const {
@@ -132,9 +137,7 @@ void TcpLinks::write_rests() {
 void TcpLinks::queue(Peer& peer, Rest rest) {
     const bool first = peer.rests.empty();
     peer.rests.push_back(std::move(rest));
-    if (!first) return;
-    write_some(peer);
-    if (!peer.rests.empty()) eventfd_write(wake_, 1);
+    if (first) write_some(peer);
 }
 
 void TcpLinks::post(int peer, const unsigned char* data, std::int64_t nbytes) {
@@ -144,13 +147,31 @@ void TcpLinks::post(int peer, const unsigned char* data, std::int64_t nbytes) {
     queue(at(peer), {data, static_cast<std::size_t>(nbytes), {}});
 }
 
-void TcpLinks::flush(int peer) {
-    std::unique_lock lock(mutex_);
-    const bool done = written_.wait_for(lock, timeout_, [&] { return at(peer).rests.empty(); });
-    check(peer);
-    if (!done) {
-        throw gone(peer, "it took nothing in " + std::to_string(timeout_.count()) + " s");
+void TcpLinks::flush(int peer, std::size_t but) {
+    for (;;) {
+        {
+            const std::lock_guard lock(mutex_);
+            check(peer);
+            if (at(peer).rests.size() <= but) return;
+        }
+        if (!wait(peer, false)) throw gone(peer, "it took nothing" + in_time());
     }
+}
+
+bool TcpLinks::wait(int peer, bool to_read) {
+    waiting_.assign(1, {at(peer).socket, static_cast<short>(to_read ? POLLIN : POLLOUT), 0});
+    {
+        const std::lock_guard lock(mutex_);
+        for (const Peer& other : peers_) {
+            if (!other.rests.empty()) waiting_.push_back({other.socket, POLLOUT, 0});
+        }
+    }
+    if (poll(waiting_.data(), waiting_.size(), milliseconds(timeout_)) == 0) return false;
+    if (waiting_.size() == 1) return true;
+    const std::lock_guard lock(mutex_);
+    for (Peer& other : peers_) write_some(other);
+    written_.notify_all();
+    return true;
 }
 
 void TcpLinks::send(int peer, const void* data, std::int64_t nbytes) {
@@ -161,7 +182,7 @@ void TcpLinks::send(int peer, const void* data, std::int64_t nbytes) {
         return to.rests.size() < most_under_way_ || !to.trouble.empty();
     });
     check(peer);
-    if (!room) throw gone(peer, "it took nothing in " + std::to_string(timeout_.count()) + " s");
+    if (!room) throw gone(peer, "it took nothing" + in_time());
     queue(to, {static_cast<const unsigned char*>(data), static_cast<std::size_t>(nbytes), {}});
     check(peer);
     if (to.rests.empty()) return;
@@ -173,6 +194,7 @@ void TcpLinks::send(int peer, const void* data, std::int64_t nbytes) {
     }
     rest.own.assign(rest.data, rest.data + rest.nbytes);
     rest.data = rest.own.data();
+    eventfd_write(wake_, 1);
 }
 
 // -- reading ---------------------------------------------------------------------------------------
@@ -189,11 +211,7 @@ void TcpLinks::receive(int peer, void* data, std::int64_t nbytes) {
             return got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
         };
         if (!spin_until(read)) {
-            pollfd readable{socket, POLLIN, 0};
-            const int ready = poll(&readable, 1, milliseconds(timeout_));
-            if (ready == 0) {
-                throw gone(peer, "it sent nothing in " + std::to_string(timeout_.count()) + " s");
-            }
+            if (!wait(peer, true)) throw gone(peer, "it sent nothing" + in_time());
             continue;
         }
         if (got < 0) throw gone(peer, std::strerror(errno));
@@ -203,17 +221,27 @@ void TcpLinks::receive(int peer, void* data, std::int64_t nbytes) {
     }
 }
 
-void TcpLinks::exchange(const std::vector<Parcel>& sends, const std::vector<Parcel>& receives) {
+template <class Body>
+void TcpLinks::with_posts(Body&& body) {
     try {
+        body();
+    } catch (...) {
+        const std::lock_guard lock(mutex_);
+        for (Peer& peer : peers_) {
+            const bool posted = std::any_of(peer.rests.begin(), peer.rests.end(),
+                                            [](const Rest& rest) { return rest.own.empty(); });
+            if (posted) give_up(peer, "what was on its way to it has been dropped");
+        }
+        throw;
+    }
+}
+
+void TcpLinks::exchange(const std::vector<Parcel>& sends, const std::vector<Parcel>& receives) {
+    with_posts([&] {
         for (const Parcel& one : sends) post(one.peer, one.data, one.nbytes);
         for (const Parcel& one : receives) receive(one.peer, one.data, one.nbytes);
         for (const Parcel& one : sends) flush(one.peer);
-    } catch (...) {
-        // The memory of what is not written yet may end with the caller.
-        const std::lock_guard lock(mutex_);
-        for (const Parcel& one : sends) give_up(at(one.peer), "an exchange with it has failed");
-        throw;
-    }
+    });
 }
 
 std::shared_ptr<Comm> TcpLinks::comm(std::vector<int> members) {
@@ -253,31 +281,49 @@ void TcpComm::trade(Out&& out, In&& in) {
 
 void TcpComm::all_reduce(void* data, std::int64_t count, DType dtype) {
     const auto size_of_one = static_cast<std::int64_t>(element_bytes(dtype));
-    const std::int64_t most = kChunkBytes / size_of_one;
     auto* at = static_cast<unsigned char*>(data);
-    while (count > 0) {
-        const std::int64_t chunk = std::min(most, count);
-        if (size() > 2 && chunk * size_of_one * (size() - 1) > kAloneBytes) {
-            add_in_shares(at, chunk, dtype);
-        } else {
-            add_alone(at, chunk, dtype);
-        }
-        at += chunk * size_of_one;
-        count -= chunk;
+    if (size() == 2 || count * size_of_one * (size() - 1) <= kAloneBytes) {
+        links_.with_posts([&] { add_alone(at, count, dtype); });
+        return;
+    }
+    const std::int64_t most = kSharedChunkBytes / size_of_one;
+    for (; count > 0; count -= most, at += most * size_of_one) {
+        add_in_shares(at, std::min(most, count), dtype);
     }
 }
 
-// Each rank gets the numbers of all ranks and adds them.
+// Each rank gets the numbers of all ranks and adds them, while the next ones are on their way.
 void TcpComm::add_alone(unsigned char* data, std::int64_t count, DType dtype) {
-    const std::int64_t nbytes = count * static_cast<std::int64_t>(element_bytes(dtype));
-    received_.resize(static_cast<std::size_t>(nbytes * size()));
-    const auto place = [&](int member) { return received_.data() + member * nbytes; };
-    trade([&](int) { return Parcel{0, data, nbytes}; },
-          [&](int member) { return Parcel{0, place(member), nbytes}; });
-    for (int i = 0; i < size(); ++i) {
-        parts_[static_cast<std::size_t>(i)] = i == rank_ ? data : place(i);
+    const auto size_of_one = static_cast<std::int64_t>(element_bytes(dtype));
+    const std::int64_t most = kChunkBytes / size_of_one;
+    received_.resize(static_cast<std::size_t>(std::min(most, count) * size_of_one * size()));
+    const auto for_others = [&](auto call) {
+        for (int i = 0; i < size(); ++i) {
+            if (i != rank_) call(i, members_[static_cast<std::size_t>(i)]);
+        }
+    };
+    const auto post = [&](std::int64_t begin) {
+        const std::int64_t nbytes = std::min(most, count - begin) * size_of_one;
+        for_others([&](int, int peer) {
+            links_.post(peer, data + begin * size_of_one, nbytes);
+        });
+    };
+    if (count > 0) post(0);
+    for (std::int64_t begin = 0; begin < count; begin += most) {
+        const std::int64_t chunk = std::min(most, count - begin);
+        const bool has_next = begin + most < count;
+        if (has_next) post(begin + most);
+        unsigned char* const own = data + begin * size_of_one;
+        parts_[static_cast<std::size_t>(rank_)] = own;
+        for_others([&](int i, int peer) {
+            unsigned char* const theirs = received_.data() + i * chunk * size_of_one;
+            links_.receive(peer, theirs, chunk * size_of_one);
+            parts_[static_cast<std::size_t>(i)] = theirs;
+        });
+        // The sum takes the place of what must have been written by then.
+        for_others([&](int, int peer) { links_.flush(peer, has_next ? 1 : 0); });
+        sum_parts(dtype, parts_.data(), size(), own, chunk);
     }
-    sum_parts(dtype, parts_.data(), size(), data, count);
 }
 
 // Each rank gets its share of the numbers of all ranks, adds them, and gives the sums to all.

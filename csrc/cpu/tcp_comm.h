@@ -1,8 +1,8 @@
 // Ranks of any hosts, over connected stream sockets, one for each pair of ranks.
 //
-// The thread that computes reads, and writes as much as a socket takes at once; what is left is
-// written by a thread of the links, so that two ranks that send each other more than sockets hold
-// both go on to read.
+// The thread that computes reads, and writes while it waits, so that two ranks that send each other
+// more than sockets hold both go on. What it leaves behind when it goes back to computing is written
+// by a thread of the links.
 
 #pragma once
 
@@ -16,6 +16,8 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <poll.h>
 
 #include "links.h"
 
@@ -54,9 +56,17 @@ private:
         std::string trouble;  // why nothing more can be written
     };
 
-    // Begins to send; the bytes must stay until flush(peer).
+    // Begins to send; the bytes must stay until flush() has seen them written, all sends to that
+    // peer but so many of the last.
     void post(int peer, const unsigned char* data, std::int64_t nbytes);
-    void flush(int peer);
+    void flush(int peer, std::size_t but = 0);
+    // Drops what body() has posted if it throws: the memory may end with its caller.
+    template <class Body>
+    void with_posts(Body&& body);
+    // Until the socket of `peer` can be read or written, or another one took some of its rest; false
+    // where the time is over.
+    bool wait(int peer, bool to_read);
+    std::string in_time() const;
     void check(int peer) const;  // with the mutex held
 
     void write_rests();
@@ -74,7 +84,8 @@ private:
     std::condition_variable written_;
     std::vector<Peer> peers_;
     std::vector<std::vector<unsigned char>> spare_;  // memory of rests, to be used again
-    int wake_ = -1;  // an eventfd that the writer looks at
+    std::vector<pollfd> waiting_;  // of wait()
+    int wake_ = -1;                // an eventfd that the writer looks at
     bool closed_ = false;
     bool ending_ = false;
     std::thread writer_;

@@ -185,7 +185,7 @@ void test_sums_and_gathers(const Make& make, int num_ranks) {
             if (half) check_gather(*half, pair, turn, count);
         }
         // So many in a row that nothing but the ranks' own order keeps them apart.
-        for (int turn = 0; turn < 200; ++turn) {
+        for (int turn = 0; turn < 100; ++turn) {
             float x = static_cast<float>(turn + rank);
             whole->all_reduce(&x, 1, DType::f32);
             CHECK(x == static_cast<float>(num_ranks * turn + num_ranks * (num_ranks - 1) / 2));
@@ -204,7 +204,7 @@ Bytes message(int from, int to, int number) {
 // From each rank to the next, which may be late; the memory is used again at once.
 void test_hand_over(const Make& make, int num_ranks) {
     run_ranks(make, num_ranks, [&](Links& links, int rank, Rng& rng) {
-        for (int number = 0; number < 40; ++number) {
+        for (int number = 0; number < 20; ++number) {
             dawdle(rng);
             if (rank > 0) {
                 const Bytes expected = message(rank - 1, rank, number);
@@ -224,7 +224,7 @@ void test_hand_over(const Make& make, int num_ranks) {
 // All send all others more than slots and sockets hold, and only then receive.
 void test_exchange(const Make& make, int num_ranks) {
     run_ranks(make, num_ranks, [&](Links& links, int rank, Rng& rng) {
-        for (int turn = 0; turn < 4; ++turn) {
+        for (int turn = 0; turn < 2; ++turn) {
             std::vector<Bytes> out, in, expected;
             std::vector<Parcel> sends, receives;
             for (int number = turn; number < turn + 8; ++number) {
