@@ -4,7 +4,6 @@ all other tests of several ranks run with; what cannot be had is refused first."
 from __future__ import annotations
 
 import builtins
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,9 +61,10 @@ def test_one_device_has_nobody_to_talk_to(kind: str, tiny_checkpoint: Any) -> No
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="collectives='mpi': expected one of auto, shm, tcp, gloo"
-    ), engine_on(None, Path("none"), "pp2", "tp2", collectives="mpi"):
+    with (
+        pytest.raises(ConfigError, match="collectives='mpi': expected one of auto, shm, tcp, gloo"),
+        engine_on(None, Path("none"), "pp2", "tp2", collectives="mpi"),
+    ):
         pass
 
 
@@ -88,16 +88,3 @@ def test_without_the_module_gloo_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     for kind in ("shm", "tcp"):
         with pytest.raises(ConfigError, match=rf"collectives='{kind}'.*not built.*'gloo'"):
             choose(kind, "cpu")
-
-
-def test_a_rank_that_cannot_listen_says_so(
-    tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("seesaw._cpu")
-    for host, why in (("192.0.2.7", "cannot listen"), ("0.0.0.0", "not all of this host's")):
-        monkeypatch.setenv("SEESAW_COMM_HOST", host)
-        with (
-            pytest.raises(Exception, match=re.compile(rf"SEESAW_COMM_HOST={host}.*{why}", re.S)),
-            engine_on(None, tiny_checkpoint("llama"), "pp2", "tp2", collectives="tcp"),
-        ):
-            pass
