@@ -104,13 +104,14 @@ class System:
             self._signal(signal.SIGKILL)
 
     def _read(self) -> dict[str, Any]:
+        """The next answer; what libraries print before the first one is passed over."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code, last = self._process.wait(), self._log.read_text()[-4000:]
-            sys.exit(f"{self.text} ended with {code}; the last it said ({self._log}):\n{last}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        for line in self._process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                if isinstance(found := json.loads(line), dict):
+                    return found
+        code, last = self._process.wait(), self._log.read_text()[-4000:]
+        sys.exit(f"{self.text} ended with {code}; the last it said ({self._log}):\n{last}")
 
     def _signal(self, number: signal.Signals) -> None:
         """To the process and all that it started."""
