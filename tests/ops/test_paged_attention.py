@@ -15,6 +15,13 @@ from seesaw.plan import attention_workspace
 from seesaw.plan.attention_workspace import AttentionShape, workspace_bytes
 
 
+@pytest.fixture(params=["kernels", "torch"])
+def backend(request: pytest.FixtureRequest) -> None:
+    """With the C++ kernels where they are built, and as where they are not."""
+    if request.param == "torch":
+        request.getfixturevalue("plain_torch")
+
+
 class Batch(NamedTuple):
     """Rows with their keys and values, not yet in a pool."""
 
@@ -117,7 +124,7 @@ def random_rows(count: int, longest: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("window", [None, 1, 13, 100])
-def test_mixed_rows_in_any_pool(layout: str, window: int | None) -> None:
+def test_mixed_rows_in_any_pool(layout: str, window: int | None, backend: None) -> None:
     batch = make_batch(random_rows(12, 150), 6, 2, 64, torch.float32)
     got = run(batch, layout, 16, window, 0.2)
     torch.testing.assert_close(got, dense(batch, 0.2, window), atol=2e-5, rtol=2e-5)
@@ -125,7 +132,7 @@ def test_mixed_rows_in_any_pool(layout: str, window: int | None) -> None:
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8])
-def test_head_sizes_and_groups(size: int, group: int) -> None:
+def test_head_sizes_and_groups(size: int, group: int, backend: None) -> None:
     block_size = random.choice((16, 32, 64, 128, 256))
     window = random.choice((None, 30))
     batch = make_batch(random_rows(6, 80), 2 * group, 2, size, torch.float32)
@@ -135,7 +142,7 @@ def test_head_sizes_and_groups(size: int, group: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_half_precision(dtype: torch.dtype, layout: str) -> None:
+def test_half_precision(dtype: torch.dtype, layout: str, backend: None) -> None:
     batch = make_batch(random_rows(10, 200), 9, 3, 64, dtype)
     got = run(batch, layout, 32, None, 0.125)
     torch.testing.assert_close(got, dense(batch, 0.125, None), atol=2e-2, rtol=2e-2)
@@ -144,7 +151,7 @@ def test_half_precision(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("window", [None, 25])
 @pytest.mark.parametrize("heads", [4, 12])
 def test_tight_memory_changes_nothing(
-    heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+    heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch, plain_torch: None
 ) -> None:
     """With bounds so small that heads and queries go one after another."""
     for module in (attention_plan, attention_workspace):
