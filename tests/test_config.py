@@ -136,3 +136,8 @@ def test_with_one_layout_nothing_is_said_about_moving_weights(given: dict[str, s
     with pytest.raises(ConfigError, match=f"{next(iter(given))}=.*no weights move"):
         EngineConfig(model="m", tensor_parallel_size=2, **given)
     EngineConfig(model="m", prefill_layout="pp2", decode_layout="tp2", **given)
+
+
+def test_what_is_not_fetched_has_no_source() -> None:
+    with pytest.raises(ConfigError, match=r"reload='none' and reshard_from='host'.*Give one"):
+        EngineConfig(model="m", reload="none", reshard_from="host")

@@ -11,6 +11,7 @@ import pytest
 
 from seesaw import cli
 from seesaw.api.bench_throughput import Workload, peak_rss_bytes
+from seesaw.ops.native import native
 
 SETTINGS = ("--device-memory", "256MiB", "--dtype", "float32")
 
@@ -51,15 +52,17 @@ def test_throughput(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "transitions" not in out
 
 
+@pytest.mark.parametrize("reload", ["missing", "auto"])
 def test_throughput_of_two_layouts_says_what_moved(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, reload: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "figures.json"
     # 6 prompts of 20 tokens take 2 tier blocks of 16 each; there are 4, so 2 prompts per cycle.
     tier = ("--tier-block-size", "16", "--block-size", "16", "--host-kv-memory", "48KiB")
     sizes = ("--num-prompts", "6", "--input-len", "20", "--output-len", "5", "--repeats", "1")
     layouts = ("--prefill-layout", "pp2", "--decode-layout", "tp2", "--no-tail")
-    rest = ("--max-model-len", "64", "--output-json", str(target))
+    rest = ("--max-model-len", "64", "--reload", reload)
+    rest += ("--device", "cpu", "--output-json", str(target))
     assert run("throughput", "--model", model, *SETTINGS, *tier, *sizes, *layouts, *rest) == 0
     figures = json.loads(target.read_text())
     assert figures["layouts"] == {"prefill": "dp1-tp1-pp2", "decode": "dp1-tp2-pp1"}
@@ -67,7 +70,12 @@ def test_throughput_of_two_layouts_says_what_moved(
     moved = ("kv_store_bytes", "kv_load_bytes", "weight_bytes_moved")
     assert {name: figures[name] for name in moved} == figures["predicted"]
     assert figures["kv_store_bytes"] > 0
-    assert figures["weight_bytes_moved"]["host"] > 0
+    weights = figures["weight_bytes_moved"]
+    assert weights["resident"] > 0
+    if reload == "auto" and native() is not None:  # ranks run from the host's copy
+        assert not any(weights[source] for source in ("copy", "peer", "host"))
+    else:
+        assert weights["host"] > 0
     assert 0 < figures["tier_peak_bytes"] <= 48 * 2**10
     assert all(seconds > 0 for seconds in figures["phase_s"].values())
     assert sum(figures["phase_s"].values()) <= figures["elapsed_s"]

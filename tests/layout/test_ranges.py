@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from seesaw.errors import ConfigError
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
 from seesaw.layout import ParallelLayout, Range, rank_ranges
-from seesaw.layout.ranges import split
+from seesaw.layout.ranges import split, split_tiles
 
 
 def make_spec(
@@ -123,6 +123,23 @@ def test_split_is_balanced(total: int, data: st.DataObject) -> None:
     sizes = [part.size for part in ranges]
     assert max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.data())
+def test_tiles_stay_whole_where_there_are_enough(
+    total: int, tile: int, data: st.DataObject
+) -> None:
+    parts = data.draw(st.integers(1, total))
+    ranges = [split_tiles(total, tile, parts, index) for index in range(parts)]
+    assert_partition(ranges, total)
+    tiles = -(-total // tile)
+    if tiles < parts:
+        assert ranges == [split(total, parts, index) for index in range(parts)]
+        return
+    counts = [-(-part.size // tile) for part in ranges]
+    assert all(part.start % tile == 0 for part in ranges)
+    assert sum(counts) == tiles
+    assert max(counts) - min(counts) <= 1
 
 
 @given(*[st.integers(0, 30)] * 4)

@@ -11,7 +11,7 @@ from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
-from seesaw.layout import ParallelLayout, PlainFormat, rank_ranges
+from seesaw.layout import PanelFormat, ParallelLayout, PlainFormat, rank_ranges
 from seesaw.layout.arena import layer_bytes, plan_arena
 from seesaw.plan import device_memory
 from seesaw.plan.choice import LayoutChoice
@@ -207,6 +207,47 @@ def test_two_layouts_need_the_arena_of_both_and_room_to_stage_a_layer() -> None:
     # From the host only what a rank has already, but elsewhere, is held aside.
     from_host = plan("pp2", "tp2", device_memory="64MiB", model=model, reshard_from="host")
     assert from_host.work_bytes < made.work_bytes
+
+
+def on_cpu(prefill: str, decode: str, *, model: ModelSpec, **settings: Any) -> MemoryPlan:
+    """With ranks that compute with the C++ kernels, on a machine of 1 GiB."""
+    layouts = LayoutChoice(*(ParallelLayout.parse(text) for text in (prefill, decode)), "given")
+    config = EngineConfig(
+        model="m", device_memory="64MiB", policy="seesaw", dtype="bfloat16", **settings
+    )
+    space = Space("cpu", GIB, GIB, GIB, GIB)
+    return plan_memory(config, model, 2, space, layouts, True, native=True)
+
+
+def test_ranks_that_run_from_the_image_have_no_weights_of_their_own() -> None:
+    model = spec(num_attention_heads=8, num_key_value_heads=2, vocab_size=321)
+    fmt = PanelFormat(model, 2)
+    made = on_cpu("pp2", "tp2", model=model)
+    assert (made.arena_bytes, made.image_bytes) == (0, fmt.image_bytes)
+    fetched = on_cpu("pp2", "tp2", model=model, reload="missing")
+    held = [
+        [rank_ranges(ParallelLayout.parse(text), model, rank) for rank in range(2)]
+        for text in ("pp2", "tp2")
+    ]
+    assert fetched.arena_bytes == max(plan_arena(fmt, held, rank).nbytes for rank in range(2))
+    assert fetched.image_bytes == made.image_bytes
+    assert fetched.work_bytes > made.work_bytes, "copies within the arena are held aside"
+    assert fetched.num_blocks < made.num_blocks
+    # A rank that shares its KV head has a copy of its queries and that head, of each such layer.
+    shared = on_cpu("pp4", "tp4", model=model)
+    rows = (2 + 2) * 32 * model.hidden_size
+    assert shared.arena_bytes == 2 * rows * model.num_hidden_layers
+    # What says where weights come from asks that they be fetched.
+    assert on_cpu("pp2", "tp2", model=model, reshard_from="host") == fetched
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_only_kernels_for_cpus_run_from_the_image(kind: str) -> None:
+    model = spec(head_dim=24) if kind == "cpu" else spec()
+    layouts = LayoutChoice(ParallelLayout(pp=2), ParallelLayout(tp=2), "given")
+    config = EngineConfig(model="m", device_memory="64MiB", policy="seesaw", reload="none")
+    with pytest.raises(ConfigError, match=r"reload='none': ranks can .* only on CPU"):
+        plan_memory(config, model, 2, Space(kind, GIB, GIB, GIB, GIB), layouts, True, native=True)
 
 
 def test_replicas_are_alike() -> None:

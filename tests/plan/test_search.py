@@ -326,6 +326,20 @@ def test_reload_all_moves_everything() -> None:
             assert one["host"] > 1.5 * other["host"]
 
 
+def test_ranks_that_run_from_the_image_move_nothing() -> None:
+    spec = spec_of("tiny")
+    pair = ParallelLayout(pp=2), ParallelLayout(tp=2)
+    config = EngineConfig(model="m", dtype="bfloat16")
+    for moved in planned_bytes(spec, 2, *pair, config, "cpu", native=True):
+        held = {source for one in moved for source, nbytes in one.items() if nbytes}
+        assert held == {"resident"}
+    for moved in missing_bytes(spec, 2, *pair, config, "cpu", native=True):
+        assert {nbytes for one in moved for nbytes in one.values()} == {0}
+    fetched, _ = planned_bytes(spec, 2, *pair, config, "cpu", native=False)
+    mapped, _ = planned_bytes(spec, 2, *pair, config, "cpu", native=True)
+    assert [sum(one.values()) for one in fetched] == [sum(one.values()) for one in mapped]
+
+
 def test_the_workload_is_drawn_once_for_huge_jobs() -> None:
     class Counting:
         name, source, arrivals = "counted", "a test", None
