@@ -224,30 +224,32 @@ def test_ranks_of_a_stage_equal_one(family: str, tp: int, overrides: dict[str, A
     ]
     rows = [Rows(decoder, tokens, 32, panels=True) for decoder in decoders]
 
-    def run(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         decoder, inputs = decoders[rank], rows[rank].inputs(LENGTHS)
         hidden = decoder.run_layers(
             decoder.embed(inputs.token_ids_T), inputs, rows[rank].kv, 0, spec.num_hidden_layers
         )
-        return hidden, decoder.logits(hidden, inputs.sample_index_S)
+        index_S = inputs.sample_index_S
+        return hidden, decoder.logits(hidden, index_S), decoder.highest(hidden, index_S)[1]
 
-    results = run_ranks(comms, run)
-    assert all(torch.equal(hidden, results[0][0]) for hidden, _ in results), "ranks differ in bits"
-    logits = torch.cat([logits for _, logits in results], dim=1)
-    torch.testing.assert_close(logits, whole, atol=2e-4, rtol=1e-4)
+    hidden, logits, ids = zip(*run_ranks(comms, run), strict=True)
+    assert all(torch.equal(x, hidden[0]) for x in hidden), "ranks differ in bits"
+    torch.testing.assert_close(torch.cat(logits, dim=1), whole, atol=2e-4, rtol=1e-4)
+    for decoder, own_logits, own_ids in zip(decoders, logits, ids, strict=True):
+        assert torch.equal(own_ids, own_logits.argmax(-1) + decoder.ranges.vocab.start)
 
 
 class Broken:
-    """A `Comm` whose `fails`-th sum fails."""
+    """A `Comm` that fails after `sums` of them."""
 
     size, rank = 2, 0
 
-    def __init__(self, fails: int) -> None:
-        self._left = fails
+    def __init__(self, sums: int) -> None:
+        self.left = sums
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        self._left -= 1
-        if self._left < 0:
+        self.left -= 1
+        if self.left < 0:
             raise ConnectionError("the other rank is gone")
         return x
 
@@ -255,18 +257,18 @@ class Broken:
         return [x]
 
 
-@pytest.mark.parametrize("fails", [0, 1, 2, 4])
-def test_a_sum_that_fails_is_told_and_the_decoder_goes_on(fails: int) -> None:
+@pytest.mark.parametrize("sums", [0, 1, 2, 4])
+def test_a_sum_that_fails_is_told_and_the_decoder_goes_on(sums: int) -> None:
     spec, plain = random_parts("gemma3")
     ranges = rank_ranges(ParallelLayout(tp=2), spec, 0)
     local = panel_params(spec, slice_params(spec, plain, ranges))
-    tokens = sequences()
-    broken = CpuDecoder(spec, local, ranges, Broken(fails), own_threads=2)
-    rows = Rows(broken, tokens, 32, panels=True)
+    tokens, comm = sequences(), Broken(sums)
+    rows = Rows(CpuDecoder(spec, local, ranges, comm, own_threads=2), tokens, 32, panels=True)
     with pytest.raises(ConnectionError, match="the other rank is gone"):
         rows.step(LENGTHS)
+    assert comm.left == -1, "a step goes on without its ranks"
     rows.done = [0] * len(tokens)
-    broken._comm._left = 1000  # type: ignore[attr-defined]
+    comm.left = 1000
     again = torch.cat(rows.step(LENGTHS))
     healthy = CpuDecoder(spec, local, ranges, Broken(1000), own_threads=1)
     expected = torch.cat(Rows(healthy, tokens, 32, panels=True).step(LENGTHS))
