@@ -4,6 +4,7 @@ scheduler's business.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -33,12 +34,17 @@ class KVCache:
         cls, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int,
         dtype: torch.dtype, device: torch.device, panels: bool = False,
     ) -> KVCache:  # fmt: skip
-        """A pool of zeros. On the CPU its pages are taken from the machine as blocks are used."""
+        """A pool of zeros. On the CPU its pages are taken from the machine as blocks are used,
+        large ones where there are such: attention reads tiles from all over the pool."""
         assert not (panels and block_size % PIECE_TOKENS), f"panels of {block_size} tokens"
         shape = (num_layers, num_blocks, num_kv_heads, 2, block_size, head_dim)
         if device.type != "cpu":
             return cls(torch.zeros(shape, dtype=dtype, device=device), panels)
-        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        pages = mmap.mmap(
+            -1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        with contextlib.suppress(OSError):  # a kernel without huge pages: no loss but speed
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return cls(torch.frombuffer(pages, dtype=dtype).view(shape), panels)
 
     @property
