@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "../../csrc/cpu/shm_comm.h"
 #include "../../csrc/cpu/tcp_comm.h"
@@ -313,6 +314,36 @@ void test_silence() {
     });
 }
 
+// A peer that is played by hand: it has sent its numbers before it reads any. What it then reads are
+// this rank's own numbers, though sums have come to stand in their place.
+void test_slow_reader(std::int64_t count) {
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    TcpLinks links({-1, pair[0]}, 0, kRingSlots, kTimeoutS);
+    const std::vector<float> ours = numbers(1, 0, count), theirs = numbers(1, 1, count);
+    std::vector<float> total = ours, read(ours.size());
+    std::thread summing([&] {
+        links.comm({0, 1})->all_reduce(total.data(), count, DType::f32);
+    });
+    std::thread writing([&] {
+        const auto* at = reinterpret_cast<const char*>(theirs.data());
+        for (std::size_t left = theirs.size() * 4; left > 0;) {
+            const ssize_t sent = ::send(pair[1], at, left, 0);
+            CHECK(sent > 0);
+            at += sent;
+            left -= static_cast<std::size_t>(sent);
+        }
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    const auto size = static_cast<ssize_t>(read.size() * 4);
+    CHECK(recv(pair[1], read.data(), read.size() * 4, MSG_WAITALL) == size);
+    summing.join();
+    writing.join();
+    ::close(pair[1]);
+    CHECK(read == ours);
+    for (std::size_t i = 0; i < total.size(); ++i) CHECK(total[i] == ours[i] + theirs[i]);
+}
+
 template <typename Call>
 void check_refused(Call call) {
     try {
@@ -353,6 +384,9 @@ int main(int argc, char** argv) {
         std::printf("%s\n", name);
         std::fflush(stdout);
     }
+    test_slow_reader(65536);
+    test_slow_reader(150001);
+    std::puts("slow reader");
     test_silence();
     std::puts("silence");
     return 0;

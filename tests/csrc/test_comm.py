@@ -32,4 +32,4 @@ def test_ranks_under(sanitizers: str, tmp_path: Path) -> None:
     done = compile_and_run(SOURCES + kernel_sources(tmp_path), sanitizers, tmp_path, str(seed))
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     assert done.stderr == "", f"seed {seed}"
-    assert done.stdout.split() == ["shm", "tcp", "silence"]
+    assert done.stdout.splitlines() == ["shm", "tcp", "slow reader", "silence"]
