@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from seesaw.config import EngineConfig
 from seesaw.layout import PanelFormat, ParallelLayout, PlainFormat, rank_ranges
 from seesaw.ops.native import native
+from seesaw.weights import load
 from seesaw.weights.checkpoint import open_checkpoint
 from seesaw.weights.hashes import param_hashes
 from seesaw.weights.image import WeightImage
@@ -142,21 +143,22 @@ def test_loaded_from_a_gguf(tmp_path, tiny_checkpoint, family, encoding):
         assert param_hashes(found) == param_hashes(reference.panel_params(checkpoint.spec, plain))
 
 
-def test_rows_are_read_in_chunks(tiny_checkpoint, monkeypatch):
-    """However small: gates in tiles and heads with pads are put together again."""
-    from seesaw.weights import load
-
+def test_rows_are_read_in_chunks(tiny_checkpoint, tmp_path, monkeypatch):
+    """However small: gates in tiles, heads with pads, heads stored in pairs are put together."""
+    models = [tiny_checkpoint("llama", **sizes) for sizes in UNEVEN]
+    paired = tmp_path / "model.gguf"
+    model = tiny_model(tiny_config("llama", head_dim=80))
+    write_gguf(paired, "llama", model, encoding="F16", tokenizer=models[0])
     whole = {}
     for chunk in (1 << 20, 1):
         monkeypatch.setattr(load, "PANEL_CHUNK_BYTES", chunk)
         monkeypatch.setattr(load, "CHUNK_ELEMENTS", chunk)
-        for sizes, dtype in itertools.product(UNEVEN, DTYPES):
-            folder = tiny_checkpoint("llama", **sizes)
-            params = open_checkpoint(EngineConfig(model=str(folder))).load_params(
+        for path, dtype in itertools.product([*models, paired], DTYPES):
+            params = open_checkpoint(EngineConfig(model=str(path))).load_params(
                 dtype, CPU, None, "panels"
             )
-            key = (str(sizes), dtype)
-            assert whole.setdefault(key, param_hashes(params)) == param_hashes(params)
+            hashes = param_hashes(params)
+            assert whole.setdefault((path, dtype), hashes) == hashes
 
 
 @variants
