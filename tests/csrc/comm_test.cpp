@@ -36,7 +36,7 @@ namespace {
 std::uint64_t seed = 0;
 constexpr double kTimeoutS = 60.0;
 constexpr int kRingSlots = 2;
-constexpr std::int64_t kSlotBytes = 1000;
+constexpr std::int64_t kSlotBytes = 4000;
 
 using Bytes = std::vector<unsigned char>;
 using Rng = std::mt19937_64;
@@ -196,7 +196,7 @@ void test_sums_and_gathers(const Make& make, int num_ranks) {
 
 Bytes message(int from, int to, int number) {
     Rng rng(seed + static_cast<std::uint64_t>((from * 8 + to) * 1000 + number));
-    Bytes out(static_cast<std::size_t>(number % 7 == 6 ? 400000 : random_int(rng, 1, 3000)));
+    Bytes out(static_cast<std::size_t>(number % 7 == 6 ? 250000 : random_int(rng, 1, 12000)));
     const auto first = static_cast<unsigned char>(rng());
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<unsigned char>(first + 7 * i);
     return out;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,15 @@ def compile_and_run(
     probe = [*compile_, str(hello), "-o", str(folder / "hello")]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         pytest.skip(f"{COMPILER} here has no -fsanitize={sanitizers}")
-    built = subprocess.run(
-        [*compile_, *map(str, sources), "-o", str(program)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
+    objects = [folder / f"{number}.o" for number in range(len(sources))]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        steps = [
+            threads.submit(_compile, [*compile_, "-c", str(source), "-o", str(out)])
+            for source, out in zip(sources, objects, strict=True)
+        ]
+    for step in steps:
+        step.result()
+    _compile([*compile_, *map(str, objects), "-o", str(program)])
     return subprocess.run(
         [str(program), *arguments],
         capture_output=True,
@@ -41,3 +46,8 @@ def compile_and_run(
         timeout=120,
         env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"},
     )
+
+
+def _compile(command: list[str]) -> None:
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
