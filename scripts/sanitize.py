@@ -40,6 +40,12 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 """
+FAULT = """\
+from seesaw import _cpu
+data = bytearray(4096)
+import ctypes
+_cpu.read_rate(ctypes.addressof(ctypes.c_char.from_buffer(data)), len(data) + 64)
+"""
 
 
 def fail(text: str) -> None:
@@ -66,7 +72,7 @@ def build() -> None:
     )  # fmt: skip
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.startswith("seesaw/_cpu."))
+        (name,) = (name for name in archive.namelist() if name.endswith(".so"))
         module = FOLDER / Path(name).name
         module.write_bytes(archive.read(name))
     (FOLDER / "sitecustomize.py").write_text(FINDER.format(module=str(module)))
@@ -85,6 +91,16 @@ def preloads(compiler: str) -> str:
     return ":".join(found)
 
 
+def check_that_faults_are_seen(variables: dict[str, str]) -> None:
+    """Tests that pass prove nothing where it is not this module that they load."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULT],
+        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "heap-buffer-overflow" not in done.stderr:
+        fail(f"a read past the end of a buffer went unseen:\n{done.stdout}{done.stderr}")
+
+
 def main(arguments: list[str]) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -92,16 +108,17 @@ def main(arguments: list[str]) -> None:
     preload = preloads(compiler)
     build()
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    run(
-        [*pytest, *TESTS, *arguments],
-        LD_PRELOAD=preload,
-        PYTHONPATH=str(FOLDER),
-        PYTHONMALLOC="malloc",
-        OMP_NUM_THREADS="1",
+    variables = {
+        "LD_PRELOAD": preload,
+        "PYTHONPATH": str(FOLDER),
+        "PYTHONMALLOC": "malloc",
+        "OMP_NUM_THREADS": "1",
         # What Python leaves at its end is no leak of ours.
-        ASAN_OPTIONS="detect_leaks=0",
-        UBSAN_OPTIONS="print_stacktrace=1",
-    )
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    check_that_faults_are_seen(variables)
+    run([*pytest, *TESTS, *arguments], **variables)
     if not arguments:
         run([*pytest, *THREAD_TESTS])
 
