@@ -1,11 +1,13 @@
 """Measures the memory that one step allocates; run as a process of its own by `test_workspace.py`.
 
 Argument: JSON {spec fields, rows: [[tokens of the step, tokens before it], ..], dtype, settings;
-rank: [layout, rank] where only a slice is run}. Prints JSON {peak_bytes, bound_bytes}.
+rank: [layout, rank] where only a slice is run, kernels: whether those of seesaw._cpu run}. Prints
+JSON {peak_bytes, bound_bytes}.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from pathlib import Path
@@ -17,12 +19,14 @@ from seesaw.engine.sampler import SamplingState, draw
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
 from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout import ParallelLayout, rank_ranges
+from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 from seesaw.plan.workspace import MAX_HANDOVERS, workspace_bytes
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import NewRequest
 from tests.models.harness import Rows, random_params
+from tests.models.panels import panel_params
 from tests.process_memory import status_bytes
 
 BLOCK_SIZE = 32
@@ -58,7 +62,11 @@ class Copies:
 
 @torch.inference_mode()
 def step(
-    decoder: Decoder, comm: Comm, rows: Rows, inputs: StepInputs, settings: dict[str, Any]
+    decoder: Decoder | CpuDecoder,
+    comm: Comm,
+    rows: Rows,
+    inputs: StepInputs,
+    settings: dict[str, Any],
 ) -> None:
     """One step of a rank; of a rank before the last stage, with hand-overs held that are under
     way."""
@@ -88,18 +96,25 @@ def main() -> None:
     layout = ParallelLayout.parse(name)
     ranges = rank_ranges(layout, spec, rank)
     comm = Copies(layout.tp, layout.coordinates(rank).tp) if layout.tp > 1 else ALONE
-    decoder = Decoder(spec, random_params(spec, dtype, ranges=ranges), ranges, comm)
+    params, kernels = random_params(spec, dtype, ranges=ranges), job.get("kernels", False)
+    decoder: Decoder | CpuDecoder
+    if kernels:
+        decoder = CpuDecoder(spec, panel_params(spec, params), ranges, comm)
+    else:
+        decoder = Decoder(spec, params, ranges, comm)
+    del params
     tokens = [torch.zeros(count + before, dtype=torch.int64) for count, before in job["rows"]]
-    rows = Rows(decoder, tokens, BLOCK_SIZE)
+    rows = Rows(decoder, tokens, BLOCK_SIZE, panels=kernels)
     rows.kv.pool.zero_()
     counts = [count for count, _ in job["rows"]]
-    warm = Rows(decoder, [torch.zeros(40, dtype=torch.int64)], BLOCK_SIZE)
+    warm = Rows(decoder, [torch.zeros(40, dtype=torch.int64)], BLOCK_SIZE, panels=kernels)
     for count in (20, 1, 1):  # what torch sets up once
         step(decoder, comm, warm, warm.inputs([count]), job["settings"])
     rows.done = [before for _, before in job["rows"]]
     inputs = rows.inputs(counts)
     last = torch.tensor(inputs.cu_seqlens_q_list[1:]) - 1
     inputs.sample_index_S = last
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before is used first, unseen
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = status_bytes("VmRSS")
     step(decoder, comm, rows, inputs, job["settings"])

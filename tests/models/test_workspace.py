@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from seesaw.ops.native import native
+
 SMALL = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -48,7 +50,16 @@ SAMPLED = ("decode", "large-vocabulary", "slice-of-vocabulary")
     ids=[*CASES, *(f"{name}-sampling" for name in SAMPLED)],
 )
 def test_peak_stays_below_the_bound(name: str, settings: dict[str, Any]) -> None:
-    job = {"dtype": "bfloat16", "settings": settings, **CASES[name]}
+    check(name, {"dtype": "bfloat16", "settings": settings, **CASES[name]})
+
+
+@pytest.mark.skipif(native() is None, reason="seesaw._cpu is not built")
+@pytest.mark.parametrize("name", ["one-long-prompt", "slice-of-prompts", "large-vocabulary"])
+def test_so_does_that_of_kernels(name: str) -> None:
+    check(name, {"dtype": "bfloat16", "settings": {}, "kernels": True, **CASES[name]})
+
+
+def check(name: str, job: dict[str, Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.measure_step", json.dumps(job)],
         cwd=Path(__file__).parents[2],
