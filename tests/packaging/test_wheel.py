@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from seesaw import __version__
+from seesaw import __version__, _cpu
 
 ROOT = Path(__file__).parent.parent.parent
 CLEAN = {
@@ -114,7 +114,13 @@ def test_collect_env_knows_the_native_build(binaries: Path, tmp_path: Path) -> N
     assert facts["native_build"]["cxx_standard"] >= 201703
 
 
-def test_generate(binaries: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("isa", ["", "avx2", "generic"])
+def test_generate(
+    isa: str, binaries: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """On an older processor too, as far as forcing its instruction set shows that."""
+    if isa == "avx2" and "avx2" not in _cpu.build_info()["cpu_features"]:
+        pytest.skip("this processor has no AVX2")
     model = tiny_checkpoint("llama")
     out = run(
         [
@@ -122,6 +128,7 @@ def test_generate(binaries: Path, tiny_checkpoint: Callable[..., Path], tmp_path
             "--max-tokens", "5", "--ignore-eos", "--device-memory", "256MiB", "--output-json", "-",
         ],
         tmp_path,
+        SEESAW_CPU_ISA=isa,
     )  # fmt: skip
     (result,) = json.loads(out)["results"]
     assert len(result["outputs"][0]["token_ids"]) == 5
