@@ -42,8 +42,6 @@ public:
 
 private:
     friend class TcpComm;
-    using Clock = std::chrono::steady_clock;
-
     // What a socket did not take at once.
     struct Rest {
         const unsigned char* data;

@@ -34,7 +34,7 @@ PROMPTS = [[5 + i, 6, 7, 8, 9 + i] * 6 for i in range(12)]
 SAMPLING = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SMALL_TIER = {"host_kv_memory": str(192 * 1024), "max_model_len": 64}
 LIMIT_S = 10
-NUM_ROWS = 500
+NUM_ROWS = 4000
 
 
 def children() -> set[int]:
@@ -200,7 +200,9 @@ def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
     assert killed, f"the job was over before a rank could be killed: {said}"
     assert job.returncode == 0, said
     assert "was killed by SIGKILL" in said
-    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    # Not splitlines: texts of a random model hold other characters that end lines.
+    with answers.open() as file:
+        found = [json.loads(line) for line in file]
     assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(NUM_ROWS))
     assert not journal.exists() or journal.stat().st_size
 
