@@ -42,6 +42,7 @@ public:
 
 private:
     friend class TcpComm;
+
     // What a socket did not take at once.
     struct Rest {
         const unsigned char* data;
