@@ -101,7 +101,7 @@ def test_bench_throughput_shares_no_prefixes_unless_asked() -> None:
     ("args", "says"),
     [
         (["genrate"], "Did you mean 'generate'?"),
-        (["generate", "--modle", "m"], "'--model'?"),
+        (["generate", "--modle", "m"], "'--model'"),
         (["generate", "--prompt", "x"], "Missing option '--model'"),
         (["generate", "--model", "m"], "Give --prompt TEXT or --prompt-file FILE"),
         (["generate", "--model", "m", "--prompt", "x", "--top-p", "2"], "top_p=2.0: expected"),
