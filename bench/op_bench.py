@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from seesaw.measure.limits import LimitsProbe, last_cache_bytes
+from seesaw.measure.limits import CACHES_IN_BUFFER, LimitsProbe, last_cache_bytes
 from seesaw.measure.timer import BATCHES, calls_per_batch
 from seesaw.ops import OPS
 from seesaw.ops.registry import Case
@@ -65,7 +65,7 @@ def _calls(name: str, case: Case, dtype: torch.dtype, copies: int) -> Callable[[
 def _copies(num_bytes: int) -> int:
     """So many that one has left the caches when its turn comes again."""
     cache_bytes = max(LEAST_CACHE_BYTES, last_cache_bytes())
-    return max(2, min(MOST_COPIES, math.ceil(2 * cache_bytes / max(1, num_bytes))))
+    return max(2, min(MOST_COPIES, math.ceil(CACHES_IN_BUFFER * cache_bytes / max(1, num_bytes))))
 
 
 def table(rows: list[Row]) -> list[str]:
