@@ -39,7 +39,7 @@ LAYERS = {
     "simulate":    Allowed("families layout plan scheduler", "numpy"),
     "batch":       Allowed("",                             STDLIB_ONLY),
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
-    "ops":         Allowed("plan _cpu",                    "torch"),
+    "ops":         Allowed("layout plan _cpu",             "torch"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
     "measure":     Allowed("_cpu",                         STDLIB_ONLY),

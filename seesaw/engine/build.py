@@ -14,7 +14,7 @@ from seesaw.distributed import RankGroup
 from seesaw.engine.messages import RankSetup, TransferReport
 from seesaw.engine.model_runner import ModelRunner, PhaseWeights, RankPhase
 from seesaw.engine.threads import use_threads
-from seesaw.kvcache.pool import PIECE_TOKENS, KVCache
+from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import ALONE, Comm
@@ -29,7 +29,7 @@ from seesaw.layout import (
 )
 from seesaw.layout.format import WeightFormat
 from seesaw.layout.formats import make_format
-from seesaw.layout.kv import PoolShape, TierShape, owned_heads
+from seesaw.layout.kv import PIECE_TOKENS, PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves

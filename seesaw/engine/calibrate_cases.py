@@ -21,14 +21,13 @@ from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import ALONE
 from seesaw.layers.row_parallel import row_parallel
-from seesaw.layout.kv import TierShape
+from seesaw.layout.kv import PIECE_TOKENS, TierShape
 from seesaw.layout.ranges import Range
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.gated_activation import gated_activation
-from seesaw.ops.kv_panels import PIECE_TOKENS
 from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear
 from seesaw.ops.native import native, usable

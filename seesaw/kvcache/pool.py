@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-PIECE_TOKENS = 32
-"""Tokens of the pieces that a block in panels is made of."""
+from seesaw.layout.kv import PIECE_TOKENS
 
 
 @dataclass(slots=True)

@@ -16,6 +16,9 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import Range, rank_ranges
 
+PIECE_TOKENS = 32
+"""Tokens of the pieces that a block of a pool in panels is made of (csrc/cpu/kv_view.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class TierShape:

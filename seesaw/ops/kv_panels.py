@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-PIECE_TOKENS = 32
+from seesaw.layout.kv import PIECE_TOKENS
 
 # Shape letters: C tokens of a tile, D head_dim. `depth`: tokens or dims that stand side by side, as
 # one multiply-add takes them in: 2 in bfloat16, 1 in float32.

@@ -16,9 +16,9 @@ from typing import Literal, overload
 
 import torch
 
+from seesaw.layout.kv import PIECE_TOKENS
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.attention_torch import attend_with_torch
-from seesaw.ops.kv_panels import PIECE_TOKENS
 from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
 from seesaw.plan.attention_workspace import AttentionShape
