@@ -67,7 +67,9 @@ def debug_blocks() -> bool:
 def kernels() -> str:
     value = os.environ.get("SEESAW_KERNELS", "auto")
     if value not in ("auto", "torch"):
-        raise ConfigError(f"SEESAW_KERNELS={value!r}: expected auto or torch.")
+        raise ConfigError(
+            f"SEESAW_KERNELS={value!r}: expected auto or torch. Unset it or set it to one of these."
+        )
     return value
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from seesaw.errors import ConfigError
 from seesaw.plan.device_memory import Space
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_backend() -> str:
-    """What computes on CPUs here, in words: the kernels, or plain torch and why."""
+    """What computes on CPUs here, in words: the kernels, or plain torch and why, or nothing where
+    an environment variable is wrong."""
     from seesaw.ops.native import why_plain_torch  # torch, which this file does without
 
-    why = why_plain_torch()
+    try:
+        why = why_plain_torch()
+    except ConfigError as error:  # whoever looks for that is shown it
+        return f"none: {error}"
     return "kernels" if why is None else f"plain torch: {why}"
 
 

@@ -35,7 +35,10 @@ def native() -> ModuleType | None:
     try:
         _cpu.isa()
     except ValueError as error:
-        raise ConfigError(f"SEESAW_CPU_ISA: {error}") from None
+        told = str(error)
+        if not told.startswith("SEESAW_CPU_ISA"):
+            told = f"SEESAW_CPU_ISA: {told}. Unset it or set it to one of these."
+        raise ConfigError(told) from None
     return _cpu
 
 
@@ -43,8 +46,9 @@ def why_plain_torch() -> str | None:
     """Why no kernels run on CPUs here, what that costs and what mends it; None where they do."""
     if native() is not None:
         return None
+    asked = f"SEESAW_KERNELS=torch, which makes answers take {SLOWDOWN} as long. Unset it."
     if envs.kernels() == "torch":
-        return f"SEESAW_KERNELS=torch, which makes answers take {SLOWDOWN} as long. Unset it."
+        return asked
     try:
         from seesaw import _cpu  # noqa: F401
     except ImportError as error:
@@ -53,7 +57,7 @@ def why_plain_torch() -> str | None:
             "Install a compiler (sudo apt-get install -y g++ python3-dev), then seesaw again: "
             "make setup, or pip install --force-reinstall --no-deps and what you gave it before."
         )
-    raise AssertionError("native() found no module, and it is there")
+    return f"at the first use in this process there was {asked}"
 
 
 def usable(*tensors: torch.Tensor) -> bool:

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
+from seesaw.engine.host import cpu_backend
 from seesaw.errors import ConfigError
-from seesaw.ops.native import native, usable
+from seesaw.ops.native import native, usable, why_plain_torch
 
 
 def test_usable() -> None:
@@ -68,7 +69,17 @@ def test_an_instruction_set_that_is_none_is_a_mistake_of_the_user(
     monkeypatch.setattr(cpu, "isa", isa)
     native.cache_clear()
     try:
-        with pytest.raises(ConfigError, match="SEESAW_CPU_ISA: instruction set 'avx9'"):
+        with pytest.raises(ConfigError, match=r"SEESAW_CPU_ISA: instruction set 'avx9'.* Unset it"):
             native()
+        assert cpu_backend().startswith("none: SEESAW_CPU_ISA: instruction set 'avx9'")
     finally:
         native.cache_clear()
+
+
+@pytest.mark.usefixtures("plain_torch")
+def test_what_was_asked_for_at_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("seesaw._cpu")
+    assert native() is None
+    monkeypatch.delenv("SEESAW_KERNELS")
+    assert native() is None
+    assert "SEESAW_KERNELS=torch" in (why_plain_torch() or "")
