@@ -73,6 +73,8 @@ def load_replicas(
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
     space = device_space(device, layouts.num_ranks)
+    # First, so that the log says why there are no kernels where the plan then needs them.
+    weights = _weight_format(checkpoint.spec, dtype, layouts, device)
     has_kernels = native() is not None
     plan = plan_memory(
         config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier, native=has_kernels
@@ -89,7 +91,6 @@ def load_replicas(
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
     logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
-    weights = _weight_format(checkpoint.spec, dtype, layouts, device)
     setup = _setup(config, checkpoint, plan, layouts, dtype, device, weights)
     if layouts.num_ranks == 1 and ranks is None:
         replicas = _load_here(schedulers, setup, checkpoint, progress)
