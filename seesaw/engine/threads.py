@@ -60,11 +60,13 @@ def use_threads(setup: RankSetup, *, own_process: bool) -> None:
     """Before anything is computed, in the thread that will run steps. `own_process`: no one else
     computes in this process; else torch stays as it was for its other threads."""
     native = setup.weights == "panels"
+    pinned = setup.cores if setup.pinned and setup.cores is not None else []
     if native:
         from seesaw import _cpu
 
-        pinned = setup.cores if setup.pinned and setup.cores is not None else []
         _cpu.configure_threads(setup.num_threads, pinned)
+    elif pinned:
+        os.sched_setaffinity(0, pinned)  # of this thread, and of torch's, which it starts
     before = torch.get_num_threads()
     torch.set_num_threads(1 if native else setup.num_threads)
     if not own_process:

@@ -107,3 +107,17 @@ def test_kernels_have_the_threads_and_cores_that_were_asked_for(
     with LLM(str(tiny_checkpoint("qwen3")), cpu_threads=3, device_memory="256MiB") as llm:
         llm.generate(["a b c"], GREEDY, use_tqdm=False)
         assert module.num_threads() == 3
+
+
+@pytest.mark.usefixtures("plain_torch")
+def test_plain_torch_stays_on_the_cores_that_were_asked_for(
+    tiny_checkpoint: Callable[..., Path],
+) -> None:
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    with LLM(str(tiny_checkpoint("qwen3")), cpu_cores=str(core), device_memory="256MiB") as llm:
+        llm.generate(["a b c"], GREEDY, use_tqdm=False)
+        (worker,) = [t for t in threading.enumerate() if t.name == "seesaw-worker"]
+        assert worker.native_id is not None
+        assert os.sched_getaffinity(worker.native_id) == {core}
+        assert os.sched_getaffinity(0) == before
