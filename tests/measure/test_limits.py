@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_the_best_of_the_passes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     ((address, nbytes),) = fake.spans
     assert nbytes == 12_000
     assert address % 64 == 0
+
+
+def test_whoever_measures_is_not_kept_on_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = pytest.importorskip("seesaw._cpu")
+    monkeypatch.setattr(limits, "LEAST_BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(limits, "last_cache_bytes", lambda: 3000)
+    cores, threads = os.sched_getaffinity(0), cpu.num_threads()
+    if len(cores) == 1:
+        pytest.skip("there is one core")
+    cpu.configure_threads(1, [min(cores)])
+    try:
+        LimitsProbe().measure()
+    finally:
+        cpu.configure_threads(threads)
+    assert os.sched_getaffinity(0) == cores
 
 
 @pytest.fixture
