@@ -166,9 +166,9 @@ def linear(
 ) -> None:
     """A linear layer over panels (csrc/cpu/linear.h) on all threads; no GIL meanwhile.
 
-    `kind`: store, add, silu, gelu_tanh or f32. Addresses of the first panel, of the bias (0 = none),
-    x and out; row strides in elements; `itemsize` 2 = bfloat16, 4 = float32. Raises ValueError for
-    sizes that cannot be; whoever calls has checked the memory."""
+    `kind`: store, add, silu, gelu_tanh or f32. Addresses of the first panel, of the bias
+    (0 = none), x and out; row strides in elements; `itemsize` 2 = bfloat16, 4 = float32. Raises
+    ValueError for sizes that cannot be; whoever calls has checked the memory."""
 
 def linear_highest(
     *,

@@ -18,8 +18,8 @@ from seesaw.layout.rounds import Move, make_rounds
 from seesaw.layout.spans import Span, moves, shared, spans, without
 
 Reload = Literal["missing", "all", "none"]
-"""What a change of layout fetches: what is not in place, everything (as the paper does), or nothing,
-since ranks run straight from the host image: no arena, and no plan."""
+"""What a change of layout fetches: what is not in place, everything (as the paper does), or
+nothing, since ranks run straight from the host image: no arena, and no plan."""
 
 
 def plan_reshard(
