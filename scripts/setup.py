@@ -82,6 +82,10 @@ def install_line(missing):
     return f"sudo apt-get install -y {' '.join(name for name, _ in missing)}"
 
 
+def pure_is_wanted():
+    return os.environ.get("SEESAW_PURE_PYTHON", "0") not in ("", "0")
+
+
 def check_machine(python):
     """Why seesaw goes without its C++ kernels here, and the line that mends it; None where it has
     them. Ends where there is no way on."""
@@ -93,7 +97,7 @@ def check_machine(python):
             f"this machine lacks {' and '.join(what for _, what in missing)}. Install what is "
             f"missing and run `make setup` again:\n    {install_line(missing)}"
         )
-    if os.environ.get("SEESAW_PURE_PYTHON", "0") not in ("", "0"):
+    if pure_is_wanted():
         return "SEESAW_PURE_PYTHON is set", "unset SEESAW_PURE_PYTHON && make setup"
     if missing:
         lacks = " and ".join(what for _, what in missing)
@@ -217,14 +221,18 @@ def make_venv(python, venv_python):
 def main():
     python = find_python()
     venv_python = os.path.join(VENV, "bin", "python")
-    pure = check_machine(python)
-    stamp = stamp_of(venv_python, pure)
+    found = None
     if os.path.exists(STAMP) and os.path.exists(venv_python):
         with open(STAMP) as file:
-            if file.read() == stamp:
-                if pure:
-                    tell_pure(pure)
-                return
+            found = file.read()
+    # Kernels that are built need no compiler any more.
+    if found == stamp_of(venv_python, None) and not pure_is_wanted():
+        return
+    pure = check_machine(python)
+    stamp = stamp_of(venv_python, pure)
+    if pure and found == stamp:
+        tell_pure(pure)
+        return
     announce()
     make_venv(python, venv_python)
     pip = [venv_python, "-m", "pip", "install"]

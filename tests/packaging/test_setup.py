@@ -155,20 +155,28 @@ def test_nothing_is_done_when_the_stamp_is_right(
     monkeypatch.setattr(setup, "announce", lambda: pytest.fail("work was begun"))
     machine: list[tuple[str, str] | None] = [None]
     monkeypatch.setattr(setup, "check_machine", lambda python: machine[0])
+    monkeypatch.delenv("SEESAW_PURE_PYTHON", raising=False)
     stamp.write_text(setup.stamp_of(str(python), None))
     setup.main()
     assert capsys.readouterr().out == ""
     stamp.write_text("of an older pyproject.toml")
     with pytest.raises(pytest.fail.Exception):
         setup.main()
-    # A compiler that came or went is a reason to install again; until then each run tells.
+    # Without kernels each run tells, until a compiler comes. One that went takes none away.
     machine[0] = ("why", "the line")
-    stamp.write_text(setup.stamp_of(str(python), None))
-    with pytest.raises(pytest.fail.Exception):
-        setup.main()
     stamp.write_text(setup.stamp_of(str(python), machine[0]))
     setup.main()
     assert "not built: why" in capsys.readouterr().out
+    machine[0] = None
+    with pytest.raises(pytest.fail.Exception):
+        setup.main()
+    machine[0] = ("why", "the line")
+    stamp.write_text(setup.stamp_of(str(python), None))
+    setup.main()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("SEESAW_PURE_PYTHON", "1")
+    with pytest.raises(pytest.fail.Exception):
+        setup.main()
 
 
 def test_a_failing_step_shows_why(setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
