@@ -45,10 +45,6 @@ def calls_per_batch(call: Call, batch_s: float = BATCH_S) -> int:
     return max(1, round(calls * batch_s / taken_s))
 
 
-def time_calls(call: Call, *, batches: int = BATCHES, batch_s: float = BATCH_S) -> Timing:
-    return alternate({"": call}, batches=batches, batch_s=batch_s)[""]
-
-
 def alternate(
     candidates: Mapping[str, Call], *, batches: int = BATCHES, batch_s: float = BATCH_S
 ) -> dict[str, Timing]:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from seesaw.measure import timer
-from seesaw.measure.timer import Timing, alternate, calls_per_batch, time_calls
+from seesaw.measure.timer import Timing, alternate, calls_per_batch
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_seconds_are_of_one_call(clock: list[float]) -> None:
     def call() -> None:
         clock[0] += 0.25
 
-    timing = time_calls(call, batches=3, batch_s=1.0)
+    timing = alternate({"a": call}, batches=3, batch_s=1.0)["a"]
     assert timing.calls == 4
     assert timing.seconds == pytest.approx((0.25, 0.25, 0.25))
 
@@ -60,4 +60,4 @@ def test_candidates_take_turns(clock: list[float]) -> None:
 
 def test_a_failing_call_is_not_timed() -> None:
     with pytest.raises(ZeroDivisionError):
-        time_calls(lambda: 1 // 0)
+        alternate({"a": lambda: 1 // 0})
