@@ -11,6 +11,7 @@
 #include <sched.h>
 #endif
 
+#include "blocked_signals.h"
 #include "wait.h"
 
 namespace seesaw {
@@ -28,7 +29,9 @@ int usable_cores() {
 }  // namespace
 
 void Signal::set(std::uint32_t value) {
-    value_.store(value, std::memory_order_release);
+    // In the one order of all, in which notify_all looks for sleepers after it: a mere release might be
+    // seen only after that look, by one who has just gone to sleep.
+    value_.store(value);
     value_.notify_all();
 }
 
@@ -62,12 +65,20 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cores)
         throw std::invalid_argument("got " + std::to_string(cores_.size()) + " cores for " +
                                     std::to_string(num_threads) + " threads");
     }
-    for (int index = 1; index < num_threads; ++index) {
-        threads_.emplace_back([this, index] { work(index); });
+    const BlockedSignals blocked;
+    try {
+        for (int index = 1; index < num_threads; ++index) {
+            threads_.emplace_back([this, index] { work(index); });
+        }
+    } catch (...) {  // the system has no more threads: end those that began
+        end();
+        throw;
     }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
     closed_.store(true, std::memory_order_release);
     begun_.set(begun_.value() + 1);
     for (std::thread& thread : threads_) thread.join();
@@ -75,9 +86,10 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(const std::function<void(Team&)>& region) {
     const std::lock_guard<std::mutex> lock(running_);
-    if (!cores_.empty() && pinned_ != std::this_thread::get_id()) {
+    thread_local int core = -1;  // where this thread was told to stay
+    if (!cores_.empty() && core != cores_[0]) {
         pin(0);
-        pinned_ = std::this_thread::get_id();
+        core = cores_[0];
     }
     Team team(*this, 0, num_threads_);
     if (num_threads_ == 1) {

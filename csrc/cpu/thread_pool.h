@@ -94,6 +94,7 @@ private:
         std::atomic<std::int64_t> next{0};
     };
 
+    void end();
     void work(int index);
     void meet(int size);
     void pin(int index) const;
@@ -101,7 +102,6 @@ private:
     const int num_threads_;
     const std::vector<int> cores_;
     std::mutex running_;
-    std::thread::id pinned_;  // the last thread 0
     const std::function<void(Team&)>* region_ = nullptr;
     std::atomic<bool> closed_{false};
     Signal begun_;     // number of regions begun

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include <sched.h>
+
 using seesaw::Team;
 using seesaw::ThreadPool;
 
@@ -159,6 +161,23 @@ void test_pools_come_and_go() {
     }
 }
 
+// Also one that has the id of a thread that has ended.
+void test_every_caller_stays_on_the_first_core() {
+    cpu_set_t usable;
+    CHECK(sched_getaffinity(0, sizeof usable, &usable) == 0);
+    int core = 0;
+    while (!CPU_ISSET(core, &usable)) ++core;
+    ThreadPool pool(1, {core});
+    for (int round = 0; round < 3; ++round) {
+        std::thread([&] {
+            pool.run([](Team&) {});
+            cpu_set_t own;
+            CHECK(sched_getaffinity(0, sizeof own, &own) == 0);
+            CHECK(CPU_COUNT(&own) == 1 && CPU_ISSET(core, &own));
+        }).join();
+    }
+}
+
 template <typename Call>
 void check_refused(Call call) {
     bool refused = false;
@@ -202,6 +221,7 @@ int main(int argc, char** argv) {
         std::printf("%d threads\n", num_threads);
     }
     test_pools_come_and_go();
+    test_every_caller_stays_on_the_first_core();
     std::puts("pools come and go");
     test_refusals();
     std::puts("refusals");
