@@ -1,5 +1,6 @@
 // Adds Decoder to the Python module (see seesaw/_cpu.pyi), and CallbackComm: sums over ranks by a
-// Python function. Nothing is checked here: models/cpu_decoder.py is the only one that comes through.
+// Python function. After bind_comm, whose Comm it is. Nothing is checked here: models/cpu_decoder.py
+// is the only one that comes through.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
@@ -62,7 +63,6 @@ private:
 }  // namespace
 
 void bind_decoder(nb::module_& m) {
-    if (!nb::type<Comm>().is_valid()) nb::class_<Comm>(m, "Comm");
     nb::class_<CallbackComm, Comm>(m, "CallbackComm")
         .def(nb::init<int, int, nb::callable>(), nb::arg("size"), nb::arg("rank"),
              nb::arg("all_reduce"));

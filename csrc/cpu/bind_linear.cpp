@@ -92,8 +92,7 @@ void call_highest(std::uintptr_t panels, std::int64_t panel_stride_bytes, std::i
     const Strided weight(panels, panel_stride_bytes, num_panels, columns, depth, itemsize, bias);
     const nb::gil_scoped_release release;
     ThreadPool& pool = thread_pool();
-    std::vector<unsigned char> scratch(
-        highest_scratch_bytes(weight.linear, rows, pool.num_threads()));
+    std::vector<unsigned char> scratch(highest_scratch_bytes(rows, pool.num_threads()));
     pool.run([&](Team& team) {
         linear_highest(team, weight.linear, reinterpret_cast<const void*>(x), ld_x, rows,
                        reinterpret_cast<float*>(value), reinterpret_cast<std::int64_t*>(column),

@@ -137,8 +137,7 @@ void Decoder::set_head(const void* norm, PanelMatrix head, std::int64_t first_id
 PartSeconds Decoder::take_profile() { return std::exchange(seconds_, {}); }
 
 template <class Region>
-void Decoder::run(Region&& region) {
-    ThreadPool& pool = own_pool_ ? *own_pool_ : thread_pool();
+void Decoder::run(ThreadPool& pool, Region&& region) {
     failure_ = nullptr;
     pool.run([&](Team& team) {
         Watch watch(profiling_ && team.index() == 0 ? &seconds_ : nullptr);
@@ -147,14 +146,10 @@ void Decoder::run(Region&& region) {
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-int Decoder::num_threads() const {
-    return own_pool_ ? own_pool_->num_threads() : thread_pool().num_threads();
-}
-
 void Decoder::embed(const std::int64_t* ids, std::int64_t tokens, void* hidden) {
     if (tokens == 0) return;
     const Embedding& from = embedding_;
-    run([&](Team& team, Watch& watch) {
+    run(pool(), [&](Team& team, Watch& watch) {
         if (from.rows != nullptr) {
             embed_rows(team, shape_.dtype, from.rows, from.num_rows, shape_.hidden_size, ids, tokens,
                        from.first_id, from.scale, hidden, shape_.hidden_size);
@@ -201,11 +196,13 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     const auto bytes = [&](std::int64_t ld) {
         return static_cast<std::size_t>(step.tokens * ld) * size_;
     };
+    ThreadPool& threads = pool();  // another one may be configured before the region begins
     Pieces pieces;
     const std::size_t x = pieces.add(bytes(ld_hidden_));
     const std::size_t delta = pieces.add(shared.apart ? bytes(ld_hidden_) : 0);
     const std::size_t attention_scratch = pieces.add(
-        static_cast<std::size_t>(num_threads()) * attention_scratch_bytes(first, shape_.group));
+        static_cast<std::size_t>(threads.num_threads()) *
+        attention_scratch_bytes(first, shape_.group));
     // A layer is through with qkv and what was attended when it comes to its MLP.
     const std::size_t qkv_bytes = aligned(bytes(shared.ld_qkv));
     const std::size_t rest =
@@ -217,7 +214,7 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     shared.qkv = shared.inner = base + rest;
     shared.attended = base + rest + qkv_bytes;
 
-    run([&](Team& team, Watch& watch) {
+    run(threads, [&](Team& team, Watch& watch) {
         Buffers buffers = shared;
         for (int index = begin; index < end && !buffers.failed; ++index) {
             KvView view = first;
@@ -369,7 +366,7 @@ void Decoder::logits(const void* hidden, const std::int64_t* index, std::int64_t
     const std::size_t bytes = aligned(static_cast<std::size_t>(count * ld_hidden_) * size_);
     std::byte* const gathered = scratch_.get(2 * bytes);
     std::byte* const normed = gathered + bytes;
-    run([&](Team& team, Watch& watch) {
+    run(pool(), [&](Team& team, Watch& watch) {
         normed_rows(team, hidden, index, count, gathered, normed);
         watch.mark(Part::norms);
         linear_f32(team, head_.linear(shape_.dtype), normed, ld_hidden_, count, out, head_.columns);
@@ -380,12 +377,13 @@ void Decoder::logits(const void* hidden, const std::int64_t* index, std::int64_t
 void Decoder::highest(const void* hidden, const std::int64_t* index, std::int64_t count,
                       float* value, std::int64_t* id) {
     if (count == 0) return;
+    ThreadPool& threads = pool();
     const Linear head = head_.linear(shape_.dtype);
     const std::size_t bytes = aligned(static_cast<std::size_t>(count * ld_hidden_) * size_);
     std::byte* const gathered =
-        scratch_.get(2 * bytes + highest_scratch_bytes(head, count, num_threads()));
+        scratch_.get(2 * bytes + highest_scratch_bytes(count, threads.num_threads()));
     std::byte* const normed = gathered + bytes;
-    run([&](Team& team, Watch& watch) {
+    run(threads, [&](Team& team, Watch& watch) {
         normed_rows(team, hidden, index, count, gathered, normed);
         watch.mark(Part::norms);
         linear_highest(team, head, normed, ld_hidden_, count, value, id, normed + bytes);

@@ -139,9 +139,9 @@ private:
     class Watch;
     struct Buffers;
 
+    ThreadPool& pool() const { return own_pool_ ? *own_pool_ : thread_pool(); }
     template <class Region>
-    void run(Region&& region);
-    int num_threads() const;
+    void run(ThreadPool& pool, Region&& region);
     void run_layer(Team& team, Watch& watch, const DecoderLayer& layer, const DecoderStep& step,
                    const KvView& kv, Buffers& buffers);
     void norm(Team& team, const void* x, std::int64_t ld_x, const void* add, void* sum,

@@ -59,6 +59,7 @@ Cut cut(const Linear& weight, std::int64_t rows, std::int64_t threads, int block
 // Runs all pieces of what `piece` says of the result.
 void run(Team& team, const Linear& weight, const void* x, std::int64_t ld_x, std::int64_t rows,
          LinearPiece piece) {
+    if (rows == 0 || weight.num_panels == 0) return team.barrier();
     const LinearKernels& kernels = linear_kernels();
     const bool half = weight.dtype == DType::bf16;
     const int block_rows = half ? kernels.bf16_block_rows : kernels.f32_block_rows;
@@ -88,7 +89,6 @@ void run(Team& team, const Linear& weight, const void* x, std::int64_t ld_x, std
 
 void run(Team& team, const Linear& weight, const void* x, std::int64_t ld_x, std::int64_t rows,
          Finish finish, void* out, std::int64_t ld_out) {
-    if (rows == 0 || weight.num_panels == 0) return;
     LinearPiece piece{};
     piece.finish = finish;
     piece.out = out;
@@ -121,7 +121,7 @@ void linear_f32(Team& team, const Linear& weight, const void* x, std::int64_t ld
 }
 
 // For each thread and row: the highest sum, and its column.
-std::size_t highest_scratch_bytes(const Linear&, std::int64_t rows, int num_threads) {
+std::size_t highest_scratch_bytes(std::int64_t rows, int num_threads) {
     return static_cast<std::size_t>(num_threads) * static_cast<std::size_t>(rows) *
            (sizeof(float) + sizeof(std::int32_t));
 }

@@ -40,8 +40,9 @@ void linear_gated(Team& team, const Linear& gate_up, Activation activation, cons
 void linear_f32(Team& team, const Linear& weight, const void* x, std::int64_t ld_x,
                 std::int64_t rows, float* out, std::int64_t ld_out);
 // For each row the highest of those sums and its column, the lowest of equals. `scratch`: from
-// highest_scratch_bytes(), shared by the team. NaN is never the highest unless all are.
-std::size_t highest_scratch_bytes(const Linear& weight, std::int64_t rows, int num_threads);
+// highest_scratch_bytes(), shared by the team. NaN is never the highest unless all are: then the
+// column is 0, as it is where there are none.
+std::size_t highest_scratch_bytes(std::int64_t rows, int num_threads);
 void linear_highest(Team& team, const Linear& weight, const void* x, std::int64_t ld_x,
                     std::int64_t rows, float* value, std::int64_t* column, void* scratch);
 
