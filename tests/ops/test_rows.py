@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from seesaw.ops.gated_activation import Activation, gated_activation
 from seesaw.ops.kv_write import kv_write_reference
 from seesaw.ops.panels import pack
 from seesaw.ops.registry import FLOAT_TOLERANCE
@@ -190,3 +191,13 @@ def test_embedding_from_panels_and_rows(
             )
         assert torch.equal(got[0], expected)
         assert torch.equal(got[1], expected)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_far_below_zero_are_closed(
+    isa: str, dtype: torch.dtype, activation: Activation
+) -> None:
+    gate = torch.tensor([-90.0, -1e4, -1e20, -1e34, -3e38]).repeat(1, 8)
+    x = torch.cat((gate, torch.ones_like(gate)), dim=1).to(dtype)
+    assert gated_activation(x, activation).abs().max() < 1e-30

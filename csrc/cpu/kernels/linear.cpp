@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include "../gate.h"
 #include "../tile.h"
 
 namespace seesaw::SEESAW_ISA {
@@ -51,15 +52,6 @@ Ahead ahead_of(const char* panel, const char* next, std::int64_t steps, std::int
     }
     const std::int64_t rate = (kRowBytes + blocks - 1) / blocks;
     return {steps, next == nullptr ? nullptr : next + block * steps * rate, nullptr, rate};
-}
-
-// x / (1 + e^-x), and GELU in its tanh form, which is x / (1 + e^-2u) with u the argument of tanh.
-SEESAW_INLINE vf gate(vf x, Finish finish) {
-    const vf low = splat(-1e4f);  // both are 0 from far above here; e^88 is not infinity
-    x = x < low ? low : x;
-    vf t = x;
-    if (finish == Finish::gated_gelu) t = x * (1.5957691216057308f + 0.07135481627f * x * x);
-    return x / (1.0f + exp(-t));
 }
 
 // Stores the first `count` of a panel's W-wide pieces of results.
@@ -125,11 +117,11 @@ __attribute__((noinline)) void finish_block(const LinearPiece& piece, std::int64
     T* const out = static_cast<T*>(piece.out);
     const std::int64_t ld_out = piece.ld_out;
     const auto out_of = [=](std::int64_t row, std::int64_t at) { return out + row * ld_out + at; };
-    const auto gated = [&](Finish kind) {
+    const auto gated = [&](bool gelu) {
         const std::int64_t half = left / 2 < kPanelColumns / 2 ? left / 2 : kPanelColumns / 2;
         each_row([&](std::int64_t row, vf(&y)[NV]) {
             vf act[kHalf];
-            for (int v = 0; v < kHalf; ++v) act[v] = gate(y[v], kind) * y[kHalf + v];
+            for (int v = 0; v < kHalf; ++v) act[v] = gate(y[v], gelu) * y[kHalf + v];
             store_first(out_of(row, column / 2), act, half);
         });
     };
@@ -145,8 +137,8 @@ __attribute__((noinline)) void finish_block(const LinearPiece& piece, std::int64
                 for (int v = 0; v < NV; ++v) y[v] += before[v];
                 store_first(out_of(row, column), y, count);
             });
-        case Finish::gated_silu: return gated(Finish::gated_silu);
-        case Finish::gated_gelu: return gated(Finish::gated_gelu);
+        case Finish::gated_silu: return gated(false);
+        case Finish::gated_gelu: return gated(true);
         case Finish::store_f32:
             return each_row([&](std::int64_t row, vf(&y)[NV]) {
                 store_first(static_cast<float*>(piece.out) + row * ld_out + column, y, count);

@@ -18,8 +18,13 @@ struct LanesTo<0, I...> {
 // Of rows D apart: what is D columns apart crosswise changes places.
 template <int D, int... I>
 SEESAW_INLINE void exchange(vu& a, vu& b, Lanes<I...>) {
+#if defined(__clang__)
     const vu upper = __builtin_shufflevector(a, b, (I & D ? I - D + W : I)...);
     b = __builtin_shufflevector(a, b, (I & D ? I + W : I + D)...);
+#else  // GCC has that one only since 12
+    const vu upper = __builtin_shuffle(a, b, vu{(I & D ? I - D + W : I)...});
+    b = __builtin_shuffle(a, b, vu{(I & D ? I + W : I + D)...});
+#endif
     a = upper;
 }
 

@@ -1,6 +1,6 @@
 #include "rows.h"
 
-#include "../simd.h"
+#include "../gate.h"
 
 namespace seesaw::SEESAW_ISA {
 
@@ -226,22 +226,14 @@ void kv_write_rows(const KvWrite& args, const KvView& kv, int64_t begin, int64_t
     }
 }
 
-// x / (1 + e^-x), and GELU in its tanh form, which is x / (1 + e^-2u) with u the argument of tanh.
-SEESAW_INLINE vf activated(vf x, Activation activation) {
-    vf t = x;
-    if (activation == Activation::gelu_tanh) {
-        t = x * (1.5957691216057308f + 0.07135481627f * x * x);
-    }
-    return x / (1.0f + exp(-t));
-}
-
 template <class T>
 void gated_rows(const GatedRows& args, int64_t begin, int64_t end) {
+    const bool gelu = args.activation == Activation::gelu_tanh;
     for (int64_t row = begin; row < end; ++row) {
         const T* x = static_cast<const T*>(args.x) + row * args.ld_x;
         T* out = static_cast<T*>(args.out) + row * args.ld_out;
         for_vectors<T>(args.size, [&](int64_t i, auto from, auto to) {
-            to(out + i, activated(from(x + i), args.activation) * from(x + args.size + i));
+            to(out + i, gate(from(x + i), gelu) * from(x + args.size + i));
         });
     }
 }
