@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <system_error>
 #include <utility>
 
 #include <sys/eventfd.h>
@@ -48,6 +49,7 @@ TcpLinks::TcpLinks(std::vector<int> sockets, int rank, int most_under_way, doubl
         if (static_cast<int>(peer) != rank) peers_[peer].socket = sockets[peer];
     }
     wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (wake_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
     BlockedSignals blocked;
     writer_ = std::thread([this] { write_rests(); });
 }

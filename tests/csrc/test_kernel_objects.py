@@ -28,8 +28,7 @@ MERGED = "VvWwu"
 def merged_symbols(source: Path, folder: Path) -> list[str]:
     """Without optimisation: what would be inlined is there too."""
     target = folder / "object.o"
-    include = f"-I{ROOT / 'csrc/cpu'}"
-    subprocess.run([str(COMPILER), *FLAGS, include, "-c", source, "-o", target], check=True)
+    subprocess.run([str(COMPILER), *FLAGS, "-c", source, "-o", target], check=True)
     done = subprocess.run(
         ["nm", "--demangle", "--defined-only", target], capture_output=True, text=True, check=True
     )

@@ -1,6 +1,6 @@
-#include "probe.h"
+#include "../probe.h"
 
-#include "simd.h"
+#include "../simd.h"
 
 namespace seesaw::SEESAW_ISA {
 
