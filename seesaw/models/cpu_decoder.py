@@ -95,6 +95,7 @@ class CpuDecoder:
         cu_seqlens = array("q", inputs.cu_seqlens_q_list)
         seq_lens = array("q", inputs.seq_lens_list)
         cos_sin = [rotary.cos_sin(inputs.positions_T, self.dtype) for rotary in self._rotaries]
+        assert table.dtype == torch.int32, f"a block table of {table.dtype}"
         assert table.stride(1) == 1, "block tables are rows"
         assert kv.pool.is_contiguous(), "a pool is one piece"
         self._native.run_layers(

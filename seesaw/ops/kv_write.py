@@ -32,7 +32,7 @@ def kv_write(
     """
     cpu = native()
     if cpu is not None and _fits(k_THD, v_THD, k_cache, v_cache):
-        _kv_write_cpu(cpu, k_THD, v_THD, k_cache, v_cache, slot_mapping_T.contiguous())
+        _kv_write_cpu(cpu, k_THD, v_THD, k_cache, v_cache, slot_mapping_T.long())
         return
     block_size = k_cache.shape[1]
     where = (slot_mapping_T // block_size, slot_mapping_T % block_size)
@@ -63,6 +63,7 @@ def _kv_write_cpu(
     if not k_THD.shape == v_THD.shape == wanted or v_cache.shape != k_cache.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (k_THD, v_THD, k_cache, v_cache))
         raise ValueError(f"{wanted[0]} slots, k, v and their caches do not fit: {shapes}")
+    slot_mapping_T = slot_mapping_T.contiguous()
     block_stride, token_stride, head_stride, _ = k_cache.stride()
     cpu.kv_write(
         itemsize=k_THD.itemsize,

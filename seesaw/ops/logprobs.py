@@ -46,7 +46,7 @@ def _logprobs_cpu(
     rows, vocab = logits_SV.shape
     if token_ids_S.shape != (rows,):
         raise ValueError(f"tokens: got {list(token_ids_S.shape)} for {rows} rows")
-    token_ids_S = token_ids_S.contiguous()
+    token_ids_S = token_ids_S.long().contiguous()
     if logits_SV.stride(1) != 1:
         logits_SV = logits_SV.contiguous()
     sampled_S = torch.empty(rows)

@@ -93,3 +93,12 @@ def test_a_token_past_the_vocabulary_is_refused() -> None:
     for token in (-9, 9):
         with pytest.raises((IndexError, RuntimeError), match="9"):
             logprobs(torch.zeros(1, 9), torch.tensor([token]), 0)
+
+
+def test_ids_of_tokens_may_be_of_any_integer_type() -> None:
+    logits = torch.randn(5, 40)
+    tokens = torch.randint(40, (5,))
+    for one, other in zip(
+        logprobs(logits, tokens, 3), logprobs(logits, tokens.int(), 3), strict=True
+    ):
+        assert torch.equal(one, other)
