@@ -3,8 +3,11 @@
 
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "comm.h"
@@ -17,6 +20,13 @@ struct Parcel {
     unsigned char* data;
     std::int64_t nbytes;
 };
+
+// For messages: "600 s".
+inline std::string seconds_text(std::chrono::duration<double> time) {
+    std::ostringstream text;
+    text << time.count() << " s";
+    return text.str();
+}
 
 // Used by one thread at a time. What rank a sends to b, and b receives from a, is the same, in the
 // same order and sizes. All throw std::runtime_error, naming the rank, where one that is waited for

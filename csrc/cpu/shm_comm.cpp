@@ -200,7 +200,7 @@ void ShmLinks::wait(std::span<const int> peers, Ready&& ready) {
             trouble = std::to_string(*gone) + " " + end_of(*gone);
         } else if (Clock::now() >= deadline) {
             trouble = std::to_string(peers.front()) + ": nothing heard of it in " +
-                      std::to_string(timeout_.count()) + " s";
+                      seconds_text(timeout_);
         } else {
             woken = sleep_while(own.bell, bell);
         }

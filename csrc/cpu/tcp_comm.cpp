@@ -77,9 +77,7 @@ void TcpLinks::close() {
     }
 }
 
-std::string TcpLinks::in_time() const {
-    return " in " + std::to_string(timeout_.count()) + " s";
-}
+std::string TcpLinks::in_time() const { return " in " + seconds_text(timeout_); }
 
 void TcpLinks::check(int peer) const {
     if (closed_) throw std::runtime_error("rank " + std::to_string(rank_) + " has left its group");
