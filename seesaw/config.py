@@ -265,10 +265,14 @@ class EngineConfig:
                     f"{layout.num_ranks}. Leave num_devices out, or give layouts of that size."
                 )
         self.resolve_policy(layouts[0] != layouts[1])
+        self.check_transition(*layouts)
+
+    def check_transition(self, prefill: ParallelLayout, decode: ParallelLayout) -> None:
+        """Raises ConfigError where there is none and settings say how it is done."""
         for name in ("reload", "reshard_from"):
-            if layouts[0] == layouts[1] and getattr(self, name) != "auto":
+            if prefill == decode and getattr(self, name) != "auto":
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: with one layout ({layouts[0]}) no weights "
+                    f"{name}={getattr(self, name)!r}: with one layout ({prefill}) no weights "
                     "move. Leave it out, or give prefill_layout and decode_layout."
                 )
 

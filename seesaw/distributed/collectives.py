@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from seesaw.config import Collectives
+from seesaw.distributed import tcp
 from seesaw.errors import ConfigError
 
 Kind = Literal["shm", "tcp", "gloo", "nccl"]
@@ -28,6 +29,8 @@ def choose(wanted: Collectives, device_type: str) -> Kind:
             f"collectives={wanted!r}: it is part of seesaw._cpu, which is not built here. Install "
             "seesaw where there is a C++ compiler, or use collectives='gloo'."
         )
+    if wanted == "tcp":
+        tcp.check_host()  # ranks have this process's environment
     return "shm" if wanted == "auto" else wanted
 
 

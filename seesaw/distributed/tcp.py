@@ -28,8 +28,8 @@ _ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPC
 
 
 def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTransport:
-    """Wait for the other ranks. Raises ConfigError where this rank cannot listen at
-    SEESAW_COMM_HOST, RuntimeError where another one cannot be reached."""
+    """Wait for the other ranks. Raises ConfigError (`check_host`), and RuntimeError where another
+    rank cannot be reached."""
     from seesaw._cpu import TcpLinks
 
     sockets = [-1] * num_ranks
@@ -42,6 +42,11 @@ def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTra
         sockets[peer] = connection.detach()
     links = TcpLinks(sockets=sockets, rank=rank, most_under_way=MAX_HANDOVERS, timeout_s=timeout_s)
     return NativeTransport(links, rank)
+
+
+def check_host() -> None:
+    """Raises ConfigError where a rank cannot listen at SEESAW_COMM_HOST."""
+    _listen().close()
 
 
 def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[int, socket.socket]:
@@ -79,7 +84,7 @@ def _listen() -> socket.socket:
         listener = socket.create_server((host, 0), family=family)
     except OSError as error:
         raise ConfigError(
-            f"SEESAW_COMM_HOST={host}: this rank cannot listen there ({error}). Set it to an "
+            f"SEESAW_COMM_HOST={host}: a rank cannot listen there ({error}). Set it to an "
             "address of this host that the other ranks can reach."
         ) from error
     if listener.getsockname()[0] in ("0.0.0.0", "::"):

@@ -67,6 +67,7 @@ def load_replicas(
     device = pick_device(config.device)
     dtype = pick_dtype(config, checkpoint.spec, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
+    config.check_transition(layouts.prefill, layouts.decode)
     check_threads(config, device, layouts.num_ranks)
     if layouts.reshard_from != "auto":
         config = replace(config, reshard_from=layouts.reshard_from)

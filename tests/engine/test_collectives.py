@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from seesaw.api.llm import LLM
 from seesaw.distributed import choose
 from seesaw.errors import ConfigError
 from seesaw.sampling_params import SamplingParams
@@ -88,3 +89,20 @@ def test_without_the_module_gloo_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     for kind in ("shm", "tcp"):
         with pytest.raises(ConfigError, match=rf"collectives='{kind}'.*not built.*'gloo'"):
             choose(kind, "cpu")
+
+
+def test_ranks_that_could_not_listen_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("seesaw._cpu")
+    assert choose("tcp", "cpu") == "tcp"
+    monkeypatch.setenv("SEESAW_COMM_HOST", "192.0.2.7")
+    assert choose("shm", "cpu") == "shm"
+    with pytest.raises(ConfigError, match=r"SEESAW_COMM_HOST=192\.0\.2\.7: a rank cannot listen"):
+        choose("tcp", "cpu")
+
+
+@pytest.mark.parametrize("reload", ["none", "missing", "all"])
+def test_what_a_transition_fetches_is_refused_where_there_is_none(
+    reload: str, tiny_checkpoint: Any
+) -> None:
+    with pytest.raises(ConfigError, match=rf"reload='{reload}'.*no weights move"):
+        LLM(str(tiny_checkpoint("llama")), reload=reload, device="cpu")
