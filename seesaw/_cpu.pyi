@@ -425,8 +425,11 @@ class Decoder:
         panels: bool,
         begin: int,
         end: int,
+        wanted: int,
+        num_wanted: int,
     ) -> None:
-        """Raises what the comm's sums raised."""
+        """`wanted`: ascending indices (int64) of the tokens whose output is left in `hidden`, one
+        after another; -1 of them = all tokens. Raises what the comm's sums raised."""
 
     def logits(self, hidden: int, index: int, count: int, out: int) -> None: ...
     def highest(self, hidden: int, index: int, count: int, value: int, id: int) -> None: ...

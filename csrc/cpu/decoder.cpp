@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <tuple>
 
 #include "rows.h"
@@ -111,9 +112,49 @@ struct Decoder::Buffers {
     std::int64_t ld_qkv;
     std::int64_t ld_attended;
     std::int64_t ld_inner;
+    std::int64_t rows;  // of hidden: all tokens of the step, then perhaps those that are wanted
     bool apart;        // sums of ranks or norms come between a product and the residual
     bool pending = false;
     bool failed = false;
+};
+
+// The tokens of a step of which the last layer's output is wanted, as rows of one query each.
+struct Decoder::Wanted {
+    explicit Wanted(const DecoderStep& step) : index(step.wanted), count(step.num_wanted) {
+        const AttentionRows& from = step.rows;
+        std::int64_t row = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            while (from.cu_seqlens_q[row + 1] <= index[i]) ++row;
+            cu_seqlens.push_back(i);
+            seq_lens.push_back(from.seq_lens[row] - (from.cu_seqlens_q[row + 1] - 1 - index[i]));
+            const std::int32_t* blocks = from.block_table + row * from.table_stride;
+            table.insert(table.end(), blocks, blocks + from.table_stride);
+        }
+        cu_seqlens.push_back(count);
+        rows = {count, cu_seqlens.data(), seq_lens.data(), table.data(), from.table_stride};
+    }
+
+    // Brings the rows of `data` that are wanted to its front.
+    void keep(Team& team, void* data, std::size_t row_bytes, std::size_t ld_bytes) const {
+        if (team.index() == 0) {
+            auto* const to = static_cast<std::byte*>(data);
+            for (std::int64_t i = 0; i < count; ++i) {
+                if (index[i] == i) continue;
+                std::memcpy(to + static_cast<std::size_t>(i) * ld_bytes,
+                            to + static_cast<std::size_t>(index[i]) * ld_bytes, row_bytes);
+            }
+        }
+        team.barrier();
+    }
+
+    const std::int64_t* const index;
+    const std::int64_t count;
+    AttentionRows rows;
+
+private:
+    std::vector<std::int64_t> cu_seqlens;
+    std::vector<std::int64_t> seq_lens;
+    std::vector<std::int32_t> table;
 };
 
 Decoder::Decoder(const DecoderShape& shape, std::shared_ptr<Comm> comm, int own_threads)
@@ -189,6 +230,7 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     const std::int64_t heads = static_cast<std::int64_t>(shape_.num_kv_heads) * shape_.group;
     Buffers shared{};
     shared.hidden = hidden;
+    shared.rows = step.tokens;
     shared.ld_qkv = row_stride(some.qkv.columns, size_);
     shared.ld_attended = row_stride(heads * shape_.head_dim, size_);
     shared.ld_inner = row_stride(inner, size_);
@@ -214,6 +256,9 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     shared.qkv = shared.inner = base + rest;
     shared.attended = base + rest + qkv_bytes;
 
+    std::optional<Wanted> wanted;
+    if (step.num_wanted >= 0) wanted.emplace(step);
+
     run(threads, [&](Team& team, Watch& watch) {
         Buffers buffers = shared;
         for (int index = begin; index < end && !buffers.failed; ++index) {
@@ -221,24 +266,26 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
             const std::size_t offset = static_cast<std::size_t>(index * kv.num_blocks * block) * size_;
             view.k = static_cast<std::byte*>(first.k) + offset;
             view.v = static_cast<std::byte*>(first.v) + offset;
-            run_layer(team, watch, layers_[static_cast<std::size_t>(index)], step, view, buffers);
+            run_layer(team, watch, layers_[static_cast<std::size_t>(index)], step, view,
+                      wanted && index + 1 == end ? &*wanted : nullptr, buffers);
         }
         if (buffers.pending && !buffers.failed) {
             // For the sum alone; which norm follows is not known here.
             norm(team, hidden, shape_.hidden_size, buffers.delta, hidden, some.input_norm,
-                 step.tokens, buffers.x);
+                 buffers.rows, buffers.x);
             watch.mark(Part::norms);
         }
     });
 }
 
 void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
-                        const DecoderStep& step, const KvView& kv, Buffers& buffers) {
+                        const DecoderStep& step, const KvView& kv, const Wanted* wanted,
+                        Buffers& buffers) {
     const std::int64_t tokens = step.tokens;
     void* const hidden = buffers.hidden;
     const auto next_norm = [&](const void* weight) {
         norm(team, hidden, shape_.hidden_size, buffers.pending ? buffers.delta : nullptr, hidden,
-             weight, tokens, buffers.x);
+             weight, buffers.rows, buffers.x);
         buffers.pending = false;
         watch.mark(Part::norms);
     };
@@ -263,6 +310,16 @@ void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
     rope_kv(team, rope, kv);
     watch.mark(Part::rope_kv);
 
+    if (wanted != nullptr) {
+        // All tokens have left their K and V; from here on only some matter.
+        if (wanted->count == 0) return;
+        const auto hidden_bytes = static_cast<std::size_t>(shape_.hidden_size) * size_;
+        wanted->keep(team, buffers.qkv, static_cast<std::size_t>(layer.qkv.columns) * size_,
+                     static_cast<std::size_t>(buffers.ld_qkv) * size_);
+        wanted->keep(team, hidden, hidden_bytes, hidden_bytes);
+        buffers.rows = wanted->count;
+    }
+
     Attention attend;
     attend.q = buffers.qkv;
     attend.q_token_stride = buffers.ld_qkv;
@@ -274,25 +331,26 @@ void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
     attend.window = layer.window;
     attend.out = buffers.attended;
     attend.ld_out = buffers.ld_attended;
-    attention(team, attend, step.rows, kv, buffers.attention_scratch);
+    attention(team, attend, wanted != nullptr ? wanted->rows : step.rows, kv,
+              buffers.attention_scratch);
     watch.mark(Part::attention);
 
-    project(team, watch, Part::o, layer.o, buffers.attended, buffers.ld_attended, tokens,
+    project(team, watch, Part::o, layer.o, buffers.attended, buffers.ld_attended,
             layer.attention_out_norm, buffers);
     if (buffers.failed) return;
 
     next_norm(layer.mlp_norm);
     linear_gated(team, layer.gate_up.linear(shape_.dtype), shape_.activation, buffers.x, ld_hidden_,
-                 tokens, buffers.inner, buffers.ld_inner);
+                 buffers.rows, buffers.inner, buffers.ld_inner);
     watch.mark(Part::gate_up);
-    project(team, watch, Part::down, layer.down, buffers.inner, buffers.ld_inner, tokens,
+    project(team, watch, Part::down, layer.down, buffers.inner, buffers.ld_inner,
             layer.mlp_out_norm, buffers);
 }
 
 // The product that ends a half-layer, into the residual stream or beside it.
 void Decoder::project(Team& team, Watch& watch, Part part, const PanelMatrix& weight, const void* x,
-                      std::int64_t ld_x, std::int64_t rows, const void* out_norm,
-                      Buffers& buffers) {
+                      std::int64_t ld_x, const void* out_norm, Buffers& buffers) {
+    const std::int64_t rows = buffers.rows;
     const Linear matrix = weight.linear(shape_.dtype);
     if (!buffers.apart) {
         linear_add(team, matrix, x, ld_x, rows, buffers.hidden, shape_.hidden_size);

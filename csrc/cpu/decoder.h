@@ -94,6 +94,10 @@ struct DecoderStep {
     AttentionRows rows;
     const std::int64_t* slots = nullptr;
     std::vector<std::pair<const void*, const void*>> cos_sin;  // of each RoPE, [tokens, head_dim / 2]
+    // Tokens, ascending, of which the last layer's output is wanted: it leaves `hidden` with these
+    // alone, one after another. -1 of them = all.
+    const std::int64_t* wanted = nullptr;
+    std::int64_t num_wanted = -1;
 };
 
 // [layer][block][kv_head][k|v][block_size][head_dim], contiguous.
@@ -123,7 +127,8 @@ public:
 
     // Rows of hidden states are contiguous, hidden_size elements each.
     void embed(const std::int64_t* ids, std::int64_t tokens, void* hidden);
-    // Layers begin .. end in place; rethrows what `comm` threw.
+    // Layers begin .. end in place; rethrows what `comm` threw. Of `step.wanted`, see there; the last
+    // layer is that before `end`.
     void run_layers(void* hidden, const DecoderStep& step, const KvPool& kv, int begin, int end);
     // [count, columns of the head] of the tokens at `index`, before any soft cap.
     void logits(const void* hidden, const std::int64_t* index, std::int64_t count, float* out);
@@ -138,16 +143,17 @@ public:
 private:
     class Watch;
     struct Buffers;
+    struct Wanted;
 
     ThreadPool& pool() const { return own_pool_ ? *own_pool_ : thread_pool(); }
     template <class Region>
     void run(ThreadPool& pool, Region&& region);
     void run_layer(Team& team, Watch& watch, const DecoderLayer& layer, const DecoderStep& step,
-                   const KvView& kv, Buffers& buffers);
+                   const KvView& kv, const Wanted* wanted, Buffers& buffers);
     void norm(Team& team, const void* x, std::int64_t ld_x, const void* add, void* sum,
               const void* weight, std::int64_t rows, void* out);
     void project(Team& team, Watch& watch, Part part, const PanelMatrix& weight, const void* x,
-                 std::int64_t ld_x, std::int64_t rows, const void* out_norm, Buffers& buffers);
+                 std::int64_t ld_x, const void* out_norm, Buffers& buffers);
     bool all_reduce(Team& team, void* data, std::int64_t count);
     // Normed rows of the tokens at `index`, in scratch.
     void normed_rows(Team& team, const void* hidden, const std::int64_t* index, std::int64_t count,

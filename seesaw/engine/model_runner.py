@@ -210,7 +210,10 @@ class ModelRunner:
             hidden = decoder.embed(inputs.token_ids_T)
         else:
             hidden = self._receive(len(inputs.positions_T), phase)
-        hidden = decoder.run_layers(hidden, inputs, phase.kv, layers.start, layers.stop)
+        is_last = phase.following is None
+        hidden = decoder.run_layers(
+            hidden, inputs, phase.kv, layers.start, layers.stop, only_sampled=is_last
+        )
         self._clock.mark("decoder")
         if phase.following is not None:
             assert self._links is not None, "a stage without links"
@@ -220,7 +223,7 @@ class ModelRunner:
             return
         drawing = [self._requests[row.request_id] for row in rows if row.samples]
         if drawing:
-            self._draw(hidden, inputs.sample_index_S, drawing, phase, report)
+            self._draw(hidden, drawing, phase, report)
         self._clock.split("decoder", decoder.take_profile())
 
     def _receive(self, num_tokens: int, phase: RankPhase) -> torch.Tensor:
@@ -237,8 +240,7 @@ class ModelRunner:
 
     def _draw(
         self,
-        hidden: torch.Tensor,
-        sample_index: torch.Tensor,
+        hidden_SH: torch.Tensor,
         drawing: list[_RequestState],
         phase: RankPhase,
         report: StepReport,
@@ -246,13 +248,14 @@ class ModelRunner:
         assert report.token_ids is not None, "the last stage draws"
         decoder, comm = phase.decoder, phase.comm
         states = [state.sampling for state in drawing]
+        every_S = torch.arange(len(states), device=self._device)
         logprobs = None
         if all(state.takes_the_highest for state in states):
-            value_S, id_S = decoder.highest(hidden, sample_index)
+            value_S, id_S = decoder.highest(hidden_SH, every_S)
             self._clock.mark("decoder")
             tokens = draw_highest(value_S, id_S, states, comm)
         else:
-            logits = decoder.logits(hidden, sample_index)
+            logits = decoder.logits(hidden_SH, every_S)
             self._clock.mark("decoder")
             tokens, logprobs = draw(logits, states, comm, decoder.spec.vocab_size)
         for state, token in zip(drawing, tokens, strict=True):

@@ -83,12 +83,15 @@ class CpuDecoder:
         kv: KVCache,
         layer_start: int,
         layer_stop: int,
+        *,
+        only_sampled: bool = False,
     ) -> torch.Tensor:
         """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive), numbered as in the
         model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
 
         Any cut of the layers gives the same result but for one rounding of the residual stream.
-        Changes and returns `hidden_TH`.
+        Changes `hidden_TH` and returns it, or with `only_sampled` the rows `[S, H]` of
+        `inputs.sample_index_S`: after its keys and values the last layer computes no others.
         """
         first = self.ranges.layers.start
         table = inputs.block_table_RP
@@ -96,6 +99,8 @@ class CpuDecoder:
         seq_lens = array("q", inputs.seq_lens_list)
         cos_sin = [rotary.cos_sin(inputs.positions_T, self.dtype) for rotary in self._rotaries]
         assert table.dtype == torch.int32, f"a block table of {table.dtype}"
+        sampled = len(inputs.sample_index_S)
+        pruned = only_sampled and sampled < len(hidden_TH)
         assert table.stride(1) == 1, "block tables are rows"
         assert kv.pool.is_contiguous(), "a pool is one piece"
         self._native.run_layers(
@@ -114,8 +119,10 @@ class CpuDecoder:
             panels=kv.panels,
             begin=layer_start - first,
             end=layer_stop - first,
+            wanted=_address(inputs.sample_index_S, torch.int64),
+            num_wanted=sampled if pruned else -1,
         )
-        return hidden_TH
+        return hidden_TH[:sampled] if pruned else hidden_TH
 
     def logits(self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor) -> torch.Tensor:
         """Logits `[S, V]` in float32 of the tokens at `sample_index_S`, from the last layer's
@@ -136,9 +143,13 @@ class CpuDecoder:
     def highest(
         self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logit before a soft cap (float32), token id (int64)) of the highest of each row of
-        `logits`, the lowest id among equals; the logits are written nowhere. Last stage only."""
+        """(logit (float32), token id (int64)) of the highest of each row of `logits`, the lowest id
+        among equals; without a soft cap the logits are written nowhere. Last stage only."""
         self._check_last_stage()
+        if self.spec.logits_soft_cap is not None:
+            # A cap makes equals of neighbours, and then the lowest id counts.
+            value_S, column_S = self.logits(hidden_TH, sample_index_S).max(-1)
+            return value_S, column_S.add_(self.ranges.vocab.start)
         count = len(sample_index_S)
         value_S, id_S = torch.empty(count), torch.empty(count, dtype=torch.int64)
         self._native.highest(

@@ -133,12 +133,15 @@ class Decoder:
         kv: KVCache,
         layer_start: int,
         layer_stop: int,
+        *,
+        only_sampled: bool = False,
     ) -> torch.Tensor:
         """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive), numbered as in the
         model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
 
         Any cut of the layers gives the same result: the residual stream is whole at the cut.
-        `hidden_TH` is not changed here, but a caller must not rely on it (`CpuDecoder`).
+        `hidden_TH` is not changed here, but a caller must not rely on it (`CpuDecoder`). With
+        `only_sampled` the rows `[S, H]` of `inputs.sample_index_S` are returned.
         """
         first = self.ranges.layers.start
         prepared: dict[LayerSpec, AttentionInputs] = {}
@@ -150,6 +153,9 @@ class Decoder:
             hidden_TH, delta_TH = self._layers[index](
                 hidden_TH, delta_TH, prepared[kind], kv.k_cache(local), kv.v_cache(local)
             )
+        if only_sampled:
+            hidden_TH = hidden_TH[inputs.sample_index_S]
+            delta_TH = None if delta_TH is None else delta_TH[inputs.sample_index_S]
         return hidden_TH if delta_TH is None else hidden_TH + delta_TH
 
     def logits(self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor) -> torch.Tensor:

@@ -177,7 +177,27 @@ def test_the_highest_is_that_of_the_logits(tied: bool) -> None:
         capped = cpu.logits(hidden, some)
         assert torch.equal(id_S, capped.argmax(-1))
         expected = capped.gather(1, id_S[:, None])[:, 0]
-        torch.testing.assert_close(torch.tanh(value_S / 20) * 20, expected)
+        torch.testing.assert_close(value_S, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_what_is_sampled_is_computed_to_the_end(family: str, dtype: str) -> None:
+    """The same bits as with all tokens, in hidden states and in keys and values."""
+    cpu = random_decoder(family, dtype=dtype)
+    tokens = sequences()
+    every, some = (Rows(cpu, tokens, 32, panels=True) for _ in range(2))
+    some.tables = every.tables
+    for counts in ([min(5, length) for length in LENGTHS], [int(n > 5) for n in LENGTHS]):
+        inputs = every.inputs(counts)
+        ends = torch.tensor(inputs.cu_seqlens_q_list[1:]) - 1
+        for index in (ends, ends[1::2].clone(), ends[:0]):
+            inputs.sample_index_S = index
+            hidden = cpu.embed(inputs.token_ids_T)
+            expected = cpu.run_layers(hidden.clone(), inputs, every.kv, 0, 3)[index]
+            got = cpu.run_layers(hidden, inputs, some.kv, 0, 3, only_sampled=True)
+            assert torch.equal(got, expected)
+            assert torch.equal(some.kv.pool.view(torch.uint8), every.kv.pool.view(torch.uint8))
 
 
 def test_the_lowest_id_of_equals_is_the_highest() -> None:
