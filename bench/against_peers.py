@@ -118,7 +118,7 @@ class System:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self._process.pid)
             for one in [*process.children(recursive=True), process]:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(ProcessLookupError):  # it has ended since it was listed
                     os.kill(one.pid, number)
 
 
