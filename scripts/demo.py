@@ -185,7 +185,7 @@ def main() -> int:
     print(
         f"Demo: {NUM_ROWS} questions about Python's standard library, answered by "
         "SmolLM2-135M-Instruct\n"
-        "(135 million parameters, 95 MB, already in .venv). About 2 minutes on two cores; nothing "
+        "(135 million parameters, 95 MB, already in .venv). About 15 seconds on two cores; nothing "
         "is downloaded."
     )
     prepare()
