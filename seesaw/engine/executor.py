@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from seesaw.engine.host import return_free_memory
 from seesaw.engine.merger import Merger
 from seesaw.engine.messages import StepReport, TransferReport
 from seesaw.engine.model_runner import ModelRunner
@@ -140,3 +141,5 @@ class InProcessExecutor:
                 self._done.put(error)
                 return
         runner.close()
+        del runner
+        return_free_memory()

@@ -6,6 +6,7 @@ it; where there are none, the machine's own figures count.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,14 @@ def cpu_backend() -> str:
     except ConfigError as error:  # whoever looks for that is shown it
         return f"none: {error}"
     return "kernels" if why is None else f"plain torch: {why}"
+
+
+def return_free_memory() -> None:
+    """Have the C library hand back what was freed: weights of an engine that has ended would else
+    stay with the program that embeds it, in the heaps of threads that are gone. glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def host_memory() -> tuple[int, int]:
