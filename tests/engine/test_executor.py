@@ -110,6 +110,8 @@ def test_loading_ends_soon_after_an_interruption():
     """The thread hears of it at its next piece of weights, so the process can end."""
     code = (
         "import signal, threading, time, os\n"
+        # a shell's background job begins with it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from seesaw.engine.executor import InProcessExecutor\n"
         "def make(report, go_on):\n"
         "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
