@@ -143,7 +143,8 @@ struct Call {
         }
     }
 
-    // Pieces of a chunk of the task's row, as they lie in the pool; returns how many there are.
+    // Pieces of a chunk of the task's row, as they lie in the pool; returns how many there are. `v`
+    // may be null.
     int pieces(const Task& task, std::int64_t chunk, const void** k, const void** v) const {
         const std::int64_t begin = chunk * kChunkTokens;
         const std::int64_t end =
@@ -155,7 +156,7 @@ struct Call {
                                     task.head * kv.head_stride +
                                     key % kv.block_size * kv.head_dim;
             k[count] = static_cast<const char*>(kv.k) + at * geometry.element;
-            v[count] = static_cast<const char*>(kv.v) + at * geometry.element;
+            if (v != nullptr) v[count] = static_cast<const char*>(kv.v) + at * geometry.element;
         }
         return count;
     }
@@ -217,7 +218,6 @@ struct Call {
         const void* k[kChunkPieces];
         const void* v[kChunkPieces];
         const void* next_k[kChunkPieces];
-        const void* next_v[kChunkPieces];
         AttentionChunk piece;
         piece.dtype = kv.dtype;
         piece.head_dim = kv.head_dim;
@@ -237,7 +237,7 @@ struct Call {
         piece.columns = geometry.columns;
         piece.next_k = next_k;
         if (next != nullptr && kv.panels) {
-            piece.num_next = pieces(*next, next_chunk, next_k, next_v);
+            piece.num_next = pieces(*next, next_chunk, next_k, nullptr);
         }
         piece.result = result;
         attention_kernels().attend(piece);

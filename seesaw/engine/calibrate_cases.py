@@ -22,6 +22,7 @@ from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import ALONE
 from seesaw.layers.row_parallel import row_parallel
 from seesaw.layout.kv import PIECE_TOKENS, TierShape
+from seesaw.layout.panels import PANEL
 from seesaw.layout.ranges import Range
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
@@ -32,7 +33,6 @@ from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear
 from seesaw.ops.native import native, usable
 from seesaw.ops.paged_attention import paged_attention
-from seesaw.ops.panels import PANEL_COLUMNS
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.ops.rope import rope
 from seesaw.plan.attention_workspace import AttentionShape
@@ -133,7 +133,7 @@ def _walk_panels(weights: torch.Tensor) -> _Walk:
     """The same with seesaw's own kernel, `[out, in]` each; numbers drawn at random are panels as
     they are."""
     count, columns, depth = weights.shape
-    walk = itertools.cycle(weights.view(count, -1, depth, PANEL_COLUMNS))
+    walk = itertools.cycle(weights.view(count, -1, depth, PANEL))
     return lambda x: linear(x, next(walk), columns)
 
 

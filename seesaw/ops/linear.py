@@ -12,9 +12,10 @@ from types import ModuleType
 
 import torch
 
+from seesaw.layout.panels import PANEL
 from seesaw.ops.gated_activation import Activation, gated_activation_reference
 from seesaw.ops.native import native, usable
-from seesaw.ops.panels import PANEL_COLUMNS, pack, pack_bias, unpack
+from seesaw.ops.panels import pack, pack_bias, unpack
 from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Case, Cost, Op
 
 # Shape letters: M rows, K depth, N columns, I intermediate size, J = 2 I, P panels, Z = 32 columns
@@ -122,12 +123,12 @@ def _check(
     out_dtype: torch.dtype,
     out: torch.Tensor | None = None,
 ) -> None:
-    if panels.ndim != 3 or panels.shape[2] != PANEL_COLUMNS or not panels[:1].is_contiguous():
+    if panels.ndim != 3 or panels.shape[2] != PANEL or not panels[:1].is_contiguous():
         raise ValueError(f"panels: expected [P, K, 32], each contiguous, got {_form(panels)}")
     if x.ndim != 2 or x.shape[1] != panels.shape[1] or not _rows_contiguous(x):
         raise ValueError(f"x: expected [M, {panels.shape[1]}] with contiguous rows, got {_form(x)}")
-    columns = panels.shape[0] * PANEL_COLUMNS
-    if not columns - PANEL_COLUMNS < num_columns <= columns:
+    columns = panels.shape[0] * PANEL
+    if not columns - PANEL < num_columns <= columns:
         raise ValueError(
             f"num_columns: {panels.shape[0]} panels hold {columns} at most and fewer than 32 "
             f"less, got {num_columns}"
@@ -193,7 +194,7 @@ def _first(bias: torch.Tensor | None, num_columns: int, gated: bool = False) -> 
     """The real entries of a bias in the order of panels, in the order of plain columns."""
     if bias is None:
         return None
-    panels_P1Z = bias.float().view(-1, 1, PANEL_COLUMNS)
+    panels_P1Z = bias.float().view(-1, 1, PANEL)
     return unpack(panels_P1Z, num_columns, gated)[:, 0]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-# Shape letters: K depth, N columns, P panels, Z = 32 columns of one.
+from seesaw.layout.panels import PANEL
 
-PANEL_COLUMNS = 32
+# Shape letters: K depth, N columns, P panels, Z = 32 columns of one.
 
 
 def pack(weight_NK: torch.Tensor, gated: bool = False) -> torch.Tensor:
@@ -22,13 +22,13 @@ def pack(weight_NK: torch.Tensor, gated: bool = False) -> torch.Tensor:
     """
     depth = weight_NK.shape[1]
     words = _words_of_row(weight_NK.dtype, depth)
-    half = PANEL_COLUMNS // 2
+    half = PANEL // 2
     parts = weight_NK.chunk(2) if gated else (weight_NK,)
-    tile = half if gated else PANEL_COLUMNS
+    tile = half if gated else PANEL
     tiles = [F.pad(part, (0, 0, 0, -len(part) % tile)).view(-1, tile, depth) for part in parts]
     rows_PZK = torch.cat(tiles, dim=1)
-    pairs = rows_PZK.view(len(rows_PZK), PANEL_COLUMNS, words, depth // words)
-    return pairs.transpose(1, 2).contiguous().view(-1, depth, PANEL_COLUMNS)
+    pairs = rows_PZK.view(len(rows_PZK), PANEL, words, depth // words)
+    return pairs.transpose(1, 2).contiguous().view(-1, depth, PANEL)
 
 
 def pack_bias(bias_N: torch.Tensor, gated: bool = False) -> torch.Tensor:
@@ -41,11 +41,11 @@ def unpack(panels_PKZ: torch.Tensor, num_columns: int, gated: bool = False) -> t
     """What `pack` was made from: `[num_columns, K]`."""
     depth = panels_PKZ.shape[1]
     words = _words_of_row(panels_PKZ.dtype, depth)
-    pairs = panels_PKZ.reshape(-1, words, PANEL_COLUMNS, depth // words)
+    pairs = panels_PKZ.reshape(-1, words, PANEL, depth // words)
     rows_PZK = pairs.transpose(1, 2).flatten(2)
     if not gated:
         return rows_PZK.flatten(0, 1)[:num_columns]
-    half = PANEL_COLUMNS // 2
+    half = PANEL // 2
     parts = (rows_PZK[:, :half], rows_PZK[:, half:])
     return torch.cat([part.flatten(0, 1)[: num_columns // 2] for part in parts])
 

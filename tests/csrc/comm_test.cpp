@@ -20,16 +20,9 @@
 
 #include "../../csrc/cpu/shm_comm.h"
 #include "../../csrc/cpu/tcp_comm.h"
+#include "check.h"
 
 using namespace seesaw;
-
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                            \
-        }                                                                            \
-    } while (false)
 
 namespace {
 

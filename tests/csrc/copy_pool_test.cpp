@@ -15,18 +15,11 @@
 #include <vector>
 
 #include "../../csrc/cpu/copy_pool.h"
+#include "check.h"
 
 using seesaw::CopyDone;
 using seesaw::CopyJob;
 using seesaw::CopyPool;
-
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                            \
-        }                                                                            \
-    } while (false)
 
 namespace {
 

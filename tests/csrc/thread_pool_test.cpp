@@ -2,6 +2,7 @@
 // argv[1] is the seed. Ends with 0 and prints the names of its cases, or names what failed.
 
 #include "../../csrc/cpu/thread_pool.h"
+#include "check.h"
 
 #include <chrono>
 #include <cstdint>
@@ -16,14 +17,6 @@
 
 using seesaw::Team;
 using seesaw::ThreadPool;
-
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-            std::exit(1);                                                            \
-        }                                                                            \
-    } while (false)
 
 namespace {
 
