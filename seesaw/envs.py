@@ -19,7 +19,8 @@ DESCRIPTIONS: dict[str, str] = {
         "1 = check the block accounting after every step and poison freed KV blocks (default 0)"
     ),
     "SEESAW_KERNELS": (
-        "auto or torch: torch = plain torch in place of the C++ kernels for CPUs (default auto)"
+        "auto, torch or triton: torch = plain torch in place of all kernels; triton = Triton's "
+        "kernels also on the CPU, for tests, with TRITON_INTERPRET=1 (default auto)"
     ),
     "SEESAW_CPU_ISA": (
         "generic, avx2, avx512 or avx512bf16: instruction set of the C++ kernels, which read this "
@@ -66,9 +67,10 @@ def debug_blocks() -> bool:
 
 def kernels() -> str:
     value = os.environ.get("SEESAW_KERNELS", "auto")
-    if value not in ("auto", "torch"):
+    if value not in ("auto", "torch", "triton"):
         raise ConfigError(
-            f"SEESAW_KERNELS={value!r}: expected auto or torch. Unset it or set it to one of these."
+            f"SEESAW_KERNELS={value!r}: expected auto, torch or triton. Unset it or set it to one "
+            "of these."
         )
     return value
 

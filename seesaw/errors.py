@@ -47,6 +47,11 @@ class ModelError(ConfigError):
     """
 
 
+class UnsupportedError(SeesawError, ValueError):
+    """An op was given what its kernels cannot compute: dtype, size, layout or GPU. Raised before
+    anything is launched; names the op, what was got and what is supported."""
+
+
 class HostMemoryError(SeesawError, MemoryError):
     """The system refused memory of the host, or to page-lock it."""
 

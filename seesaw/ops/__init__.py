@@ -1,42 +1,36 @@
 """The operators a decoder is made of: one file per op, each with its contract, reference and cost.
 
-Importable without the engine. `OPS` lists them all, so that checks and benches can walk them.
+Importable without the engine. `OPS` holds what each file of this package lists as `OP` or `OPS`, so
+that checks and benches walk an op as soon as its file is there.
 """
 
-from seesaw.ops.adjust_logits import OP as _ADJUST_LOGITS
+import importlib
+import pkgutil
+
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
-from seesaw.ops.gated_activation import OP as _GATED_ACTIVATION
 from seesaw.ops.gated_activation import gated_activation
-from seesaw.ops.kv_write import OP as _KV_WRITE
 from seesaw.ops.kv_write import kv_write
-from seesaw.ops.linear import OPS as _LINEAR
 from seesaw.ops.linear import linear, linear_add, linear_gated, linear_highest
-from seesaw.ops.logprobs import OP as _LOGPROBS
 from seesaw.ops.logprobs import logprobs
-from seesaw.ops.paged_attention import OP as _PAGED_ATTENTION
 from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.registry import Op
-from seesaw.ops.rms_norm import OP as _RMS_NORM
 from seesaw.ops.rms_norm import rms_norm
-from seesaw.ops.rope import OP as _ROPE
 from seesaw.ops.rope import rope
-from seesaw.ops.sample import OP as _SAMPLE
 from seesaw.ops.sample import sample, uniform
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (
-        _RMS_NORM,
-        _ROPE,
-        _GATED_ACTIVATION,
-        *_LINEAR,
-        _KV_WRITE,
-        _PAGED_ATTENTION,
-        _ADJUST_LOGITS,
-        _SAMPLE,
-        _LOGPROBS,
-    )
-}
+
+def _find() -> dict[str, Op]:
+    found: dict[str, Op] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        own = [module.OP] if hasattr(module, "OP") else getattr(module, "OPS", ())
+        for op in own:
+            assert op.name not in found, f"two ops are called {op.name}"
+            found[op.name] = op
+    return found
+
+
+OPS = _find()
 """Every op by name."""
 
 __all__ = [

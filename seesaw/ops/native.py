@@ -26,7 +26,7 @@ def native() -> ModuleType | None:
 
     Raises ConfigError where SEESAW_CPU_ISA names no instruction set of this processor.
     """
-    if envs.kernels() == "torch":
+    if envs.kernels() != "auto":
         return None
     try:
         from seesaw import _cpu

@@ -14,6 +14,7 @@ import torch
 
 from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: N rows (any leading dims), H the normalised size.
 
@@ -34,6 +35,10 @@ def rms_norm(
     normalised value is rounded to x's dtype before the weight multiplies it (Llama), with it the
     product is made in float32 and rounded once (Gemma).
     """
+    if on_triton(x_NH):
+        from seesaw.kernels.rms_norm import rms_norm as launch
+
+        return launch(x_NH, weight_H, eps, residual_NH=residual_NH, plus_one=plus_one)
     added = () if residual_NH is None else (residual_NH,)
     cpu = native()
     if cpu is not None and usable(x_NH, weight_H, *added):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,15 +58,22 @@ def on(device: str, value: Any) -> Any:
 
 
 def check(name: str, index: int, dtype: torch.dtype, device: str) -> Any:
-    """Run the function on the device under test, the reference on the CPU, and compare what they
-    return and what they changed. Returns what the function returned."""
+    """`check_call` of the op's own function."""
+    return check_call(OPS[name].function, name, index, dtype, device)
+
+
+def check_call(
+    call: Callable[..., Any], name: str, index: int, dtype: torch.dtype, device: str
+) -> Any:
+    """Make `call` on the device under test, the reference on the CPU, and compare what they return
+    and what they changed. Returns what the call returned."""
     op = OPS[name]
     result, after = expected(name, index, dtype)
     before = make_inputs(name, index, dtype)
     inputs = make_inputs(name, index, dtype)
     if device != "cpu":
         inputs = {name: on(device, value) for name, value in inputs.items()}
-    got = on("cpu", op.function(**inputs))
+    got = on("cpu", call(**inputs))
     inputs = {name: on("cpu", value) for name, value in inputs.items()}
     tolerance = op.tolerance[dtype]
     assert_equal(got, result, tolerance)

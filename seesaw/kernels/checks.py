@@ -1,0 +1,55 @@
+"""What a launcher refuses before anything is launched: a message that names the op, what was got
+and what is supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from seesaw.errors import UnsupportedError
+
+LEAST_CAPABILITY = 80
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def expect(op: str, what: str, got: object, supported: object, ok: bool) -> None:
+    """Raises UnsupportedError unless `ok`."""
+    if not ok:
+        raise UnsupportedError(f"{op}: {what}: got {got}, supported: {supported}")
+
+
+def expect_one_of(op: str, what: str, got: object, supported: Iterable[object]) -> None:
+    known = tuple(supported)
+    expect(op, what, got, ", ".join(map(_name, known)), got in known)
+
+
+def expect_tensors(op: str, dtypes: Iterable[torch.dtype], **tensors: torch.Tensor) -> None:
+    """All on one device that kernels run on (a GPU of sm_80 or newer, or the CPU in Triton's
+    interpreter), of one dtype out of `dtypes`."""
+    first = next(iter(tensors.values()))
+    for name, tensor in tensors.items():
+        expect_one_of(op, f"dtype of {name}", tensor.dtype, dtypes)
+        expect(op, f"dtype of {name}", tensor.dtype, first.dtype, tensor.dtype == first.dtype)
+        expect(op, f"device of {name}", tensor.device, first.device, tensor.device == first.device)
+    expect_device(op, first.device)
+
+
+def expect_device(op: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+        supported = f"sm_{LEAST_CAPABILITY} or newer"
+        expect(op, "GPU", f"sm_{capability}", supported, capability >= LEAST_CAPABILITY)
+        return
+    from triton import knobs
+
+    expect(
+        op, "device", device, "cuda, or cpu with TRITON_INTERPRET=1 set before Triton is imported",
+        device.type == "cpu" and bool(knobs.runtime.interpret),
+    )  # fmt: skip
+
+
+def _name(value: object) -> str:
+    return str(value).removeprefix("torch.")
