@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
+from seesaw.ops.door import register
 from seesaw.ops.gated_activation import gated_activation
 from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear, linear_add, linear_gated, linear_highest
@@ -16,6 +17,7 @@ from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.registry import Op
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.ops.rope import rope
+from seesaw.ops.rope_kv_write import rope_kv_write
 from seesaw.ops.sample import sample, uniform
 
 
@@ -31,6 +33,7 @@ def _find() -> dict[str, Op]:
 
 
 OPS = _find()
+register(OPS.values())
 """Every op by name."""
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rope",
+    "rope_kv_write",
     "sample",
     "uniform",
 ]
