@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import EXACT, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Case, Cost, Door, Op
 
 # Shape letters: T tokens, H KV heads, D head_dim; caches are [num_blocks, block_size, H, D].
 
@@ -131,5 +131,6 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    door=Door(kv_write, lambda *_: None),
     mutates=("k_cache", "v_cache"),
 )

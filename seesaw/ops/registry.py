@@ -31,6 +31,21 @@ class Cost(NamedTuple):
     flops: int
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """An op as `torch.ops.seesaw` has it (`door.py`).
+
+    function  takes tensors, numbers, strings and lists of numbers, all annotated; always returns
+              the same number of tensors, none of which is an argument
+    fake      the same for tensors without data: shapes and dtypes of the results
+    inputs    what `function` is called with instead of an op's inputs
+    """
+
+    function: Callable[..., Any]
+    fake: Callable[..., Any]
+    inputs: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """`function(**make_inputs(generator, case, dtype))` must equal `reference(...)` of the same
@@ -48,6 +63,7 @@ class Op:
     tolerance: Mapping[torch.dtype, Tolerance]
     cost: Callable[[Case, torch.dtype], Cost]
     mutates: tuple[str, ...] = ()
+    door: Door | None = None
 
 
 EXACT = Tolerance(0.0, 0.0)

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: N rows (any leading dims), H the normalised size.
@@ -96,6 +96,22 @@ def _rows(x_NH: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
+def _door(
+    x_NH: torch.Tensor,
+    weight_H: torch.Tensor,
+    eps: float,
+    *,
+    residual_NH: torch.Tensor | None = None,
+    plus_one: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    normed, added = rms_norm(x_NH, weight_H, eps, residual_NH=residual_NH, plus_one=plus_one)
+    return normed, x_NH.clone() if added is x_NH else added
+
+
+def _fake(x_NH: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return x_NH.new_empty(x_NH.shape), x_NH.new_empty(x_NH.shape)
+
+
 def rms_norm_reference(
     x_NH: torch.Tensor,
     weight_H: torch.Tensor,
@@ -146,4 +162,5 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(_door, _fake),
 )

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Door, Op
 
 # Shape letters: T tokens, D head_dim, F = D / 2 frequencies; `...` any head dims.
 
@@ -117,4 +117,5 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(rope, lambda q, k, cos, sin: (q.new_empty(q.shape), k.new_empty(k.shape))),
 )
