@@ -16,7 +16,7 @@ from seesaw.layout.panels import PANEL
 from seesaw.ops.gated_activation import Activation, gated_activation_reference
 from seesaw.ops.native import native, usable
 from seesaw.ops.panels import pack, pack_bias, unpack
-from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Case, Cost, Door, Op
 
 # Shape letters: M rows, K depth, N columns, I intermediate size, J = 2 I, P panels, Z = 32 columns
 # of one.
@@ -320,6 +320,21 @@ def _highest_cost(case: Case, dtype: torch.dtype) -> Cost:
     return cost._replace(num_bytes=cost.num_bytes - logits + 12 * case["rows"])
 
 
+def _fake(
+    x_MK: torch.Tensor,
+    panels_PKZ: torch.Tensor,
+    num_columns: int,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    return x_MK.new_empty(len(x_MK), num_columns, dtype=out_dtype or x_MK.dtype)
+
+
+def _fake_highest(x_MK: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = len(x_MK)
+    return x_MK.new_empty(rows, dtype=torch.float32), x_MK.new_empty(rows, dtype=torch.int64)
+
+
 _CASES = tuple(
     {"rows": rows, "columns": columns, "depth": depth, "bias": bias}
     for rows, columns, depth, bias in (
@@ -343,6 +358,7 @@ OPS = (
         cases=_CASES,
         tolerance=FLOAT_TOLERANCE,
         cost=_cost,
+        door=Door(linear, _fake),
     ),
     Op(
         name="linear_add",
@@ -353,6 +369,7 @@ OPS = (
         tolerance=FLOAT_TOLERANCE,
         cost=_add_cost,
         mutates=("out_MN",),
+        door=Door(linear_add, lambda *_, **__: None),
     ),
     Op(
         name="linear_gated",
@@ -366,6 +383,7 @@ OPS = (
         ),
         tolerance=FLOAT_TOLERANCE,
         cost=_cost,
+        door=Door(linear_gated, lambda x, panels, size, *_, **__: x.new_empty(len(x), size)),
     ),
     Op(
         name="linear_highest",
@@ -375,5 +393,6 @@ OPS = (
         cases=_CASES,
         tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
         cost=_highest_cost,
+        door=Door(linear_highest, _fake_highest),
     ),
 )
