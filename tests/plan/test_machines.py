@@ -36,8 +36,8 @@ FILES = ROOT / "seesaw" / "plan" / "machines"
 PAGE = ROOT / "docs" / "machines.md"
 CARDS = [slug for slug in known_devices() if slug != "cpu"]
 ASKED_FOR = {
-    "t4", "a10", "a10g", "l4", "l40s", "rtx4090", "a100-40-pcie", "a100-40-sxm", "a100-80-pcie",
-    "a100-80-sxm", "h100-pcie", "h100-sxm", "h200", "b200", "cpu",
+    "t4", "a10", "a10g", "l4", "l40s", "rtx4090", "rtx5090", "a100-40-pcie", "a100-40-sxm",
+    "a100-80-pcie", "a100-80-sxm", "h100-pcie", "h100-sxm", "h200", "b200", "cpu",
 }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_figures_are_of_plausible_size(slug: str) -> None:
     assert 14 * 2**30 < device.memory_bytes < 200 * 2**30
     assert 8e12 < device.peak.matmul_flops["float16"] <= 2.3e15
     assert 3e11 <= device.peak.memory_bytes_per_s <= 8e12
-    assert 40 <= (device.num_sms or 0) <= 160
+    assert 40 <= (device.num_sms or 0) <= 170
     assert 48 * 2**10 < (device.shared_memory_bytes or 0) <= 227 * 2**10
     assert 4 * 2**20 <= (device.l2_bytes or 0) <= 128 * 2**20
 
