@@ -13,6 +13,8 @@ from seesaw.ops.gated_activation import gated_activation
 from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear, linear_add, linear_gated, linear_highest
 from seesaw.ops.logprobs import logprobs
+from seesaw.ops.moe_mlp import moe_mlp
+from seesaw.ops.moe_route import moe_route
 from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.registry import Op
 from seesaw.ops.rms_norm import rms_norm
@@ -48,6 +50,8 @@ __all__ = [
     "linear_gated",
     "linear_highest",
     "logprobs",
+    "moe_mlp",
+    "moe_route",
     "paged_attention",
     "rms_norm",
     "rope",
