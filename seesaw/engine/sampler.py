@@ -2,13 +2,15 @@
 
 A draw depends on the request's seed and the position alone, so an answer is the same whatever runs
 beside it, after a preemption, and with any number of steps in flight. Ranks that share the
-vocabulary all draw, and draw the same.
+vocabulary all draw, and draw the same. A draw is begun without waiting for the device, and its
+tokens can be used there before anybody reads them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +18,28 @@ import torch.nn.functional as F
 from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout.ranges import vocab_range
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
+from seesaw.ops.highest import highest
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
+from seesaw.ops.upload import upload
 from seesaw.plan.sampling_workspace import rows_at_once
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 
+# Shape letters: S rows that draw, N some of them, V vocabulary, or a rank's part of it.
+
+Drawn = tuple[list[int], "list[TokenLogprobs | None] | None"]
+"""Tokens of rows, and log-probabilities where a row asks for them."""
+
 
 class SamplingState:
-    """What one request asks of its draws. `draw` must be told of each token it draws."""
+    """What one request asks of its draws. `begin_draw` and `draw` tell it of each token."""
 
-    __slots__ = ("_banned", "_counts", "_num_drawn", "params", "seed")
+    __slots__ = ("_banned", "_counts", "_num_begun", "_num_known", "params", "seed")
 
     def __init__(self, request: NewRequest) -> None:
         params = self.params = request.sampling
         self.seed = request.seed
-        self._num_drawn = 0
+        self._num_begun = self._num_known = 0
         ends = params.end_token_ids(request.eos_token_ids)
         self._banned = sorted(ends) if params.min_tokens else []
         self._counts: Counter[int] | None = None
@@ -40,6 +49,12 @@ class SamplingState:
             self._counts = Counter()
 
     @property
+    def needs_known_tokens(self) -> bool:
+        """Whether a draw depends on the tokens drawn before it by more than the model: it can be
+        begun only when those are known."""
+        return self._counts is not None
+
+    @property
     def takes_the_highest(self) -> bool:
         """Whether the next draw is the highest logit and nothing else is asked."""
         params = self.params
@@ -47,12 +62,17 @@ class SamplingState:
 
     def uniform(self) -> float:
         """The random number in [0, 1) of the next draw."""
-        return uniform(self.seed, self._num_drawn)
+        return uniform(self.seed, self._num_begun)
 
     def adjustment(self, row: int) -> RowAdjustment | None:
         """What is done to the logits of the next draw, which stand in `row`; None = nothing."""
         params = self.params
-        banned = self._banned if self._num_drawn < params.min_tokens else []
+        banned = self._banned if self._num_begun < params.min_tokens else []
+        if not (banned or params.logit_bias or self._counts is not None):
+            return None
+        assert self._counts is None or self._num_known == self._num_begun, (
+            f"penalties need {self._num_begun} drawn tokens, {self._num_known} are known"
+        )
         if not (banned or params.logit_bias or self._counts):
             return None
         return RowAdjustment(
@@ -66,10 +86,85 @@ class SamplingState:
         )
 
     def add(self, token: int) -> None:
-        """Take in a drawn token."""
-        self._num_drawn += 1
+        """Take in a token that another rank has drawn."""
+        self.begin()
+        self.learn(token)
+
+    def begin(self) -> None:
+        """A draw was begun; its token comes with `learn`, in order."""
+        self._num_begun += 1
+
+    def learn(self, token: int) -> None:
+        """The token of the earliest draw that was begun and is not known."""
+        self._num_known += 1
         if self._counts is not None:
             self._counts[token] += 1
+
+
+class HostCopy:
+    """Copies of tensors on their way to the host: begun here, there after `wait`."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tensors and tensors[0].is_cuda:
+            self._host = [
+                torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+                for x in tensors
+            ]
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(tensors[0].device))
+        else:
+            self._host = [x.clone() for x in tensors]  # their memory may be used again meanwhile
+
+    def wait(self) -> list[torch.Tensor]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
+
+
+@dataclass(frozen=True, slots=True)
+class _Logprobs:
+    """What `ops.logprobs` returns for `rows`, each of which asks for `counts` most probable."""
+
+    rows: list[int]
+    counts: list[int]
+    tensors: tuple[torch.Tensor, ...]
+
+
+class PendingDraw:
+    """A draw that was begun. `ids_S`: its tokens (int64) on the device, in the order of the rows,
+    for what is launched after it; nothing here reads it again. Draws of a request are finished in
+    the order they were begun."""
+
+    def __init__(
+        self,
+        ids_S: torch.Tensor,
+        states: Sequence[SamplingState],
+        parts: Sequence[_Logprobs] = (),
+    ) -> None:
+        self.ids_S = ids_S
+        self._states = states
+        self._parts = parts
+        self._copy = HostCopy([ids_S, *(x for part in parts for x in part.tensors)])
+        for state in states:
+            state.begin()
+
+    def finish(self) -> Drawn:
+        """Wait for the tokens and take them in; once."""
+        host = [x.tolist() for x in self._copy.wait()]
+        tokens: list[int] = host[0]
+        for state, token in zip(self._states, tokens, strict=True):
+            state.learn(token)
+        if not self._parts:
+            return tokens, None
+        entries: list[TokenLogprobs | None] = [None] * len(tokens)
+        for place, part in enumerate(self._parts):
+            columns = host[1 + 4 * place : 5 + 4 * place]
+            for row, count, one, rank, ids, tops in zip(
+                part.rows, part.counts, *columns, strict=True
+            ):
+                entries[row] = TokenLogprobs(one, rank, ids[:count], tops[:count])
+        return tokens, entries
 
 
 def draw(
@@ -77,56 +172,76 @@ def draw(
     states: Sequence[SamplingState],
     comm: Comm = ALONE,
     vocab_size: int | None = None,
-) -> tuple[list[int], list[TokenLogprobs | None] | None]:
-    """One token per row of float32 logits, and log-probabilities where a row asks for them.
+) -> Drawn:
+    """`begin_draw`, and wait for it."""
+    return begin_draw(logits_SV, states, comm, vocab_size).finish()
+
+
+def begin_draw(
+    logits_SV: torch.Tensor,
+    states: Sequence[SamplingState],
+    comm: Comm = ALONE,
+    vocab_size: int | None = None,
+) -> PendingDraw:
+    """Begin to draw one token per row of float32 logits, and log-probabilities where a row asks for
+    them. The logits may be overwritten by what is launched afterwards.
 
     With several ranks, V are this rank's rows of the vocabulary (`rank_ranges`), `vocab_size` is
-    all of it, and every rank returns the same: what it draws from is gathered, so that not even a
+    all of it, and every rank draws the same: what it draws from is gathered, so that not even a
     differing last bit of one rank's logits can part them.
     """
     if comm.size == 1:
-        return _draw_whole(logits_SV, states)
+        ids_S, part = _draw_whole(logits_SV, states)
+        return PendingDraw(ids_S, states, [part] if part else [])
     assert vocab_size is not None, "ranks that share a vocabulary must know its size"
     plain = [row for row, state in enumerate(states) if state.takes_the_highest]
     other = [row for row, state in enumerate(states) if not state.takes_the_highest]
-    tokens = [0] * len(states)
-    entries: list[TokenLogprobs | None] = [None] * len(states)
+    if not other:
+        first = vocab_range(vocab_size, comm.size, comm.rank).start
+        return begin_draw_highest(*highest(logits_SV, first), states, comm)
+    device = logits_SV.device
+    plain_N, other_N = upload(device, ("q", plain), ("q", other))
+    ids_S = torch.empty(len(states), dtype=torch.int64, device=device)
     if plain:
-        value_N, column_N = logits_SV[plain].max(-1)
-        id_N = column_N + vocab_range(vocab_size, comm.size, comm.rank).start
-        drawn = draw_highest(value_N, id_N, [states[row] for row in plain], comm)
-        for row, token in zip(plain, drawn, strict=True):
-            tokens[row] = token
+        first = vocab_range(vocab_size, comm.size, comm.rank).start
+        ids_S[plain_N] = _highest_of_ranks(*highest(logits_SV[plain_N], first), comm)
+    parts = []
     at_once = rows_at_once(vocab_size)
     for start in range(0, len(other), at_once):
-        rows = other[start : start + at_once]
-        whole_NV = _gather_rows(logits_SV[rows], comm, vocab_size)
-        drawn, logprobs = _draw_whole(whole_NV, [states[row] for row in rows])
-        for place, row in enumerate(rows):
-            tokens[row] = drawn[place]
-            entries[row] = logprobs[place] if logprobs else None
-    asked = any(state.params.logprobs is not None for state in states)
-    return tokens, entries if asked else None
+        rows, rows_N = other[start : start + at_once], other_N[start : start + at_once]
+        whole_NV = _gather_rows(logits_SV[rows_N], comm, vocab_size)
+        ids_S[rows_N], part = _draw_whole(whole_NV, [states[row] for row in rows])
+        if part is not None:
+            parts.append(_Logprobs([rows[n] for n in part.rows], part.counts, part.tensors))
+    return PendingDraw(ids_S, states, parts)
 
 
 def draw_highest(
     value_S: torch.Tensor, id_S: torch.Tensor, states: Sequence[SamplingState], comm: Comm = ALONE
 ) -> list[int]:
+    """`begin_draw_highest`, and wait for it."""
+    return begin_draw_highest(value_S, id_S, states, comm).finish()[0]
+
+
+def begin_draw_highest(
+    value_S: torch.Tensor, id_S: torch.Tensor, states: Sequence[SamplingState], comm: Comm = ALONE
+) -> PendingDraw:
     """The tokens of rows that all take the highest logit, the lowest id among equals. `value_S`
     (float32), `id_S` (int64): the highest of this rank's part of the vocabulary and its id.
 
-    Every rank returns the same.
+    Every rank draws the same.
     """
-    if comm.size > 1:
-        # one message; float64 holds a float32 and any id exactly
-        mine_S2 = torch.stack([value_S.double(), id_S.double()], dim=1)
-        ranks_CS2 = torch.stack(comm.all_gather(mine_S2))
-        best_1S = ranks_CS2[:, :, 0].argmax(0, keepdim=True)  # the first of equals: the lowest ids
-        id_S = ranks_CS2[:, :, 1].gather(0, best_1S)[0].long()
-    tokens: list[int] = id_S.tolist()
-    for state, token in zip(states, tokens, strict=True):
-        state.add(token)
-    return tokens
+    return PendingDraw(_highest_of_ranks(value_S, id_S, comm), states)
+
+
+def _highest_of_ranks(value_S: torch.Tensor, id_S: torch.Tensor, comm: Comm) -> torch.Tensor:
+    if comm.size == 1:
+        return id_S
+    # one message; float64 holds a float32 and any id exactly
+    mine_S2 = torch.stack([value_S.double(), id_S.double()], dim=1)
+    ranks_CS2 = torch.stack(comm.all_gather(mine_S2))
+    best_1S = ranks_CS2[:, :, 0].argmax(0, keepdim=True)  # the first of equals: the lowest ids
+    return ranks_CS2[:, :, 1].gather(0, best_1S)[0].long()
 
 
 def _gather_rows(part_NV: torch.Tensor, comm: Comm, vocab_size: int) -> torch.Tensor:
@@ -139,7 +254,7 @@ def _gather_rows(part_NV: torch.Tensor, comm: Comm, vocab_size: int) -> torch.Te
 
 def _draw_whole(
     logits_SV: torch.Tensor, states: Sequence[SamplingState]
-) -> tuple[list[int], list[TokenLogprobs | None] | None]:
+) -> tuple[torch.Tensor, _Logprobs | None]:
     adjustments = [
         adjustment
         for row, state in enumerate(states)
@@ -147,49 +262,36 @@ def _draw_whole(
     ]
     adjusted_SV = adjust_logits(logits_SV, adjustments)
     if all(state.params.greedy for state in states):
-        tokens_S = adjusted_SV.argmax(-1)
+        _, ids_S = highest(adjusted_SV)
     else:
-        tokens_S = _sample(adjusted_SV, states)
-    tokens = tokens_S.tolist()
-    for state, token in zip(states, tokens, strict=True):
-        state.add(token)
+        ids_S = _sample(adjusted_SV, states)
     asking = [row for row, state in enumerate(states) if state.params.logprobs is not None]
     if not asking:
-        return tokens, None
-    return tokens, _logprobs(logits_SV, tokens_S, asking, states)
-
-
-def _logprobs(
-    logits_SV: torch.Tensor,
-    tokens_S: torch.Tensor,
-    asking: list[int],
-    states: Sequence[SamplingState],
-) -> list[TokenLogprobs | None]:
-    """Entries for the rows `asking`, from the raw logits; None for the others."""
-    entries: list[TokenLogprobs | None] = [None] * len(states)
+        return ids_S, None
     counts = [states[row].params.logprobs or 0 for row in asking]
-    sampled, ranks, ids, tops = logprobs(logits_SV[asking], tokens_S[asking], max(counts))
-    columns = (sampled.tolist(), ranks.tolist(), ids.tolist(), tops.tolist())
-    for row, count, one, rank, top_ids, top in zip(asking, counts, *columns, strict=True):
-        entries[row] = TokenLogprobs(one, rank, top_ids[:count], top[:count])
-    return entries
+    asked_N = ids_S
+    if len(asking) < len(states):
+        (rows_N,) = upload(logits_SV.device, ("q", asking))
+        logits_SV, asked_N = logits_SV[rows_N], ids_S[rows_N]
+    return ids_S, _Logprobs(asking, counts, logprobs(logits_SV, asked_N, max(counts)))
 
 
 def _sample(logits_SV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
     params = [state.params for state in states]
-    device = logits_SV.device
+    uniform_S, top_k_S, temperature_S, top_p_S, min_p_S = upload(
+        logits_SV.device,
+        ("d", [state.uniform() for state in states]),
+        # Any integer is allowed, also one that no tensor can hold; beyond the vocabulary it is all.
+        ("q", [min(max(p.top_k, 0), logits_SV.shape[1]) for p in params]),
+        ("f", [0.0 if p.greedy else p.temperature for p in params]),
+        ("f", [p.top_p for p in params]),
+        ("f", [p.min_p for p in params]),
+    )
     return sample(
         logits_SV,
-        temperature_S=torch.tensor(
-            [0.0 if p.greedy else p.temperature for p in params], device=device
-        ),
-        # Any integer is allowed, also one that no tensor can hold; beyond the vocabulary it is all.
-        top_k_S=torch.tensor(
-            [min(max(p.top_k, 0), logits_SV.shape[1]) for p in params], device=device
-        ),
-        top_p_S=torch.tensor([float(p.top_p) for p in params], device=device),
-        min_p_S=torch.tensor([float(p.min_p) for p in params], device=device),
-        uniform_S=torch.tensor(
-            [state.uniform() for state in states], dtype=torch.float64, device=device
-        ),
+        temperature_S=temperature_S,
+        top_k_S=top_k_S,
+        top_p_S=top_p_S,
+        min_p_S=min_p_S,
+        uniform_S=uniform_S,
     )
