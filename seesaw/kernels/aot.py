@@ -1,103 +1,243 @@
-"""Compiles every kernel for every GPU that is supported, without one: `python -m seesaw.kernels.aot`.
+"""Compiles every kernel for every GPU that is supported, without one: every build of the Triton
+kernels with the default and all shipped configurations, and every source of csrc/cuda.
 
-Fails where a kernel does not compile, asks for more shared memory than the GPU has, or spills more
-registers than its file allows.
+    python -m seesaw.kernels.aot --arch 80,90 --report aot.json
+
+Fails where something does not compile, asks for more shared memory than the GPU has, or spills more
+registers than its file allows. All failures are listed, then the exit status is 1.
 """
 
 from __future__ import annotations
 
+import os
+
+if __name__ == "__main__":  # before Triton is imported, which then would not compile
+    os.environ.pop("TRITON_INTERPRET", None)
+
 import argparse
-import re
-import subprocess
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from seesaw.kernels.kernel import Build, Config, Kernel, Target
+from seesaw.kernels.compiling import Resources, compile_build, labels, resources_of_cubin
+from seesaw.kernels.kernel import Config, Kernel
 from seesaw.kernels.registry import kernels
+from seesaw.kernels.target import compile_targets
 
-TARGETS = {
-    80: Target(80, 166_912, 108),
-    86: Target(86, 101_376, 72),
-    89: Target(89, 101_376, 58),
-    90: Target(90, 232_448, 132),
-    100: Target(100, 232_448, 148),
-    120: Target(120, 101_376, 170),
-}
+PROGRESS_EVERY_S = 10.0
+NVRTC = "seesaw.kernels.nvrtc"
+COMPILERS = ("triton", "nvidia-cuda-nvrtc")
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
+class Task:
+    """One compilation: build number `build` of a Triton kernel with `config`, or, without them, the
+    source of csrc/cuda called `kernel`."""
+
     kernel: str
-    key: str
-    target: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
+    capability: int
+    build: int | None = None
+    config: Config | None = None
 
 
-def compile_build(kernel: Kernel, build: Build, config: Config, target: Target) -> Compiled:
-    names = kernel.function.arg_names
-    constants = {**build.constants, **config.blocks}
-    signature = {name: build.signature.get(name, "constexpr") for name in names}
-    assert set(build.signature) | set(constants) == set(names), (
-        f"{kernel.name}: {sorted(set(build.signature) | set(constants) ^ set(names))}"
-    )
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
-    source = ASTSource(kernel.function, signature, constants, attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", target.capability, 32), options=options
-    )
-    registers, stack = _resources(compiled.asm["cubin"])
-    key = ",".join(f"{name}={value}" for name, value in build.key.items())
-    shared = compiled.metadata.shared
-    return Compiled(kernel.name, key, target.capability, registers, stack, shared)
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of one function. `error`: why it did not compile; `too_much`: what it needs too much of."""
+
+    kernel: str
+    build: str
+    config: str
+    sm: int
+    resources: Resources | None = None
+    error: str = ""
+    too_much: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """For the report."""
+        named = {"kernel": self.kernel, "build": self.build, "config": self.config, "sm": self.sm}
+        return {**named, **(asdict(self.resources) if self.resources else {})}
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers of a thread, bytes of its stack), from the assembler's own notes in the binary."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        text = subprocess.check_output([tool, "-res-usage", file.name], text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found is not None, text
-    return int(found[1]), int(found[2])
-
-
-def compile_all(targets: list[int], only: str) -> Iterator[tuple[Kernel, Compiled]]:
-    for kernel in kernels().values():
-        if only not in kernel.name:
+def tasks(capabilities: Sequence[int], only: str) -> Iterator[Task]:
+    """What there is to compile of kernels whose name contains `only`."""
+    for name, kernel in kernels().items():
+        if only not in name:
             continue
-        for build in kernel.builds:
-            for capability in targets:
+        for index, build in enumerate(kernel.builds):
+            for capability in capabilities:
                 if capability < build.least:
                     continue
-                target = TARGETS[capability]
-                config = kernel.default(build.key, target)
-                yield kernel, compile_build(kernel, build, config, target)
+                for config in _configs(kernel, build.key, capability):
+                    yield Task(name, capability, index, config)
+    for source in _cuda_sources():
+        if only in source:
+            yield from (Task(source, capability) for capability in capabilities)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", default=",".join(map(str, TARGETS)))
+def _configs(kernel: Kernel, key: Any, capability: int) -> list[Config]:
+    return [kernel.default(key, compile_targets()[capability])]
+
+
+def _cuda_sources() -> list[str]:
+    if importlib.util.find_spec(NVRTC) is None:
+        return []
+    found: list[str] = importlib.import_module(NVRTC).sources()
+    return found
+
+
+def run(task: Task) -> list[Result]:
+    """In a process of its own or in this one; nothing that a kernel raises gets out."""
+    try:
+        return _run_triton(task) if task.build is not None else _run_cuda(task)
+    except Exception as error:
+        label = "" if task.build is None else labels(kernels()[task.kernel])[task.build]
+        said = f"{type(error).__name__}: {error}".strip()
+        return [Result(task.kernel, label, str(task.config or ""), task.capability, error=said)]
+
+
+def _run_triton(task: Task) -> list[Result]:
+    assert task.build is not None
+    assert task.config is not None
+    kernel = kernels()[task.kernel]
+    target = compile_targets()[task.capability]
+    found = compile_build(kernel, kernel.builds[task.build], task.config, target)
+    label = labels(kernel)[task.build]
+    return [_checked(task, kernel.name, label, found, kernel.max_spills)]
+
+
+def _run_cuda(task: Task) -> list[Result]:
+    cubin = importlib.import_module(NVRTC).compile_source(task.kernel, task.capability)
+    return [
+        _checked(task, task.kernel, name, found, 0)
+        for name, found in sorted(resources_of_cubin(cubin).items())
+    ]
+
+
+def _checked(task: Task, kernel: str, build: str, found: Resources, max_spills: int) -> Result:
+    limit = compile_targets()[task.capability].shared_memory_bytes
+    wrong = []
+    if found.spill_bytes > max_spills:
+        wrong.append(f"{found.spill_bytes} bytes of registers spilled, at most {max_spills}")
+    if found.shared_bytes > limit:
+        wrong.append(f"{found.shared_bytes} bytes of shared memory, at most {limit}")
+    config = str(task.config or "")
+    return Result(kernel, build, config, task.capability, found, too_much="; ".join(wrong))
+
+
+def run_all(found: Sequence[Task], processes: int) -> list[Result]:
+    """Results in an order that does not depend on who was first; progress on standard error."""
+    start_s = shown_s = time.monotonic()
+    results: list[Result] = []
+    crashed: list[Task] = []
+    with _pool(processes) as pool:
+        futures = {pool.submit(run, task): task for task in found}
+        for done, future in enumerate(as_completed(futures), 1):
+            try:
+                results += future.result()
+            except BrokenProcessPool:
+                crashed.append(futures[future])
+            now_s = time.monotonic()
+            if now_s - shown_s >= PROGRESS_EVERY_S:
+                shown_s = now_s
+                say = f"  {done} of {len(found)} compiled, {now_s - start_s:.0f} s"
+                print(say, file=sys.stderr, flush=True)
+    for task in crashed:  # one of them took the others with it
+        results += _run_apart(task)
+    return sorted(results, key=lambda one: (one.kernel, one.build, one.sm, one.config))
+
+
+def _run_apart(task: Task) -> list[Result]:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(run, task).result()
+        except BrokenProcessPool:
+            config = str(task.config or "")
+            error = "the compiler's process ended without a word"
+            return [Result(task.kernel, f"{task.build}", config, task.capability, error=error)]
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+
+
+def write_report(path: Path, results: Sequence[Result]) -> None:
+    """One line for each, so that what changed between two reports is a few lines."""
+    versions = {}
+    for name in COMPILERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    rows = ",\n".join("  " + json.dumps(one.row()) for one in results)
+    path.write_text(f'{{\n "versions": {json.dumps(versions)},\n "kernels": [\n{rows}\n ]\n}}\n')
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """The worst of each kernel over its builds, configurations and GPUs."""
+    width = max([len("kernel"), *(len(one.kernel) for one in results)])
+    yield f"{'kernel':<{width}} compiled registers spill bytes  shared KiB"
+    for name in dict.fromkeys(one.kernel for one in results):
+        own = [one for one in results if one.kernel == name]
+        whole = [one.resources for one in own if one.resources is not None]
+        worst = [max((getattr(one, field) for one in whole), default=0) for field in FIELDS]
+        registers, spills, shared = worst
+        yield (
+            f"{name:<{width}} {len(whole):8d} {registers:9d} {spills:11d} {shared / 1024:11.1f}"
+            + ("" if len(whole) == len(own) else f"  {len(own) - len(whole)} did not compile")
+        )
+
+
+FIELDS = ("registers", "spill_bytes", "shared_bytes")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m seesaw.kernels.aot", description=__doc__)
+    known = list(compile_targets())
+    parser.add_argument("--arch", default=",".join(map(str, known)), help="default: %(default)s")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
-    asked = parser.parse_args()
-    bad = 0
-    for kernel, one in compile_all([int(arch) for arch in asked.arch.split(",")], asked.kernel):
-        target = TARGETS[one.target]
-        ok = one.spill_bytes <= kernel.max_spills and one.shared_bytes <= target.shared_memory_bytes
-        bad += not ok
-        print(one, "" if ok else "  <-- too much")
-    return min(bad, 1)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument(
+        "--processes", type=int, default=min(8, len(os.sched_getaffinity(0))), help="%(default)s"
+    )
+    asked = parser.parse_args(arguments)
+    capabilities = []
+    for text in asked.arch.split(","):
+        if not text.strip().isdigit() or int(text) not in known:
+            parser.error(f"--arch: got {text!r}, expected some of {', '.join(map(str, known))}")
+        capabilities.append(int(text))
+    found = list(tasks(capabilities, asked.kernel))
+    if not found:
+        parser.error(f"--kernel: none is called {asked.kernel!r}: {', '.join(kernels())}")
+    start_s = time.monotonic()
+    cache = tempfile.mkdtemp(prefix="seesaw-aot-")  # of what nobody will run
+    os.environ["TRITON_CACHE_DIR"] = cache
+    try:
+        results = run_all(found, asked.processes)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    print("\n".join(table(results)))
+    if asked.report is not None:
+        write_report(asked.report, results)
+        print(f"wrote {asked.report}")
+    bad = [one for one in results if one.error or one.too_much]
+    for one in bad:
+        where = f"{one.kernel}[{one.build}] {one.config} sm_{one.sm}"
+        print(f"FAILED {where}: {one.error or one.too_much}", file=sys.stderr)
+    print(
+        f"{len(found)} compilations for {', '.join(f'sm_{one}' for one in capabilities)} in "
+        f"{time.monotonic() - start_s:.0f} s: {len(bad)} failed"
+    )
+    return min(len(bad), 1)
 
 
 if __name__ == "__main__":
