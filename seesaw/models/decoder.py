@@ -18,11 +18,13 @@ from seesaw.layers.attention import Attention, AttentionInputs
 from seesaw.layers.comm import ALONE, Comm
 from seesaw.layers.embedding import embed
 from seesaw.layers.mlp import MLP
+from seesaw.layers.moe import MoE
 from seesaw.layers.rope import Rotary
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.attention_plan import plan_attention
+from seesaw.ops.highest import highest
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.plan.workspace import attention_shape
 
@@ -44,7 +46,11 @@ class _Layer:
         prefix = f"model.layers.{layer}."
         self._spec = spec
         self._attention = Attention(spec, params, layer, ranges, comm)
-        self._mlp = MLP(spec, params, layer, comm)
+        self._mlp: MLP | MoE = (
+            MoE(spec, params, layer, ranges, comm)
+            if spec.layers[layer].sparse
+            else MLP(spec, params, layer, comm)
+        )
         self._input_norm = params[prefix + "input_layernorm.weight"]
         after_attention = params[prefix + "post_attention_layernorm.weight"]
         if spec.sandwich_norm:
@@ -123,8 +129,8 @@ class Decoder:
     def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Token ids (int64, below the vocabulary's size) -> hidden `[T, H]`; first stage only."""
         assert self._embedding is not None, f"{self.ranges} is not of the first stage"
-        hidden_TH = embed(token_ids_T, self._embedding, self.ranges.vocab, self._comm)
-        return hidden_TH if self._embed_scale == 1.0 else hidden_TH.mul_(self._embed_scale)
+        vocab, scale = self.ranges.vocab, self._embed_scale
+        return embed(token_ids_T, self._embedding, vocab, scale, self._comm)
 
     def run_layers(
         self,
@@ -162,6 +168,23 @@ class Decoder:
         """Logits `[S, V]` in float32 of the tokens at `sample_index_S`, from the last layer's
         output; V are the ids `ranges.vocab`. Last stage only.
         """
+        logits_SV = self._head_product(hidden_TH, sample_index_S).float()
+        soft_cap = self.spec.logits_soft_cap
+        return logits_SV if soft_cap is None else logits_SV.div_(soft_cap).tanh_().mul_(soft_cap)
+
+    def highest(
+        self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logit (float32), token id (int64)) of the highest of each row of `logits`, the lowest id
+        among equals. Last stage only."""
+        if self.spec.logits_soft_cap is None:
+            logits_SV = self._head_product(hidden_TH, sample_index_S)
+        else:  # which may make equals of what was not
+            logits_SV = self.logits(hidden_TH, sample_index_S)
+        return highest(logits_SV, self.ranges.vocab.start)
+
+    def _head_product(self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor) -> torch.Tensor:
+        """Logits in the weights' dtype, before their cap."""
         spec = self.spec
         assert self._final_norm is not None, f"{self.ranges} is not of the last stage"
         assert self._head is not None, "a last stage has a head"
@@ -171,18 +194,7 @@ class Decoder:
             spec.rms_norm_eps,
             plus_one=spec.norm_plus_one,
         )
-        logits_SV = F.linear(last_SH, self._head).float()
-        if spec.logits_soft_cap is not None:
-            logits_SV.div_(spec.logits_soft_cap).tanh_().mul_(spec.logits_soft_cap)
-        return logits_SV
-
-    def highest(
-        self, hidden_TH: torch.Tensor, sample_index_S: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logit (float32), token id (int64)) of the highest of each row of `logits`, the lowest id
-        among equals. Last stage only."""
-        value_S, column_S = self.logits(hidden_TH, sample_index_S).max(-1)
-        return value_S, column_S.add_(self.ranges.vocab.start)
+        return F.linear(last_SH, self._head)
 
     def set_profiling(self, on: bool) -> None:
         """Nothing is counted here: operations may still run when a call of them has returned."""
