@@ -1,0 +1,42 @@
+"""float8_e4m3fn inside kernels. From sm_89 on Triton converts it; below, and in the interpreter,
+pools are read as uint8 and the bits decoded here, to the same values.
+
+The format (Micikevicius et al. 2022, FP8 Formats for Deep Learning, table 1): sign, 4 exponent bits
+of bias 7, 3 mantissa bits; no infinity, NaN is all ones below the sign.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from seesaw.kernels.target import target_of
+
+
+@triton.jit
+def decode_e4m3(bits, dtype: tl.constexpr):
+    """The values, in `dtype` (float16, bfloat16 or float32, all of which hold them exactly), of
+    float8_e4m3fn given as uint8."""
+    wide = bits.to(tl.uint16)
+    # in the place of float16's exponent and mantissa, whose bias is 8 more; subnormals come out too
+    half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    value = half.to(tl.float16, bitcast=True) * 256.0
+    value = tl.where((wide & 0x7F) == 0x7F, float("nan"), value)
+    return value.to(dtype)
+
+
+@triton.jit
+def widen(x, dtype: tl.constexpr):
+    """`x` in `dtype`; uint8 stands for the bits of float8_e4m3fn."""
+    if x.dtype == tl.uint8:
+        return decode_e4m3(x, dtype)
+    else:
+        return x.to(dtype)
+
+
+def readable(pool: torch.Tensor) -> torch.Tensor:
+    """`pool` as kernels read it where it lies: a view as uint8 where they must decode it."""
+    if pool.dtype != torch.float8_e4m3fn or target_of(pool.device).has_fp8:
+        return pool
+    return pool.view(torch.uint8)
