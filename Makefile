@@ -10,10 +10,10 @@ LAYOUTS ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize gpu-check lint format check clean
+.PHONY: help setup demo test sanitize kernels-compile gpu-check lint format check clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: ## .venv with everything in it (a second when up to date)
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: no $(PYTHON) here. Install it: \
@@ -29,6 +29,9 @@ test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for
 sanitize: setup ## the native code under sanitizers of memory, undefined behaviour and threads
 	$(BIN)/python scripts/sanitize.py
 
+kernels-compile: setup ## every Triton kernel and .cu for every GPU, without one; figures to bench/results/aot.json
+	$(BIN)/python -m seesaw.kernels.aot --report bench/results/aot.json
+
 gpu-check: ## ops, engine, tier, re-sharding on an NVIDIA GPU; needs torch, transformers and pytest, no install
 	$(PYTHON) -m pytest --device cuda tests/ops/test_registry.py tests/engine/test_equivalence.py \
 		tests/engine/test_llm.py tests/kvcache/test_round_trip.py tests/kvcache/test_tier.py \
@@ -43,7 +46,7 @@ format: setup ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint test ## what CI runs
+check: lint kernels-compile test ## what CI runs
 
 clean: ## remove build products and caches (.venv and demo-out stay)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
