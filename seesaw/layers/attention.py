@@ -1,4 +1,4 @@
-"""The attention block of one layer: fused QKV, norms of q and k, RoPE, KV write, attention, output
+"""The attention block of one layer: fused QKV; norms, RoPE and KV write in one; attention; output
 projection. Heads are cut over the ranks of a stage.
 
 Holds references to the layer's parameters; knows nothing of requests or of how blocks are given
@@ -18,10 +18,8 @@ from seesaw.layers.comm import Comm
 from seesaw.layers.row_parallel import row_parallel
 from seesaw.layout.ranges import RankRanges
 from seesaw.ops.attention_plan import AttentionPlan
-from seesaw.ops.kv_write import kv_write
 from seesaw.ops.paged_attention import paged_attention
-from seesaw.ops.rms_norm import rms_norm
-from seesaw.ops.rope import rope
+from seesaw.ops.rope_kv_write import rope_kv_write
 
 # Shape letters: T tokens, H hidden, K KV heads of the rank, G its query heads per KV head, J = G +
 # 2, D head_dim, F = D / 2, R rows, P blocks per row.
@@ -80,15 +78,20 @@ class Attention:
         spec, group = self._spec, self._group
         qkv = F.linear(x_TH, self._qkv_weight, self._qkv_bias)
         qkv_TKJD = qkv.view(len(x_TH), self._num_kv_heads, group + 2, spec.head_dim)
-        q_TKGD, k_TKD, v_TKD = qkv_TKJD[:, :, :group], qkv_TKJD[:, :, group], qkv_TKJD[:, :, -1]
-        if self._q_norm is not None and self._k_norm is not None:
-            eps, plus_one = spec.rms_norm_eps, spec.norm_plus_one
-            q_TKGD, _ = rms_norm(q_TKGD, self._q_norm, eps, plus_one=plus_one)
-            k_TKD, _ = rms_norm(k_TKD, self._k_norm, eps, plus_one=plus_one)
-        q_TKGD, k_TKD = rope(q_TKGD, k_TKD, inputs.cos_TF, inputs.sin_TF)
-        kv_write(k_TKD, v_TKD, k_cache, v_cache, inputs.slot_mapping_T)
+        rope_kv_write(
+            qkv_TKJD,
+            inputs.cos_TF,
+            inputs.sin_TF,
+            k_cache,
+            v_cache,
+            inputs.slot_mapping_T,
+            q_norm_D=self._q_norm,
+            k_norm_D=self._k_norm,
+            eps=spec.rms_norm_eps,
+            plus_one=spec.norm_plus_one,
+        )
         out = paged_attention(
-            q_TKGD.flatten(1, 2),
+            qkv_TKJD[:, :, :group].flatten(1, 2),
             k_cache,
             v_cache,
             inputs.block_table_RP,

@@ -1,5 +1,5 @@
-"""The rows of a step as kernels take them: bounds on the device, and of them what a launch must know
-on the host.
+"""The rows of a step as kernels take them: bounds on the device, and what a launch must know on the
+host.
 
 A launch takes its grid from the host numbers alone, so it can be captured in a CUDA graph and
 replayed with other rows in the same memory.
@@ -7,6 +7,7 @@ replayed with other rows in the same memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -36,7 +37,7 @@ class DeviceRows:
     @classmethod
     def of(cls, cu_seqlens_q: Sequence[int], seq_lens: Sequence[int], device: torch.device) -> Self:
         """From lists on the host; two copies to the device."""
-        counts = [stop - start for start, stop in zip(cu_seqlens_q, cu_seqlens_q[1:], strict=False)]
+        counts = [stop - start for start, stop in itertools.pairwise(cu_seqlens_q)]
         return cls(
             torch.tensor(cu_seqlens_q, dtype=torch.int32, device=device),
             torch.tensor(seq_lens, dtype=torch.int32, device=device),
