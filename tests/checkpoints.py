@@ -13,7 +13,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
+PLAIN_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
+SPARSE_FAMILIES = ("mixtral", "qwen3_moe")
+FAMILIES = (*PLAIN_FAMILIES, *SPARSE_FAMILIES)
 VOCAB_SIZE = 320
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
@@ -54,6 +56,15 @@ _FAMILY_SIZES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 24,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "mixtral": {"intermediate_size": 48, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "head_dim": 32,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
 }
 
 
@@ -63,8 +74,10 @@ def tiny_config(family: str, **overrides: Any) -> Any:
         Gemma3TextConfig,
         LlamaConfig,
         MistralConfig,
+        MixtralConfig,
         Qwen2Config,
         Qwen3Config,
+        Qwen3MoeConfig,
     )
 
     classes = {
@@ -73,6 +86,8 @@ def tiny_config(family: str, **overrides: Any) -> Any:
         "qwen3": Qwen3Config,
         "mistral": MistralConfig,
         "gemma3": Gemma3TextConfig,
+        "mixtral": MixtralConfig,
+        "qwen3_moe": Qwen3MoeConfig,
     }
     settings = {**_SIZES, **_FAMILY_SIZES[family], **overrides}
     if "num_hidden_layers" in overrides and "layer_types" not in overrides:

@@ -19,7 +19,7 @@ vocabulary.
 
 Order = Literal["rows", "columns", "panels"]
 """How the numbers of a matrix `[out, in]` follow each other: as they stand, as those of its
-transpose, or in panels (`panels.py`)."""
+transpose, or in panels (`panels.py`). Of experts: each one's."""
 
 FormatName = Literal["plain", "panels"]
 
@@ -67,8 +67,8 @@ class WeightFormat(Protocol):
         ...
 
     @property
-    def gate_tile(self) -> int:
-        """Gate and up take turns in tiles of so many rows."""
+    def gate_tile(self) -> int | None:
+        """Gate and up take turns in tiles of so many rows; None: all of gate comes first."""
         ...
 
     @property

@@ -28,8 +28,9 @@ _FUSED: Mapping[str, tuple[str, Cut]] = {
 _PARTS = ("k_proj", "v_proj", "up_proj")
 _BY_INPUT: Mapping[str, Cut] = {"o_proj": "query", "down_proj": "mlp"}
 # The same for the matrices of an expert, in both spellings of families.
-_EXPERT_GATES = ("gate_proj", "w1")
-_EXPERT_DOWNS = ("down_proj", "w2")
+EXPERT_GATES = ("gate_proj", "w1")
+EXPERT_UPS = ("up_proj", "w3")
+EXPERT_DOWNS = ("down_proj", "w2")
 
 
 def align(nbytes: int) -> int:
@@ -55,21 +56,28 @@ class FusedParam(NamedTuple):
     def is_cut_by_input(self) -> bool:
         return self.cut in ("query", "mlp")
 
+    @property
+    def is_expert_down(self) -> bool:
+        """Whether its shape is `[experts, in, out]`."""
+        return self.cut == "experts" and self.name.endswith(".down_proj.weight")
 
-def fused_params(spec: ModelSpec, head_step: int, gate_tile: int) -> list[FusedParam]:
+
+def fused_params(spec: ModelSpec, head_step: int, gate_tile: int | None) -> list[FusedParam]:
     """The decoder's parameters, layer by layer.
 
     q, k and v are `qkv_proj`: for each KV head its query heads, its K head, its V head, `head_step`
-    rows each. Gate and up are `gate_up_proj`, `gate_tile` rows of either in turn. A layer's experts
-    are two parameters, `experts.gate_up_proj` and `experts.down_proj`, expert after expert and each
-    as one plain MLP would be, gate rows first and down transposed. A tied head is no parameter: it
-    is the embedding.
+    rows each. Gate and up are `gate_up_proj`, `gate_tile` rows of either in turn, or all rows of
+    gate and then those of up. A layer's experts are two parameters, `experts.gate_up_proj` and
+    `experts.down_proj`, expert after expert and each as one plain MLP would be, gate rows first and
+    down transposed. A tied head is no parameter: it is the embedding.
     """
     found = (_fused(spec, param, head_step, gate_tile) for param in spec.params)
     return [param for param in found if param is not None]
 
 
-def _fused(spec: ModelSpec, param: ParamSpec, head_step: int, gate_tile: int) -> FusedParam | None:
+def _fused(
+    spec: ModelSpec, param: ParamSpec, head_step: int, gate_tile: int | None
+) -> FusedParam | None:
     module, _, part = param.name.rpartition(".")
     prefix, _, projection = module.rpartition(".")
     if param.expert is not None:
@@ -78,14 +86,14 @@ def _fused(spec: ModelSpec, param: ParamSpec, head_step: int, gate_tile: int) ->
         return None
     if projection in _FUSED:
         fused, cut = _FUSED[projection]
-        rows = 2 * up_to(spec.intermediate_size, gate_tile)
+        rows = 2 * up_to(spec.intermediate_size, gate_tile or 1)
         if cut == "heads":
             rows = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * head_step
         return FusedParam(f"{prefix}.{fused}.{part}", param.layer, (rows, *param.shape[1:]), cut)
     if projection in _BY_INPUT and len(param.shape) == 2:
         return FusedParam(param.name, param.layer, param.shape, _BY_INPUT[projection])
     if projection == "gate":
-        return FusedParam(f"{_mlp(param)}.gate.weight", param.layer, param.shape, "none")
+        return FusedParam(f"{mlp_of(param)}.gate.weight", param.layer, param.shape, "none")
     cut = "vocab" if param.split_dim == "vocab" else "none"
     return FusedParam(param.name, param.layer, param.shape, cut)
 
@@ -93,17 +101,17 @@ def _fused(spec: ModelSpec, param: ParamSpec, head_step: int, gate_tile: int) ->
 def _fused_experts(spec: ModelSpec, param: ParamSpec, projection: str) -> FusedParam | None:
     """All experts of the layer, made where the first one's gate or down matrix is met."""
     inner, hidden = spec.moe_intermediate_size, spec.hidden_size
-    if projection in _EXPERT_GATES:
+    if projection in EXPERT_GATES:
         name, rows = "gate_up_proj", 2 * inner
-    elif projection in _EXPERT_DOWNS:
+    elif projection in EXPERT_DOWNS:
         name, rows = "down_proj", inner
     else:
         return None
     shape = (spec.num_experts, rows, hidden)
-    return FusedParam(f"{_mlp(param)}.experts.{name}.weight", param.layer, shape, "experts")
+    return FusedParam(f"{mlp_of(param)}.experts.{name}.weight", param.layer, shape, "experts")
 
 
-def _mlp(param: ParamSpec) -> str:
+def mlp_of(param: ParamSpec) -> str:
     """The module that stands in a layer's MLP's place, under one name for all families."""
     return f"model.layers.{param.layer}.mlp"
 
@@ -121,7 +129,7 @@ class StoredFormat:
         params: Sequence[StoredParam],
         *,
         head_step: int,
-        gate_tile: int,
+        gate_tile: int | None,
     ) -> None:
         self.params = tuple(params)
         self.head_step, self.gate_tile = head_step, gate_tile

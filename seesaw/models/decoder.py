@@ -63,6 +63,10 @@ class _Layer:
             self._attention_out_norm = self._mlp_out_norm = None
             self._mlp_norm = after_attention
 
+    @property
+    def expert_loads(self) -> torch.Tensor | None:
+        return self._mlp.loads_E if isinstance(self._mlp, MoE) else None
+
     def __call__(
         self,
         hidden_TH: torch.Tensor,
@@ -201,6 +205,12 @@ class Decoder:
 
     def take_profile(self) -> dict[str, float]:
         return {}
+
+    def expert_loads(self) -> dict[int, torch.Tensor]:
+        """Of each sparse layer of this rank: how often each of its experts' weights were read, an
+        int64 tensor on the device, which goes on counting."""
+        counted = {index: layer.expert_loads for index, layer in self._layers.items()}
+        return {index: loads_E for index, loads_E in counted.items() if loads_E is not None}
 
     def _attention_inputs(
         self, kind: LayerSpec, inputs: StepInputs, kv: KVCache

@@ -21,6 +21,7 @@ from seesaw.layout.formats import make_format
 from seesaw.tokenizer import Tokenizer, open_tokenizer
 from seesaw.tokenizer.json_file import read_json
 from seesaw.weights import gguf_model, safetensors_dir
+from seesaw.weights.fused_experts import split_experts
 from seesaw.weights.gguf_file import GGUFFile, read_gguf
 from seesaw.weights.resolve import fetch, resolve
 from seesaw.weights.stored import StoredTensor, by_name, check_complete
@@ -133,9 +134,9 @@ def _open_directory(config: EngineConfig, folder: Path) -> Checkpoint:
     if not any(c.get("dtype") or c.get("torch_dtype") for c in configs):
         hf_config["dtype"] = safetensors_dir.stored_dtype(tensors.values())
     spec = spec_from_hf(hf_config, str(path))
-    _refuse_experts(spec, path)
     for found in configs:
         _refuse_quantized(found, spec, path)
+    tensors = split_experts(spec, tensors)
     check_complete(spec, tensors, str(folder), safetensors_dir.OTHER_PARTS)
     safetensors_dir.check_encodings(tensors, [p.name for p in spec.params])
     generation = folder / "generation_config.json"
@@ -155,15 +156,6 @@ def _open_gguf(config: EngineConfig, file: GGUFFile) -> Checkpoint:
     gguf_model.check_encodings(tensors, [p.name for p in spec.params])
     defaults = gguf_model.sampling_defaults(file)
     return Checkpoint(config, file.path, spec, defaults, tensors, file)
-
-
-def _refuse_experts(spec: ModelSpec, path: Path) -> None:
-    if spec.num_experts:
-        raise ModelError(
-            f"{path}: {spec.architecture} has {spec.num_experts} experts in a layer: this version "
-            "plans and simulates such models, expected one that it runs, without experts. Use "
-            "`seesaw plan` and `seesaw simulate` with this one."
-        )
 
 
 def _refuse_quantized(hf_config: Mapping[str, Any], spec: ModelSpec, path: Path) -> None:

@@ -90,8 +90,11 @@ def fill(
         with path.open("rb", buffering=0) as file:
             for tensor in group:
                 placement = placements[tensor.name]
-                name, order = placement.name, stored[placement.name].order
-                for num_bytes in _load_tensor(file, tensor, placement, params[name], order):
+                order = stored[placement.name].order
+                target = params[placement.name]
+                if placement.expert is not None:
+                    target = target[placement.expert]
+                for num_bytes in _load_tensor(file, tensor, placement, target, order):
                     done += num_bytes
                     if progress is not None:
                         progress(done, total)
@@ -107,10 +110,12 @@ def _clear_pads(
     for placement in placements.values():
         filled[placement.name] += sum(run.num_rows for run in placement.runs)
     for name, tensor in params.items():
-        order = stored[name].order
-        columns = {"rows": 0, "columns": -1}.get(order)
-        size = tensor.shape[0] * tensor.shape[2] if columns is None else tensor.shape[columns]
-        if filled[name] < size:
+        matrix, count = tensor, 1
+        if stored[name].cut == "experts":
+            matrix, count = tensor[0], len(tensor)
+        columns = {"rows": 0, "columns": -1}.get(stored[name].order)
+        size = matrix.shape[0] * matrix.shape[2] if columns is None else matrix.shape[columns]
+        if filled[name] < count * size:
             tensor.zero_()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from seesaw.families.spec import ModelSpec, ParamSpec
 from seesaw.layout.format import WeightFormat
+from seesaw.layout.stored import EXPERT_DOWNS, EXPERT_UPS, mlp_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +36,37 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Rows of one HF tensor in the stored parameter `name`."""
+    """Rows of one HF tensor in the stored parameter `name`, or in the part of it that is `expert`
+    (its index in the first dim)."""
 
     name: str
     runs: tuple[Run, ...]
+    expert: int | None = None
 
 
 def place(spec: ModelSpec, param: ParamSpec, fmt: WeightFormat) -> Placement:
     """Where `param` of `spec` goes in `fmt`."""
     module, _, part = param.name.rpartition(".")
     prefix, _, projection = module.rpartition(".")
-    rows, tile = param.shape[0], fmt.gate_tile
+    rows = param.shape[0]
+    tile = fmt.gate_tile or rows
+    gate_run, up_run = _run(0, 0, rows, tile, 2 * tile), _run(0, tile, rows, tile, 2 * tile)
+    if param.expert is not None:
+        experts = f"{mlp_of(param)}.experts"
+        if projection in EXPERT_DOWNS:
+            whole = _run(0, 0, rows, rows, rows)
+            return Placement(f"{experts}.down_proj.weight", (whole,), param.expert)
+        run = up_run if projection in EXPERT_UPS else gate_run
+        return Placement(f"{experts}.gate_up_proj.weight", (run,), param.expert)
     match projection:
         case "q_proj" | "k_proj" | "v_proj":
             return Placement(f"{prefix}.qkv_proj.{part}", _group_runs(spec, projection, fmt))
         case "gate_proj":
-            return Placement(f"{prefix}.gate_up_proj.{part}", (_run(0, 0, rows, tile, 2 * tile),))
+            return Placement(f"{prefix}.gate_up_proj.{part}", (gate_run,))
         case "up_proj":
-            return Placement(
-                f"{prefix}.gate_up_proj.{part}", (_run(0, tile, rows, tile, 2 * tile),)
-            )
+            return Placement(f"{prefix}.gate_up_proj.{part}", (up_run,))
+        case "gate":
+            return Placement(f"{mlp_of(param)}.gate.weight", (_run(0, 0, rows, rows, rows),))
     return Placement(param.name, (_run(0, 0, rows, rows, rows),))
 
 

@@ -126,7 +126,7 @@ def test_experts_are_two_parameters_and_the_router_is_whole() -> None:
     assert found == [
         ("model.layers.0.mlp.gate.weight", 0, (5, 12), "none", "rows"),
         ("model.layers.0.mlp.experts.gate_up_proj.weight", 0, (5, 14, 12), "experts", "rows"),
-        ("model.layers.0.mlp.experts.down_proj.weight", 0, (5, 7, 12), "experts", "rows"),
+        ("model.layers.0.mlp.experts.down_proj.weight", 0, (5, 7, 12), "experts", "columns"),
         ("model.layers.1.mlp.gate_up_proj.weight", 1, (20, 12), "gate_up", "rows"),
         ("model.layers.1.mlp.down_proj.weight", 1, (10, 12), "mlp", "columns"),
     ]

@@ -35,7 +35,10 @@ def fused_params(model: Any) -> dict[str, torch.Tensor]:
                 out[f"{prefix}mlp.gate_up_proj.{kind}"] = torch.cat(halves)
         for name, tensor in state.items():
             split = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-            if name.startswith(prefix) and not any(part in name for part in split):
+            if name.startswith(prefix) and ".experts." in name:
+                down = name.endswith("down_proj")
+                out[f"{name}.weight"] = tensor.transpose(1, 2).contiguous() if down else tensor
+            elif name.startswith(prefix) and not any(part in name for part in split):
                 rows_are_cut = name.endswith(("o_proj.weight", "down_proj.weight"))
                 out[name] = tensor.T.contiguous() if rows_are_cut else tensor
     return out

@@ -19,7 +19,7 @@ from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.ops.native import native
-from tests.checkpoints import FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
+from tests.checkpoints import PLAIN_FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
 from tests.models.fuse import fused_params
 from tests.models.harness import Rows
 from tests.models.panels import panel_params
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(native() is None, reason="seesaw._cpu is not bui
 
 LENGTHS = (1, 2, 70, 33, 48)
 VARIANTS = [
-    *((family, {}) for family in FAMILIES),
+    *((family, {}) for family in PLAIN_FAMILIES),
     ("llama", {"num_key_value_heads": 1}),
     ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
     ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 144}),
@@ -107,7 +107,7 @@ def test_attention_may_have_a_soft_cap() -> None:
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]) -> None:
     """As close to float32 over the same weights as transformers in bfloat16, within 20%."""
     model = tiny_model(tiny_config(family), dtype="bfloat16")
@@ -180,7 +180,7 @@ def test_the_highest_is_that_of_the_logits(tied: bool) -> None:
         torch.testing.assert_close(value_S, expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_what_is_sampled_is_computed_to_the_end(family: str, dtype: str) -> None:
     """The same bits as with all tokens, in hidden states and in keys and values."""

@@ -10,7 +10,7 @@ import torch
 
 from seesaw.families.registry import spec_from_hf
 from seesaw.models.decoder import Decoder
-from tests.checkpoints import FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
+from tests.checkpoints import FAMILIES, SPARSE_FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
 from tests.models.fuse import fused_params
 from tests.models.harness import Rows
 
@@ -35,6 +35,9 @@ VARIANTS = [
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
     ("mistral", {"sliding_window": 1}),
     ("gemma3", {"final_logit_softcapping": 5.0}),
+    ("mixtral", {"num_experts_per_tok": 1}),
+    ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 2, "sliding_window": 20}),
+    ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [], "decoder_sparse_step": 2}),
 ]
 
 
@@ -109,7 +112,8 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_as_close_to_float32_as_transformers(family: str) -> None:
     """Error of bf16 logits against float32 ones of the same (bf16) weights, in root mean square:
-    at most 1.5 times that of transformers in bf16, and 3% of the logits."""
+    at most 1.5 times that of transformers in bf16, and 3% of the logits. With experts of the median
+    token: some tokens go to others than in float32, and are far from it."""
     torch.manual_seed(random.randrange(2**31))
     model = tiny_model(tiny_config(family), dtype="bfloat16")
     tokens = [torch.randint(VOCAB_SIZE, (100,)) for _ in range(4)]
@@ -118,7 +122,8 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(family: str) -> None:
     exact = torch.cat(reference_logits(model.float(), tokens))
 
     def rms(error: torch.Tensor) -> float:
-        return float(error.pow(2).mean().sqrt())
+        squares = error.pow(2).mean(-1)
+        return float((squares.median() if family in SPARSE_FAMILIES else squares.mean()).sqrt())
 
     assert rms(ours - exact) < 1.5 * rms(rough - exact)
     assert rms(ours - exact) < 0.03 * rms(exact)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from seesaw.config import EngineConfig
 from seesaw.errors import ModelError, SeesawError
 from seesaw.weights.checkpoint import open_checkpoint
-from tests.checkpoints import FAMILIES, SENTENCES, tiny_config, tiny_model
+from tests.checkpoints import PLAIN_FAMILIES, SENTENCES, tiny_config, tiny_model
 from tests.weights.gguf_files import GGUF_ARCH, write_gguf
 from tests.weights.unfused import unfuse
 
@@ -59,7 +59,7 @@ def assert_read(checkpoint, read, dtype=torch.float32) -> None:
         assert torch.equal(found[name], tensor.to(dtype)), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 @pytest.mark.parametrize("encoding", ["F32", "BF16", "F16", "Q8_0", "Q4_1"])
 def test_parameters(write, family, encoding):
     path, model, read = write(family, encoding=encoding)
@@ -94,7 +94,7 @@ def test_chunks_hold_whole_heads(write, monkeypatch):
         assert_read(opened(path), read)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_spec_equals_that_of_the_directory(write, tiny_checkpoint, family):
     directory = open_checkpoint(EngineConfig(model=str(tiny_checkpoint(family)))).spec
     overrides = {"sliding_window": None} if family == "mistral" else {}

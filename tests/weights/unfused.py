@@ -23,6 +23,9 @@ def unfuse(spec: ModelSpec, params: dict[str, torch.Tensor]) -> dict[str, torch.
             ):
                 flat = picked.reshape(-1, *tensor.shape[1:])
                 found[name.replace("qkv_proj", part)] = flat
+        elif ".experts." in name:
+            down = name.endswith("down_proj.weight")
+            found[name.removesuffix(".weight")] = tensor.transpose(1, 2) if down else tensor
         elif ".gate_up_proj." in name:
             gate, up = tensor.chunk(2)
             found[name.replace("gate_up_proj", "gate_proj")] = gate

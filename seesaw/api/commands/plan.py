@@ -113,8 +113,6 @@ def _notes(read: ModelToPlan, kv_dtype: str | None) -> list[str]:
     notes = []
     if kv_dtype is not None:
         notes.append(f"KV in {kv_dtype} is planned only: the engine keeps it in --dtype")
-    if read.spec.num_experts:
-        notes.append("models with experts are planned only: this version does not run them")
-    elif not read.has_weights:
+    if not read.has_weights:
         notes.append(f"no weights in {read.folder}: the command needs them there")
     return notes
