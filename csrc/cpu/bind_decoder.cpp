@@ -72,7 +72,7 @@ void bind_decoder(nb::module_& m) {
             [](Decoder* self, const std::string& dtype, Count hidden_size, int head_dim,
                Count head_step, int num_kv_heads, int group, float norm_eps, bool norm_plus_one,
                float sm_scale, float attn_soft_cap, bool gelu, std::shared_ptr<Comm> comm,
-               int own_threads) {
+               int own_threads, int experts_per_token, bool renormalize_experts) {
                 DecoderShape shape;
                 shape.dtype = dtype == "bfloat16" ? DType::bf16 : DType::f32;
                 shape.hidden_size = hidden_size;
@@ -85,26 +85,33 @@ void bind_decoder(nb::module_& m) {
                 shape.sm_scale = sm_scale;
                 shape.attn_soft_cap = attn_soft_cap;
                 shape.activation = gelu ? Activation::gelu_tanh : Activation::silu;
+                shape.experts_per_token = experts_per_token;
+                shape.renormalize_experts = renormalize_experts;
                 new (self) Decoder(shape, std::move(comm), own_threads);
             },
             nb::kw_only(), nb::arg("dtype"), nb::arg("hidden_size"), nb::arg("head_dim"),
             nb::arg("head_step"), nb::arg("num_kv_heads"), nb::arg("group"), nb::arg("norm_eps"),
             nb::arg("norm_plus_one"), nb::arg("sm_scale"), nb::arg("attn_soft_cap"),
-            nb::arg("gelu"), nb::arg("comm").none(), nb::arg("own_threads"))
+            nb::arg("gelu"), nb::arg("comm").none(), nb::arg("own_threads"),
+            nb::arg("experts_per_token") = 0, nb::arg("renormalize_experts") = false)
         .def(
             "add_layer",
             [](Decoder& self, Address input_norm, Address attention_out_norm, Address mlp_norm,
                Address mlp_out_norm, Address q_norm, Address k_norm, const MatrixArgs& qkv,
                const MatrixArgs& o, const MatrixArgs& gate_up, const MatrixArgs& down, Count window,
-               int rope) {
+               int rope, const std::optional<MatrixArgs>& router, int first_expert,
+               int num_experts) {
                 self.add_layer({at(input_norm), at(attention_out_norm), at(mlp_norm),
                                 at(mlp_out_norm), at(q_norm), at(k_norm), matrix(qkv), matrix(o),
-                                matrix(gate_up), matrix(down), window, rope});
+                                matrix(gate_up), matrix(down), window, rope,
+                                router ? matrix(*router) : PanelMatrix(), first_expert,
+                                num_experts});
             },
             nb::kw_only(), nb::arg("input_norm"), nb::arg("attention_out_norm"),
             nb::arg("mlp_norm"), nb::arg("mlp_out_norm"), nb::arg("q_norm"), nb::arg("k_norm"),
             nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("window"),
-            nb::arg("rope"))
+            nb::arg("rope"), nb::arg("router") = nb::none(), nb::arg("first_expert") = 0,
+            nb::arg("num_experts") = 0)
         .def(
             "set_embedding",
             [](Decoder& self, const std::optional<MatrixArgs>& table, Address rows, Count num_rows,
@@ -175,7 +182,8 @@ void bind_decoder(nb::module_& m) {
                 if (seconds[part] > 0) found[part_name(static_cast<Part>(part))] = seconds[part];
             }
             return found;
-        });
+        })
+        .def("take_expert_loads", &Decoder::take_expert_loads);
 }
 
 }  // namespace seesaw

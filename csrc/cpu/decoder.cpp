@@ -3,51 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <new>
 #include <optional>
 #include <tuple>
 
 #include "rows.h"
 
 namespace seesaw {
-
-namespace {
-
-constexpr std::size_t kAlign = 64;
-
-std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-// Elements from row to row of a buffer. Rows that are a power of two apart would fall into the same
-// few places of a cache, where a kernel reads a dozen of them at a time.
-std::int64_t row_stride(std::int64_t columns, std::size_t size) {
-    const std::size_t bytes = aligned(static_cast<std::size_t>(columns) * size);
-    return static_cast<std::int64_t>((bytes % 1024 == 0 ? bytes + kAlign : bytes) / size);
-}
-
-// Offsets of the pieces of one allocation, and how long it must be.
-class Pieces {
-public:
-    std::size_t add(std::size_t bytes) { return std::exchange(total_, total_ + aligned(bytes)); }
-    std::size_t total() const { return total_; }
-
-private:
-    std::size_t total_ = 0;
-};
-
-}  // namespace
-
-Scratch::~Scratch() { ::operator delete(data_, std::align_val_t{kAlign}); }
-
-std::byte* Scratch::get(std::size_t bytes) {
-    if (bytes > bytes_) {
-        ::operator delete(data_, std::align_val_t{kAlign});
-        data_ = nullptr;
-        bytes_ = 0;
-        data_ = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlign}));
-        bytes_ = bytes;
-    }
-    return data_;
-}
 
 PanelMatrix::PanelMatrix(const void* first, std::int64_t panel_bytes, std::int64_t num_panels,
                          std::int64_t columns, std::int64_t depth, const void* bias)
@@ -69,6 +30,7 @@ const char* part_name(Part part) {
         case Part::rope_kv: return "rope_kv";
         case Part::attention: return "attention";
         case Part::o: return "o";
+        case Part::route: return "route";
         case Part::gate_up: return "gate_up";
         case Part::down: return "down";
         case Part::all_reduce: return "all_reduce";
@@ -107,11 +69,10 @@ struct Decoder::Buffers {
     std::byte* delta;  // the same; only where deltas are kept apart
     std::byte* qkv;    // [tokens, ld_qkv]
     std::byte* attended;  // [tokens, ld_attended]
-    std::byte* inner;  // [tokens, ld_inner], in the place of qkv
+    std::byte* mlp;    // what an MLP or experts need, in the place of qkv
     std::byte* attention_scratch;
     std::int64_t ld_qkv;
     std::int64_t ld_attended;
-    std::int64_t ld_inner;
     std::int64_t rows;  // of hidden: all tokens of the step, then perhaps those that are wanted
     bool apart;        // sums of ranks or norms come between a product and the residual
     bool pending = false;
@@ -165,7 +126,10 @@ Decoder::Decoder(const DecoderShape& shape, std::shared_ptr<Comm> comm, int own_
       ld_hidden_(comm_ ? shape.hidden_size : row_stride(shape.hidden_size, size_)),
       own_pool_(own_threads > 0 ? std::make_unique<ThreadPool>(own_threads) : nullptr) {}
 
-void Decoder::add_layer(DecoderLayer layer) { layers_.push_back(std::move(layer)); }
+void Decoder::add_layer(DecoderLayer layer) {
+    expert_loads_.emplace_back(static_cast<std::size_t>(layer.num_experts));
+    layers_.push_back(std::move(layer));
+}
 
 void Decoder::set_embedding(Embedding embedding) { embedding_ = std::move(embedding); }
 
@@ -176,6 +140,12 @@ void Decoder::set_head(const void* norm, PanelMatrix head, std::int64_t first_id
 }
 
 PartSeconds Decoder::take_profile() { return std::exchange(seconds_, {}); }
+
+std::vector<std::vector<std::int64_t>> Decoder::take_expert_loads() {
+    std::vector<std::vector<std::int64_t>> taken = expert_loads_;
+    for (auto& loads : expert_loads_) std::fill(loads.begin(), loads.end(), 0);
+    return taken;
+}
 
 template <class Region>
 void Decoder::run(ThreadPool& pool, Region&& region) {
@@ -226,14 +196,12 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     first.panels = kv.panels;
 
     const DecoderLayer& some = layers_[static_cast<std::size_t>(begin)];
-    const std::int64_t inner = some.gate_up.columns / 2;
     const std::int64_t heads = static_cast<std::int64_t>(shape_.num_kv_heads) * shape_.group;
     Buffers shared{};
     shared.hidden = hidden;
     shared.rows = step.tokens;
     shared.ld_qkv = row_stride(some.qkv.columns, size_);
     shared.ld_attended = row_stride(heads * shape_.head_dim, size_);
-    shared.ld_inner = row_stride(inner, size_);
     shared.apart = comm_ != nullptr || some.attention_out_norm != nullptr;
     const auto bytes = [&](std::int64_t ld) {
         return static_cast<std::size_t>(step.tokens * ld) * size_;
@@ -245,15 +213,19 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     const std::size_t attention_scratch = pieces.add(
         static_cast<std::size_t>(threads.num_threads()) *
         attention_scratch_bytes(first, shape_.group));
-    // A layer is through with qkv and what was attended when it comes to its MLP.
+    // A layer is through with qkv and what was attended when it comes to its MLP or experts.
     const std::size_t qkv_bytes = aligned(bytes(shared.ld_qkv));
-    const std::size_t rest =
-        pieces.add(std::max(qkv_bytes + bytes(shared.ld_attended), bytes(shared.ld_inner)));
+    std::size_t rest_bytes = qkv_bytes + bytes(shared.ld_attended);
+    for (int index = begin; index < end; ++index) {
+        const DecoderLayer& layer = layers_[static_cast<std::size_t>(index)];
+        rest_bytes = std::max(rest_bytes, mlp_bytes(layer, step.tokens));
+    }
+    const std::size_t rest = pieces.add(rest_bytes);
     std::byte* const base = scratch_.get(pieces.total());
     shared.x = base + x;
     shared.delta = base + delta;
     shared.attention_scratch = base + attention_scratch;
-    shared.qkv = shared.inner = base + rest;
+    shared.qkv = shared.mlp = base + rest;
     shared.attended = base + rest + qkv_bytes;
 
     std::optional<Wanted> wanted;
@@ -266,7 +238,7 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
             const std::size_t offset = static_cast<std::size_t>(index * kv.num_blocks * block) * size_;
             view.k = static_cast<std::byte*>(first.k) + offset;
             view.v = static_cast<std::byte*>(first.v) + offset;
-            run_layer(team, watch, layers_[static_cast<std::size_t>(index)], step, view,
+            run_layer(team, watch, static_cast<std::size_t>(index), step, view,
                       wanted && index + 1 == end ? &*wanted : nullptr, buffers);
         }
         if (buffers.pending && !buffers.failed) {
@@ -278,9 +250,9 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     });
 }
 
-void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
-                        const DecoderStep& step, const KvView& kv, const Wanted* wanted,
-                        Buffers& buffers) {
+void Decoder::run_layer(Team& team, Watch& watch, std::size_t index, const DecoderStep& step,
+                        const KvView& kv, const Wanted* wanted, Buffers& buffers) {
+    const DecoderLayer& layer = layers_[index];
     const std::int64_t tokens = step.tokens;
     void* const hidden = buffers.hidden;
     const auto next_norm = [&](const void* weight) {
@@ -340,11 +312,72 @@ void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
     if (buffers.failed) return;
 
     next_norm(layer.mlp_norm);
+    if (layer.sparse()) return run_experts(team, watch, index, buffers);
+    const std::int64_t ld_inner = row_stride(layer.gate_up.columns / 2, size_);
     linear_gated(team, layer.gate_up.linear(shape_.dtype), shape_.activation, buffers.x, ld_hidden_,
-                 buffers.rows, buffers.inner, buffers.ld_inner);
+                 buffers.rows, buffers.mlp, ld_inner);
     watch.mark(Part::gate_up);
-    project(team, watch, Part::down, layer.down, buffers.inner, buffers.ld_inner,
-            layer.mlp_out_norm, buffers);
+    project(team, watch, Part::down, layer.down, buffers.mlp, ld_inner, layer.mlp_out_norm, buffers);
+}
+
+// Where the router's results lie, in front of a MoeCall's scratch.
+struct Decoder::RouterScratch {
+    RouterScratch(std::int64_t tokens, std::int64_t num_experts, int top_k) {
+        const auto rows = static_cast<std::size_t>(tokens);
+        logits = pieces.add(rows * static_cast<std::size_t>(num_experts) * sizeof(float));
+        weights = pieces.add(rows * static_cast<std::size_t>(top_k) * sizeof(float));
+        experts = pieces.add(rows * static_cast<std::size_t>(top_k) * sizeof(std::int32_t));
+    }
+    Pieces pieces;
+    std::size_t logits, weights, experts;
+};
+
+Experts Decoder::experts_of(const DecoderLayer& layer) const {
+    Experts experts;
+    experts.gate_up = layer.gate_up.linear(shape_.dtype);
+    experts.gate_up.num_panels /= layer.num_experts;
+    experts.down = layer.down.linear(shape_.dtype);
+    experts.down.num_panels /= layer.num_experts;
+    experts.first = layer.first_expert;
+    experts.count = layer.num_experts;
+    experts.activation = shape_.activation;
+    return experts;
+}
+
+std::size_t Decoder::mlp_bytes(const DecoderLayer& layer, std::int64_t tokens) const {
+    if (layer.sparse()) {
+        const int top_k = shape_.experts_per_token;
+        return RouterScratch(tokens, layer.router.columns, top_k).pieces.total() +
+               MoeCall::scratch_bytes(experts_of(layer), tokens, top_k);
+    }
+    return static_cast<std::size_t>(tokens * row_stride(layer.gate_up.columns / 2, size_)) * size_;
+}
+
+void Decoder::run_experts(Team& team, Watch& watch, std::size_t index, Buffers& buffers) {
+    const DecoderLayer& layer = layers_[index];
+    const std::int64_t rows = buffers.rows;
+    const Linear router = layer.router.linear(shape_.dtype);
+    const int top_k = shape_.experts_per_token;
+    const RouterScratch at(rows, router.columns, top_k);
+    auto* const logits = reinterpret_cast<float*>(buffers.mlp + at.logits);
+    const Choice choice{rows, top_k, reinterpret_cast<float*>(buffers.mlp + at.weights),
+                        reinterpret_cast<std::int32_t*>(buffers.mlp + at.experts)};
+    linear_f32(team, router, buffers.x, ld_hidden_, rows, logits, router.columns);
+    moe_route(team, logits, static_cast<int>(router.columns), shape_.renormalize_experts, choice);
+    const Experts experts = experts_of(layer);
+    MoeCall call(experts, choice, buffers.mlp + at.pieces.total());
+    call.gather(team, buffers.x, ld_hidden_, expert_loads_[index].data());
+    watch.mark(Part::route);
+    call.gate_up(team);
+    watch.mark(Part::gate_up);
+    call.down(team);
+    if (buffers.apart) {
+        call.sum(team, false, buffers.delta, ld_hidden_);
+    } else {
+        call.sum(team, true, buffers.hidden, shape_.hidden_size);
+    }
+    watch.mark(Part::down);
+    end_half(team, watch, layer.mlp_out_norm, buffers);
 }
 
 // The product that ends a half-layer, into the residual stream or beside it.
@@ -352,13 +385,19 @@ void Decoder::project(Team& team, Watch& watch, Part part, const PanelMatrix& we
                       std::int64_t ld_x, const void* out_norm, Buffers& buffers) {
     const std::int64_t rows = buffers.rows;
     const Linear matrix = weight.linear(shape_.dtype);
-    if (!buffers.apart) {
+    if (buffers.apart) {
+        linear(team, matrix, x, ld_x, rows, buffers.delta, ld_hidden_);
+    } else {
         linear_add(team, matrix, x, ld_x, rows, buffers.hidden, shape_.hidden_size);
-        watch.mark(part);
-        return;
     }
-    linear(team, matrix, x, ld_x, rows, buffers.delta, ld_hidden_);
     watch.mark(part);
+    end_half(team, watch, out_norm, buffers);
+}
+
+// What a half-layer added, if it lies apart: the ranks' sum of it, and its norm.
+void Decoder::end_half(Team& team, Watch& watch, const void* out_norm, Buffers& buffers) {
+    if (!buffers.apart) return;
+    const std::int64_t rows = buffers.rows;
     if (comm_) {
         buffers.failed = !all_reduce(team, buffers.delta, rows * ld_hidden_);
         watch.mark(Part::all_reduce);

@@ -19,24 +19,11 @@
 #include "attention.h"
 #include "comm.h"
 #include "linear.h"
+#include "moe.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 namespace seesaw {
-
-// Memory that is as large as was ever asked for, on a cache line; what it held is lost by growing.
-class Scratch {
-public:
-    Scratch() = default;
-    ~Scratch();
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-
-    std::byte* get(std::size_t bytes);
-
-private:
-    std::byte* data_ = nullptr;
-    std::size_t bytes_ = 0;
-};
 
 // A matrix whose panels are `panel_bytes` apart.
 struct PanelMatrix {
@@ -64,6 +51,13 @@ struct DecoderLayer {
     PanelMatrix down;
     std::int64_t window = 0;
     int rope = 0;         // which cosines and sines of a step
+    // With a router, one column for each expert of the model, `gate_up` and `down` hold the panels of
+    // experts first_expert .. first_expert + num_experts one after another, and the columns of one.
+    PanelMatrix router;
+    int first_expert = 0;
+    int num_experts = 0;
+
+    bool sparse() const { return router.columns > 0; }
 };
 
 struct DecoderShape {
@@ -78,6 +72,8 @@ struct DecoderShape {
     float sm_scale = 1.0f;
     float attn_soft_cap = 0.0f;
     Activation activation = Activation::silu;
+    int experts_per_token = 0;
+    bool renormalize_experts = false;
 };
 
 // Where the ids of a token table begin, and how it lies: in panels, or (no panels) as plain rows.
@@ -108,7 +104,9 @@ struct KvPool {
     bool panels = false;
 };
 
-enum class Part { embed, norms, qkv, rope_kv, attention, o, gate_up, down, all_reduce, head, count };
+enum class Part {
+    embed, norms, qkv, rope_kv, attention, o, route, gate_up, down, all_reduce, head, count
+};
 const char* part_name(Part part);
 
 // Seconds that thread 0 spent in each part of a decoder's regions, barriers included.
@@ -139,21 +137,29 @@ public:
     void set_profiling(bool on) { profiling_ = on; }
     // Since the last call.
     PartSeconds take_profile();
+    // For each layer and each expert of it here, the calls in which it had a token: times that its
+    // weights were read. Since the last call; empty of layers without experts.
+    std::vector<std::vector<std::int64_t>> take_expert_loads();
 
 private:
     class Watch;
     struct Buffers;
     struct Wanted;
+    struct RouterScratch;
 
     ThreadPool& pool() const { return own_pool_ ? *own_pool_ : thread_pool(); }
     template <class Region>
     void run(ThreadPool& pool, Region&& region);
-    void run_layer(Team& team, Watch& watch, const DecoderLayer& layer, const DecoderStep& step,
+    void run_layer(Team& team, Watch& watch, std::size_t index, const DecoderStep& step,
                    const KvView& kv, const Wanted* wanted, Buffers& buffers);
     void norm(Team& team, const void* x, std::int64_t ld_x, const void* add, void* sum,
               const void* weight, std::int64_t rows, void* out);
+    Experts experts_of(const DecoderLayer& layer) const;
+    std::size_t mlp_bytes(const DecoderLayer& layer, std::int64_t tokens) const;
+    void run_experts(Team& team, Watch& watch, std::size_t index, Buffers& buffers);
     void project(Team& team, Watch& watch, Part part, const PanelMatrix& weight, const void* x,
                  std::int64_t ld_x, const void* out_norm, Buffers& buffers);
+    void end_half(Team& team, Watch& watch, const void* out_norm, Buffers& buffers);
     bool all_reduce(Team& team, void* data, std::int64_t count);
     // Normed rows of the tokens at `index`, in scratch.
     void normed_rows(Team& team, const void* hidden, const std::int64_t* index, std::int64_t count,
@@ -165,6 +171,7 @@ private:
     const std::int64_t ld_hidden_;  // of buffers of hidden states, elements
     std::unique_ptr<ThreadPool> own_pool_;
     std::vector<DecoderLayer> layers_;
+    std::vector<std::vector<std::int64_t>> expert_loads_;
     Embedding embedding_;
     const void* final_norm_ = nullptr;
     PanelMatrix head_;

@@ -46,4 +46,26 @@ std::size_t highest_scratch_bytes(std::int64_t rows, int num_threads);
 void linear_highest(Team& team, const Linear& weight, const void* x, std::int64_t ld_x,
                     std::int64_t rows, float* value, std::int64_t* column, void* scratch);
 
+// One of several matrices, and the rows of x that it is for: `rows` of them from `row` on.
+struct LinearPart {
+    const void* const* panels = nullptr;
+    std::int64_t row = 0;
+    std::int64_t rows = 0;
+    // How the part is cut into pieces of work; set by cut_parts().
+    std::int64_t row_blocks = 0;
+    std::int64_t groups = 0;       // of row blocks
+    std::int64_t grain = 0;        // panels of a piece
+    std::int64_t group_pieces = 0;
+    std::int64_t end_piece = 0;    // counted through the parts before it too
+};
+// Cuts parts of matrices like `like` for so many threads. By one thread, before linear_parts().
+void cut_parts(const Linear& like, LinearPart* parts, std::int64_t count, int num_threads);
+// `linear` and `linear_gated` of several matrices that differ from `like` in their panels alone, as
+// one loop: threads go from one matrix to the next without waiting for each other.
+void linear_parts(Team& team, const Linear& like, const LinearPart* parts, std::int64_t count,
+                  const void* x, std::int64_t ld_x, void* out, std::int64_t ld_out);
+void linear_gated_parts(Team& team, const Linear& like, Activation activation,
+                        const LinearPart* parts, std::int64_t count, const void* x,
+                        std::int64_t ld_x, void* out, std::int64_t ld_out);
+
 }  // namespace seesaw

@@ -20,6 +20,7 @@ void bind_comm(nb::module_& m);
 void bind_copy_pool(nb::module_& m);
 void bind_decoder(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_moe(nb::module_& m);
 void bind_pack(nb::module_& m);
 void bind_probe(nb::module_& m);
 void bind_rows(nb::module_& m);
@@ -87,6 +88,7 @@ NB_MODULE(_cpu, m) {
     seesaw::bind_copy_pool(m);
     seesaw::bind_decoder(m);
     seesaw::bind_linear(m);
+    seesaw::bind_moe(m);
     seesaw::bind_pack(m);
     seesaw::bind_probe(m);
     seesaw::bind_rows(m);

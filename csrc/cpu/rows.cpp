@@ -56,6 +56,12 @@ void gated_activation(Team& team, DType dtype, Activation activation, const void
                [&](std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
 }
 
+void weighted_sum(Team& team, const WeightedSum& args) {
+    const auto kernel = rows_kernels().weighted_sum;
+    team.share(args.tokens, grain(team, args.tokens, args.terms * args.size),
+               [&](std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
+}
+
 namespace {
 
 void embed(Team& team, const EmbedRows& args, std::int64_t tokens) {

@@ -91,6 +91,23 @@ void gated_activation(Team& team, DType dtype, Activation activation, const void
                       std::int64_t ld_x, std::int64_t rows, std::int64_t size, void* out,
                       std::int64_t ld_out);
 
+// out[t] = the sum over n < terms of weights[t, n] * rows[row_of[t, n]], in that order, without the
+// terms whose row is -1; with `add`, what is in `out` comes first. `rows` and `out` do not overlap.
+struct WeightedSum {
+    DType dtype = DType::f32;
+    std::int64_t tokens = 0;
+    std::int64_t size = 0;
+    int terms = 0;
+    const float* weights = nullptr;
+    const std::int32_t* row_of = nullptr;
+    const void* rows = nullptr;
+    std::int64_t ld_rows = 0;
+    bool add = false;
+    void* out = nullptr;
+    std::int64_t ld_out = 0;
+};
+void weighted_sum(Team& team, const WeightedSum& args);
+
 // out[t] = scale * row ids[t] - first of the table, 0 where it is not in 0 .. columns. From the
 // panels of a tied head, or from plain rows.
 void embed_panels(Team& team, const Linear& table, const std::int64_t* ids, std::int64_t tokens,

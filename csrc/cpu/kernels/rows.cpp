@@ -239,6 +239,23 @@ void gated_rows(const GatedRows& args, int64_t begin, int64_t end) {
 }
 
 template <class T>
+void weighted_sum_rows(const WeightedSum& args, int64_t begin, int64_t end) {
+    const T* rows = static_cast<const T*>(args.rows);
+    for (int64_t t = begin; t < end; ++t) {
+        const float* weights = args.weights + t * args.terms;
+        const std::int32_t* row_of = args.row_of + t * args.terms;
+        T* out = static_cast<T*>(args.out) + t * args.ld_out;
+        for_vectors<T>(args.size, [&](int64_t i, auto from, auto to) {
+            vf sum = args.add ? from(out + i) : vf{};
+            for (int n = 0; n < args.terms; ++n) {
+                if (row_of[n] >= 0) sum += weights[n] * from(rows + row_of[n] * args.ld_rows + i);
+            }
+            to(out + i, sum);
+        });
+    }
+}
+
+template <class T>
 void embed_rows(const EmbedRows& args, int64_t begin, int64_t end) {
     constexpr int kPack = kDepth<T>;
     for (int64_t t = begin; t < end; ++t) {
@@ -281,13 +298,16 @@ void run_kv_write(const KvWrite& args, const KvView& kv, int64_t begin, int64_t 
 void run_gated(const GatedRows& args, int64_t begin, int64_t end) {
     (args.dtype == DType::bf16 ? gated_rows<bf16> : gated_rows<float>)(args, begin, end);
 }
+void run_weighted_sum(const WeightedSum& args, int64_t begin, int64_t end) {
+    (args.dtype == DType::bf16 ? weighted_sum_rows<bf16> : weighted_sum_rows<float>)(args, begin, end);
+}
 void run_embed(const EmbedRows& args, int64_t begin, int64_t end) {
     (args.dtype == DType::bf16 ? embed_rows<bf16> : embed_rows<float>)(args, begin, end);
 }
 
 }  // namespace
 
-extern const RowsKernels rows_kernels = {run_rms_norm, run_rope, run_rope_kv,
-                                         run_kv_write, run_gated, run_embed};
+extern const RowsKernels rows_kernels = {run_rms_norm, run_rope,         run_rope_kv, run_kv_write,
+                                         run_gated,    run_weighted_sum, run_embed};
 
 }  // namespace seesaw::SEESAW_ISA

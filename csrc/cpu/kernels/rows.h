@@ -36,6 +36,7 @@ struct RowsKernels {
     void (*rope_kv)(const RopeKv&, const KvView&, std::int64_t begin, std::int64_t end);
     void (*kv_write)(const KvWrite&, const KvView&, std::int64_t begin, std::int64_t end);
     void (*gated)(const GatedRows&, std::int64_t begin, std::int64_t end);
+    void (*weighted_sum)(const WeightedSum&, std::int64_t begin, std::int64_t end);
     void (*embed)(const EmbedRows&, std::int64_t begin, std::int64_t end);
 };
 
