@@ -40,3 +40,19 @@ def readable(pool: torch.Tensor) -> torch.Tensor:
     if pool.dtype != torch.float8_e4m3fn or target_of(pool.device).has_fp8:
         return pool
     return pool.view(torch.uint8)
+
+
+@triton.jit
+def encode_e4m3(x):
+    """Bits, as uint8, of the float8_e4m3fn next to each float32 of `x`, ties to even; what is out
+    of its range becomes the largest, NaN stays NaN. The same bits on every GPU."""
+    bits = x.to(tl.uint32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    # 20 of 23 mantissa bits go; the carry of rounding runs on into the exponent, as it should
+    normal = (size + 0x7FFFF + ((size >> 20) & 1)) >> 20
+    normal = tl.minimum(normal, 0x43E) - 0x3C0  # 2**-6 is 0x08, 448 is 0x7E
+    # below 2**-6 steps are 2**-9 wide, which is what 2**14 leaves of a float32 added to it
+    small = (size.to(tl.float32, bitcast=True) + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
+    code = tl.where(size < 0x3C800000, small, normal)
+    code = tl.where(size > 0x7F800000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
