@@ -43,7 +43,7 @@ LAYERS = {
     "ops":         Allowed("layout plan kernels _cpu",     "torch triton"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
-    "measure":     Allowed("_cpu",                         STDLIB_ONLY),
+    "measure":     Allowed("_cpu",                         "torch"),
     "kvcache":     Allowed("layout hostmem _cpu",          "torch"),
     "distributed": Allowed("layers layout plan hostmem _cpu", "torch"),
     "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
@@ -53,7 +53,7 @@ LAYERS = {
                            "weights distributed _cpu",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
-                           "measure _cpu",
+                           "ops kernels measure _cpu",
                            "torch click rich tqdm matplotlib"),
     # Finds its verbs by name, when one is asked for.
     "cli":         Allowed("",                             "click"),

@@ -42,6 +42,12 @@ class Limits:
         """Per second in `dtype`: bfloat16 where there is an instruction for it, else float32."""
         return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
 
+    def rate(self, what: str, dtype: str) -> float | None:
+        """Per second, of `memory` or `matmul` in `dtype`; None for what this machine lacks."""
+        if what == "memory":
+            return self.read_bytes_per_s
+        return self.flops(dtype) if what == "matmul" else None
+
     def bound_s(self, num_bytes: float, flops: float, dtype: str) -> float:
         """Seconds that work takes at least: the longer of reading and computing."""
         return max(num_bytes / self.read_bytes_per_s, flops / self.flops(dtype))

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from seesaw.measure import timer
-from seesaw.measure.timer import Timing, alternate, calls_per_batch
+from seesaw.measure.timer import Call, Timing, alternate, calls_per_batch
 
 
 @pytest.fixture
@@ -39,6 +39,9 @@ def test_seconds_are_of_one_call(clock: list[float]) -> None:
 def test_best_and_median() -> None:
     timing = Timing((3.0, 1.0, 2.0), calls=5)
     assert (timing.best_s, timing.median_s) == (1.0, 2.0)
+    assert (timing.quantile_s(0.0), timing.quantile_s(0.5), timing.quantile_s(1.0)) == (1, 2, 3)
+    assert timing.quantile_s(0.2) == pytest.approx(1.4)
+    assert Timing((4.0,), calls=1).quantile_s(0.8) == 4.0
 
 
 def test_candidates_take_turns(clock: list[float]) -> None:
@@ -56,6 +59,18 @@ def test_candidates_take_turns(clock: list[float]) -> None:
     assert {name: timing.calls for name, timing in found.items()} == {"a": 2, "b": 1}
     assert [name for name, _ in itertools.groupby(order)] == ["a", "b"] * 4  # first to calibrate
     assert (found["a"].best_s, found["b"].best_s) == (1.0, 2.0)
+
+
+def test_another_clock_takes_the_place_of_the_hosts() -> None:
+    asked: list[int] = []
+
+    def twice(call: Call, calls: int) -> float:
+        asked.append(calls)
+        return 2.0 * calls
+
+    found = alternate({"a": lambda: None}, batches=3, batch_s=8.0, clock=twice)["a"]
+    assert found == Timing((2.0, 2.0, 2.0), calls=4)
+    assert asked[-3:] == [4, 4, 4]
 
 
 def test_a_failing_call_is_not_timed() -> None:
