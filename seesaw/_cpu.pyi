@@ -188,6 +188,44 @@ def linear_highest(
     """The highest sum of each row (float32) and its column (int64), the lowest of equals; as
     `linear`."""
 
+def moe_route(
+    *,
+    logits: int,
+    tokens: int,
+    num_experts: int,
+    top_k: int,
+    renormalize: bool,
+    weights: int,
+    experts: int,
+) -> None:
+    """Softmax and choice of experts (csrc/cpu/moe.h) on all threads, without the GIL: contiguous
+    logits (float32), weights (float32) and experts (int32). Raises ValueError for a top_k that is
+    not from 1 to num_experts."""
+
+def moe_mlp(
+    *,
+    itemsize: int,
+    gate_up: int,
+    down: int,
+    num_experts: int,
+    first_expert: int,
+    hidden: int,
+    inner: int,
+    gelu: bool,
+    tokens: int,
+    top_k: int,
+    weights: int,
+    experts: int,
+    x: int,
+    ld_x: int,
+    out: int,
+    loads: int,
+) -> None:
+    """The weighted sum over experts first_expert .. first_expert + num_experts, whose panels lie
+    one after another, as `moe_route` chose; `out` is contiguous, `loads` (int64) goes up by 1 for
+    each that has a token. Raises ValueError for sizes that cannot be and for an expert that a token
+    has twice; whoever calls has checked the memory."""
+
 def pack_panels(
     *,
     source: int,
@@ -385,6 +423,8 @@ class Decoder:
         gelu: bool,
         comm: Comm | None,
         own_threads: int,
+        experts_per_token: int = 0,
+        renormalize_experts: bool = False,
     ) -> None: ...
     def add_layer(
         self,
@@ -401,7 +441,14 @@ class Decoder:
         down: _Matrix,
         window: int,
         rope: int,
-    ) -> None: ...
+        router: _Matrix | None = None,
+        first_expert: int = 0,
+        num_experts: int = 0,
+        expert_loads: int = 0,
+    ) -> None:
+        """With a router, gate_up and down have the panels of this rank's experts one after another
+        and the columns of one; `expert_loads` (int64, one an expert) counts as `moe_mlp` does."""
+
     def set_embedding(
         self, *, table: _Matrix | None, rows: int, num_rows: int, first_id: int, scale: float
     ) -> None: ...

@@ -100,18 +100,18 @@ void bind_decoder(nb::module_& m) {
                Address mlp_out_norm, Address q_norm, Address k_norm, const MatrixArgs& qkv,
                const MatrixArgs& o, const MatrixArgs& gate_up, const MatrixArgs& down, Count window,
                int rope, const std::optional<MatrixArgs>& router, int first_expert,
-               int num_experts) {
+               int num_experts, Address expert_loads) {
                 self.add_layer({at(input_norm), at(attention_out_norm), at(mlp_norm),
                                 at(mlp_out_norm), at(q_norm), at(k_norm), matrix(qkv), matrix(o),
                                 matrix(gate_up), matrix(down), window, rope,
                                 router ? matrix(*router) : PanelMatrix(), first_expert,
-                                num_experts});
+                                num_experts, at<Count>(expert_loads)});
             },
             nb::kw_only(), nb::arg("input_norm"), nb::arg("attention_out_norm"),
             nb::arg("mlp_norm"), nb::arg("mlp_out_norm"), nb::arg("q_norm"), nb::arg("k_norm"),
             nb::arg("qkv"), nb::arg("o"), nb::arg("gate_up"), nb::arg("down"), nb::arg("window"),
             nb::arg("rope"), nb::arg("router") = nb::none(), nb::arg("first_expert") = 0,
-            nb::arg("num_experts") = 0)
+            nb::arg("num_experts") = 0, nb::arg("expert_loads") = 0)
         .def(
             "set_embedding",
             [](Decoder& self, const std::optional<MatrixArgs>& table, Address rows, Count num_rows,
@@ -182,8 +182,7 @@ void bind_decoder(nb::module_& m) {
                 if (seconds[part] > 0) found[part_name(static_cast<Part>(part))] = seconds[part];
             }
             return found;
-        })
-        .def("take_expert_loads", &Decoder::take_expert_loads);
+        });
 }
 
 }  // namespace seesaw

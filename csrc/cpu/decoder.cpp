@@ -126,10 +126,7 @@ Decoder::Decoder(const DecoderShape& shape, std::shared_ptr<Comm> comm, int own_
       ld_hidden_(comm_ ? shape.hidden_size : row_stride(shape.hidden_size, size_)),
       own_pool_(own_threads > 0 ? std::make_unique<ThreadPool>(own_threads) : nullptr) {}
 
-void Decoder::add_layer(DecoderLayer layer) {
-    expert_loads_.emplace_back(static_cast<std::size_t>(layer.num_experts));
-    layers_.push_back(std::move(layer));
-}
+void Decoder::add_layer(DecoderLayer layer) { layers_.push_back(std::move(layer)); }
 
 void Decoder::set_embedding(Embedding embedding) { embedding_ = std::move(embedding); }
 
@@ -140,12 +137,6 @@ void Decoder::set_head(const void* norm, PanelMatrix head, std::int64_t first_id
 }
 
 PartSeconds Decoder::take_profile() { return std::exchange(seconds_, {}); }
-
-std::vector<std::vector<std::int64_t>> Decoder::take_expert_loads() {
-    std::vector<std::vector<std::int64_t>> taken = expert_loads_;
-    for (auto& loads : expert_loads_) std::fill(loads.begin(), loads.end(), 0);
-    return taken;
-}
 
 template <class Region>
 void Decoder::run(ThreadPool& pool, Region&& region) {
@@ -238,7 +229,7 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
             const std::size_t offset = static_cast<std::size_t>(index * kv.num_blocks * block) * size_;
             view.k = static_cast<std::byte*>(first.k) + offset;
             view.v = static_cast<std::byte*>(first.v) + offset;
-            run_layer(team, watch, static_cast<std::size_t>(index), step, view,
+            run_layer(team, watch, layers_[static_cast<std::size_t>(index)], step, view,
                       wanted && index + 1 == end ? &*wanted : nullptr, buffers);
         }
         if (buffers.pending && !buffers.failed) {
@@ -250,9 +241,9 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     });
 }
 
-void Decoder::run_layer(Team& team, Watch& watch, std::size_t index, const DecoderStep& step,
-                        const KvView& kv, const Wanted* wanted, Buffers& buffers) {
-    const DecoderLayer& layer = layers_[index];
+void Decoder::run_layer(Team& team, Watch& watch, const DecoderLayer& layer,
+                        const DecoderStep& step, const KvView& kv, const Wanted* wanted,
+                        Buffers& buffers) {
     const std::int64_t tokens = step.tokens;
     void* const hidden = buffers.hidden;
     const auto next_norm = [&](const void* weight) {
@@ -312,7 +303,7 @@ void Decoder::run_layer(Team& team, Watch& watch, std::size_t index, const Decod
     if (buffers.failed) return;
 
     next_norm(layer.mlp_norm);
-    if (layer.sparse()) return run_experts(team, watch, index, buffers);
+    if (layer.sparse()) return run_experts(team, watch, layer, buffers);
     const std::int64_t ld_inner = row_stride(layer.gate_up.columns / 2, size_);
     linear_gated(team, layer.gate_up.linear(shape_.dtype), shape_.activation, buffers.x, ld_hidden_,
                  buffers.rows, buffers.mlp, ld_inner);
@@ -353,8 +344,7 @@ std::size_t Decoder::mlp_bytes(const DecoderLayer& layer, std::int64_t tokens) c
     return static_cast<std::size_t>(tokens * row_stride(layer.gate_up.columns / 2, size_)) * size_;
 }
 
-void Decoder::run_experts(Team& team, Watch& watch, std::size_t index, Buffers& buffers) {
-    const DecoderLayer& layer = layers_[index];
+void Decoder::run_experts(Team& team, Watch& watch, const DecoderLayer& layer, Buffers& buffers) {
     const std::int64_t rows = buffers.rows;
     const Linear router = layer.router.linear(shape_.dtype);
     const int top_k = shape_.experts_per_token;
@@ -366,7 +356,7 @@ void Decoder::run_experts(Team& team, Watch& watch, std::size_t index, Buffers& 
     moe_route(team, logits, static_cast<int>(router.columns), shape_.renormalize_experts, choice);
     const Experts experts = experts_of(layer);
     MoeCall call(experts, choice, buffers.mlp + at.pieces.total());
-    call.gather(team, buffers.x, ld_hidden_, expert_loads_[index].data());
+    call.gather(team, buffers.x, ld_hidden_, layer.expert_loads);
     watch.mark(Part::route);
     call.gate_up(team);
     watch.mark(Part::gate_up);

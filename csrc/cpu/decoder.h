@@ -53,9 +53,11 @@ struct DecoderLayer {
     int rope = 0;         // which cosines and sines of a step
     // With a router, one column for each expert of the model, `gate_up` and `down` hold the panels of
     // experts first_expert .. first_expert + num_experts one after another, and the columns of one.
+    // Each time that an expert has a token, its number of expert_loads goes up by 1.
     PanelMatrix router;
     int first_expert = 0;
     int num_experts = 0;
+    std::int64_t* expert_loads = nullptr;
 
     bool sparse() const { return router.columns > 0; }
 };
@@ -137,9 +139,6 @@ public:
     void set_profiling(bool on) { profiling_ = on; }
     // Since the last call.
     PartSeconds take_profile();
-    // For each layer and each expert of it here, the calls in which it had a token: times that its
-    // weights were read. Since the last call; empty of layers without experts.
-    std::vector<std::vector<std::int64_t>> take_expert_loads();
 
 private:
     class Watch;
@@ -150,13 +149,13 @@ private:
     ThreadPool& pool() const { return own_pool_ ? *own_pool_ : thread_pool(); }
     template <class Region>
     void run(ThreadPool& pool, Region&& region);
-    void run_layer(Team& team, Watch& watch, std::size_t index, const DecoderStep& step,
+    void run_layer(Team& team, Watch& watch, const DecoderLayer& layer, const DecoderStep& step,
                    const KvView& kv, const Wanted* wanted, Buffers& buffers);
     void norm(Team& team, const void* x, std::int64_t ld_x, const void* add, void* sum,
               const void* weight, std::int64_t rows, void* out);
     Experts experts_of(const DecoderLayer& layer) const;
     std::size_t mlp_bytes(const DecoderLayer& layer, std::int64_t tokens) const;
-    void run_experts(Team& team, Watch& watch, std::size_t index, Buffers& buffers);
+    void run_experts(Team& team, Watch& watch, const DecoderLayer& layer, Buffers& buffers);
     void project(Team& team, Watch& watch, Part part, const PanelMatrix& weight, const void* x,
                  std::int64_t ld_x, const void* out_norm, Buffers& buffers);
     void end_half(Team& team, Watch& watch, const void* out_norm, Buffers& buffers);
@@ -171,7 +170,6 @@ private:
     const std::int64_t ld_hidden_;  // of buffers of hidden states, elements
     std::unique_ptr<ThreadPool> own_pool_;
     std::vector<DecoderLayer> layers_;
-    std::vector<std::vector<std::int64_t>> expert_loads_;
     Embedding embedding_;
     const void* final_norm_ = nullptr;
     PanelMatrix head_;

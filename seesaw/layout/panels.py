@@ -3,7 +3,8 @@
 A matrix [out, in] is `[panels, in, 32]`: column `c` of panel `p` is row 32 * p + c of the matrix,
 zero where there is none. Of 16-bit elements two neighbours along `in` stand side by side, so that
 the bytes of a panel are in / 2 rows of 32 pairs; either way `in` can be cut at even places and
-`out` between panels, without a byte changing its order. Standard library only.
+`out` between panels, without a byte changing its order. Experts are matrices one after another,
+`[experts, panels, in, 32]`, and stay whole. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ def panels_suit(spec: ModelSpec, dtype: str, layouts: Iterable[ParallelLayout] =
     """Why a model in `dtype`, cut as in `layouts`, cannot be in panels; None where it can."""
     if dtype not in DTYPES:
         return f"{dtype} weights, and kernels are of {' and '.join(DTYPES)}"
-    if spec.num_experts:
-        return f"{spec.architecture} has experts"
     if spec.head_dim not in HEAD_DIMS:
         return f"head_dim {spec.head_dim} is no multiple of 16 up to {HEAD_DIMS[-1]}"
-    for name in ("hidden_size", "intermediate_size"):
-        if getattr(spec, name) % 2:
-            return f"{name} {getattr(spec, name)} is odd"
+    tiles = [("vocab_size", spec.vocab_size, VOCAB_TILE)]
+    depths = [("hidden_size", spec.hidden_size)]
+    if spec.num_plain_layers:
+        tiles.insert(0, ("intermediate_size", spec.intermediate_size, MLP_TILE))
+        depths.append(("intermediate_size", spec.intermediate_size))
+    if spec.num_experts:
+        depths.append(("moe_intermediate_size", spec.moe_intermediate_size))
+    for name, size in depths:
+        if size % 2:
+            return f"{name} {size} is odd"
     for layout in layouts:
-        for name, size, tile in (
-            ("intermediate_size", spec.intermediate_size, MLP_TILE),
-            ("vocab_size", spec.vocab_size, VOCAB_TILE),
-        ):
+        for name, size, tile in tiles:
             if layout.tp > -(-size // tile):
                 return f"{name} {size} cannot be cut into {layout.tp} parts of whole {tile}s"
     return None
@@ -46,8 +49,8 @@ def panels_suit(spec: ModelSpec, dtype: str, layouts: Iterable[ParallelLayout] =
 
 class PanelFormat(StoredFormat):
     """`WeightFormat` of a model that panels suit (`panels_suit`). Matrices are in panels but an
-    embedding that is not the head too; biases are padded as the panels of their matrix; norms are
-    as they are."""
+    embedding that is not the head too, those of experts one after another; biases are padded as the
+    panels of their matrix; norms are as they are."""
 
     name: FormatName = "panels"
 
@@ -62,7 +65,7 @@ class PanelFormat(StoredFormat):
         )
 
     def local_shape(self, param: StoredParam, ranges: RankRanges) -> tuple[int, ...]:
-        if param.order != "panels":
+        if _is_cut_in_whole_rows(param):
             return super().local_shape(param, ranges)
         panels, depth, _ = param.shape
         size = sum(run.size for run in self.runs(param, ranges)) // self._panel_row_bytes
@@ -71,13 +74,13 @@ class PanelFormat(StoredFormat):
         return (size // depth, depth, PANEL)
 
     def window(self, param: StoredParam, ranges: RankRanges) -> Window | None:
-        if param.order != "panels" or not _is_cut_by_input(param):
+        if not _is_cut_by_input(param):
             return super().window(param, ranges)
         runs = self.runs(param, ranges)
         return Window(runs[0].start, (param.shape[1] * PANEL, PANEL, 1)) if runs else None
 
     def _runs(self, param: StoredParam, ranges: RankRanges) -> list[ByteRun]:
-        if param.order != "panels":
+        if _is_cut_in_whole_rows(param):
             return super()._runs(param, ranges)
         panels, depth, _ = param.shape
         row = self._panel_row_bytes
@@ -105,6 +108,11 @@ class PanelFormat(StoredFormat):
 
 def _stored(spec: ModelSpec, param: FusedParam) -> StoredParam:
     name, layer, shape, cut = param
+    if cut == "experts":
+        experts, rows, hidden = shape
+        columns, depth = (hidden, rows) if param.is_expert_down else (_gated(rows), hidden)
+        panels = -(-columns // PANEL)
+        return StoredParam(name, layer, (experts, panels, depth, PANEL), cut, "panels")
     if name == EMBEDDING and not spec.tie_word_embeddings:
         return StoredParam(*param)
     if len(shape) == 2:
@@ -115,8 +123,18 @@ def _stored(spec: ModelSpec, param: FusedParam) -> StoredParam:
     return StoredParam(*param)
 
 
+def _gated(rows: int) -> int:
+    """Columns for so many rows of gate and up together."""
+    return 2 * up_to(rows // 2, MLP_TILE)
+
+
+def _is_cut_in_whole_rows(param: StoredParam) -> bool:
+    """Whether a rank holds whole entries of the first dim: rows, experts, or all there are."""
+    return param.order != "panels" or param.cut in ("experts", "none")
+
+
 def _is_cut_by_input(param: StoredParam) -> bool:
-    return param.cut in ("query", "mlp")
+    return param.order == "panels" and param.cut in ("query", "mlp")
 
 
 def _panels(columns: Range) -> Range:

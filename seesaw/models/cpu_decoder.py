@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
 
@@ -27,9 +27,20 @@ if TYPE_CHECKING:
     from seesaw import _cpu
 
 # Shape letters: T tokens of the step, H hidden, S rows that sample, V vocabulary rows of the rank,
-# P panels, K inner size of a matrix.
+# E experts of it, P panels, K inner size of a matrix.
 
 _Matrix = tuple[int, int, int, int, int, int]
+
+
+class _Mlp(TypedDict):
+    """What C++ is told of a layer's MLP, or of its experts."""
+
+    gate_up: _Matrix
+    down: _Matrix
+    router: NotRequired[_Matrix]
+    first_expert: NotRequired[int]
+    num_experts: NotRequired[int]
+    expert_loads: NotRequired[int]
 
 
 class CpuDecoder:
@@ -58,6 +69,11 @@ class CpuDecoder:
         kinds = dict.fromkeys(layer.rope for layer in spec.layers[slice(*ranges.layers)])
         self._ropes = {rope: index for index, rope in enumerate(kinds)}
         self._rotaries = [Rotary(rope, spec.head_dim, self.device) for rope in kinds]
+        self._expert_loads = {
+            layer: torch.zeros(ranges.experts.size, dtype=torch.int64)
+            for layer in range(*ranges.layers)
+            if spec.layers[layer].sparse
+        }
         self._native = self._make(own_threads)
         for layer in range(*ranges.layers):
             self._add_layer(layer)
@@ -170,6 +186,11 @@ class CpuDecoder:
         did not run are left out."""
         return self._native.take_profile()
 
+    def expert_loads(self) -> dict[int, torch.Tensor]:
+        """Of each sparse layer of this rank: how often each of its experts' weights were read, an
+        int64 tensor which goes on counting."""
+        return dict(self._expert_loads)
+
     def _check_last_stage(self) -> None:
         last = self.ranges.layers.stop == self.spec.num_hidden_layers
         assert last, f"{self.ranges} is not of the last stage"
@@ -197,10 +218,12 @@ class CpuDecoder:
             gelu=spec.hidden_act == "gelu_pytorch_tanh",
             comm=comm,
             own_threads=own_threads,
+            experts_per_token=spec.num_experts_per_tok,
+            renormalize_experts=spec.norm_topk_prob,
         )
 
     def _add_layer(self, layer: int) -> None:
-        spec, ranges, kind = self.spec, self.ranges, self.spec.layers[layer]
+        spec, kind = self.spec, self.spec.layers[layer]
         prefix = f"model.layers.{layer}."
         after_attention = self._vector(prefix + "post_attention_layernorm.weight")
         mlp_norm, attention_out_norm, mlp_out_norm = after_attention, 0, 0
@@ -208,7 +231,7 @@ class CpuDecoder:
             mlp_norm = self._vector(prefix + "pre_feedforward_layernorm.weight")
             mlp_out_norm = self._vector(prefix + "post_feedforward_layernorm.weight")
             attention_out_norm = after_attention
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        attention = prefix + "self_attn."
         # A bias that is not cut is added once: by the first rank.
         once = self._comm.rank == 0
         self._native.add_layer(
@@ -222,11 +245,30 @@ class CpuDecoder:
             o=self._matrix(
                 attention + "o_proj", spec.hidden_size, spec.attention_out_bias and once
             ),
-            gate_up=self._matrix(mlp + "gate_up_proj", 2 * ranges.mlp.size, spec.mlp_bias),
-            down=self._matrix(mlp + "down_proj", spec.hidden_size, spec.mlp_bias and once),
             window=kind.sliding_window or 0,
             rope=self._ropes[kind.rope],
+            **(self._experts(layer) if kind.sparse else self._mlp(layer)),
         )
+
+    def _mlp(self, layer: int) -> _Mlp:
+        spec, prefix = self.spec, f"model.layers.{layer}.mlp."
+        columns, once = 2 * self.ranges.mlp.size, self._comm.rank == 0
+        return {
+            "gate_up": self._matrix(prefix + "gate_up_proj", columns, spec.mlp_bias),
+            "down": self._matrix(prefix + "down_proj", spec.hidden_size, spec.mlp_bias and once),
+        }
+
+    def _experts(self, layer: int) -> _Mlp:
+        spec, prefix = self.spec, f"model.layers.{layer}.mlp."
+        columns = 2 * spec.moe_intermediate_size
+        return {
+            "router": self._matrix(prefix + "gate", spec.num_experts, False),
+            "gate_up": self._matrix(prefix + "experts.gate_up_proj", columns, False),
+            "down": self._matrix(prefix + "experts.down_proj", spec.hidden_size, False),
+            "first_expert": self.ranges.experts.start,
+            "num_experts": self.ranges.experts.size,
+            "expert_loads": self._expert_loads[layer].data_ptr(),
+        }
 
     def _set_embedding(self) -> None:
         spec, vocab = self.spec, self.ranges.vocab
@@ -255,8 +297,11 @@ class CpuDecoder:
         return _address(self._params[name], self.dtype)
 
     def _matrix(self, name: str, columns: int | None, bias: bool) -> _Matrix:
-        """A matrix `[P, K, 32]` with its real `columns`, None = all that its panels have."""
+        """A matrix `[P, K, 32]` with its real `columns`, None = all that its panels have; or those
+        of experts, `[E, P, K, 32]`, with the columns of one."""
         weight_PK = self._params[name + ".weight"]
+        if weight_PK.ndim == 4:
+            weight_PK = weight_PK.view(-1, *weight_PK.shape[2:])
         assert weight_PK.dtype == self.dtype, f"{name} is {weight_PK.dtype}"
         assert weight_PK.stride()[1:] == (PANEL, 1), f"{name} is not in panels"
         panels, depth, _ = weight_PK.shape

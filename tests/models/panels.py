@@ -18,6 +18,11 @@ def panel_params(spec: ModelSpec, plain: Mapping[str, torch.Tensor]) -> dict[str
     """`plain`: fused parameters of one rank as `Decoder` takes them; those for `CpuDecoder`."""
     out = {}
     for name, tensor in plain.items():
+        if ".experts." in name:
+            down = "down_proj" in name
+            matrices = [expert.T if down else _interleaved(expert) for expert in tensor]
+            out[name] = torch.stack([pack(matrix) for matrix in matrices])
+            continue
         if "qkv_proj" in name:
             tensor = _padded_heads(tensor, spec.head_dim)
         elif "gate_up_proj" in name:

@@ -19,7 +19,7 @@ from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.ops.native import native
-from tests.checkpoints import PLAIN_FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
+from tests.checkpoints import FAMILIES, SPARSE_FAMILIES, VOCAB_SIZE, tiny_config, tiny_model
 from tests.models.fuse import fused_params
 from tests.models.harness import Rows
 from tests.models.panels import panel_params
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(native() is None, reason="seesaw._cpu is not bui
 
 LENGTHS = (1, 2, 70, 33, 48)
 VARIANTS = [
-    *((family, {}) for family in PLAIN_FAMILIES),
+    *((family, {}) for family in FAMILIES),
     ("llama", {"num_key_value_heads": 1}),
     ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
     ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 144}),
@@ -37,6 +37,10 @@ VARIANTS = [
     ("llama", {"head_dim": 80, "intermediate_size": 90}),
     ("mistral", {"sliding_window": 1}),
     ("gemma3", {"final_logit_softcapping": 5.0}),
+    ("mixtral", {"num_local_experts": 1, "num_experts_per_tok": 1, "intermediate_size": 52}),
+    ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 20}),
+    ("qwen3_moe", {"norm_topk_prob": False, "num_experts": 40, "mlp_only_layers": []}),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "moe_intermediate_size": 132}),
 ]
 IDS = [f"{family}-{'-'.join(overrides) or 'plain'}" for family, overrides in VARIANTS]
 
@@ -107,7 +111,7 @@ def test_attention_may_have_a_soft_cap() -> None:
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", PLAIN_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]) -> None:
     """As close to float32 over the same weights as transformers in bfloat16, within 20%."""
     model = tiny_model(tiny_config(family), dtype="bfloat16")
@@ -180,7 +184,7 @@ def test_the_highest_is_that_of_the_logits(tied: bool) -> None:
         torch.testing.assert_close(value_S, expected)
 
 
-@pytest.mark.parametrize("family", PLAIN_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_what_is_sampled_is_computed_to_the_end(family: str, dtype: str) -> None:
     """The same bits as with all tokens, in hidden states and in keys and values."""
