@@ -67,8 +67,13 @@ def _source(kernel: Kernel, build: Build, config: Config) -> ASTSource:
     assert not odd, f"{kernel.name}: arguments of the build or the kernel alone: {sorted(odd)}"
     twice = set(build.signature) & set(constants)
     assert not twice, f"{kernel.name}: both with a type and constant: {sorted(twice)}"
-    signature = {name: build.signature.get(name, "constexpr") for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
+    types = build.types(config)
+    signature = {name: types.get(name, "constexpr") for name in names}
+    attributes = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name in build.aligned
+        if types[name] == build.signature[name]
+    }
     return ASTSource(kernel.function, signature, constants, attributes)
 
 

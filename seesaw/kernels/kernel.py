@@ -67,6 +67,8 @@ class Build:
 
     signature   types of the arguments that are not constexpr, in Triton's words: "*bf16", "i64",
                 "fp32"; without those that `constants` names
+    descriptors types that replace those of `signature` where a configuration has USE_TMA, with its
+                blocks in braces: "tensordesc<bf16[{BLOCK_N},128]>"
     constants   constexpr arguments that are no part of a `Config`; None for an absent pointer
     aligned     arguments that Triton finds divisible by 16: pointers of tensors, most strides
     least       lowest compute capability it is for
@@ -74,9 +76,17 @@ class Build:
 
     key: Key
     signature: Mapping[str, str]
+    descriptors: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     least: int = 80
+
+    def types(self, config: Config) -> dict[str, str]:
+        """Of the arguments that are not constexpr, as a launch with `config` passes them."""
+        if not config.blocks.get("USE_TMA"):
+            return dict(self.signature)
+        tiles = {name: text.format(**config.blocks) for name, text in self.descriptors.items()}
+        return {**self.signature, **tiles}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,235 @@
+"""Causal attention of prompt chunks over the paged KV pool, which holds them and what came before.
+
+    out[i] = softmax(sm_scale * q[i] K^T, keys up to i, within the window) V   per query head
+
+Bytes: K and V of every row once, q and out. Flops: 4 * D per (query, visible key, query head),
+which bounds it for chunks of some hundred tokens and more; rows of one token are `paged_decode`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
+from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.triton_backend import on_triton
+
+# Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows, P blocks per
+# row.
+
+
+def paged_prefill(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    max_seqlen_q: int,
+    sm_scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    k_scale_K: torch.Tensor | None = None,
+    v_scale_K: torch.Tensor | None = None,
+    skip_single: bool = False,
+    out_THD: torch.Tensor | None = None,
+    lse_TH: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention of ragged rows; returns `[T, H, D]` of q's dtype: `out_THD`, or a new one.
+
+    q_THD            queries of all rows, one row after another, any strides with the last dim
+                     contiguous; query head h reads KV head h // G
+    k_cache, v_cache [num_blocks, block_size, K, D], any strides with the last dim contiguous, of
+                     q's dtype or float8_e4m3fn; they hold this step's tokens already
+    block_table      [R, P] int32; entries past a row's last block are not used
+    cu_seqlens_q     [R + 1] int32; row r has the LAST tokens of its sequence, none allowed
+    seq_lens         [R] int32, tokens of each row whose KV counts, this step's included; all three
+                     on q's device
+    max_seqlen_q     no row has more queries; it chooses a configuration
+    sliding_window   a query sees this many keys, itself included; None = all before it
+    soft_cap         scores become soft_cap * tanh(score / soft_cap)
+    k_scale_K, v_scale_K  float32 per KV head: a value is what is stored times this; None = 1
+    skip_single      rows of exactly one query are not computed
+    out_THD, lse_TH  where results go; of rows not computed they keep what they hold, a new one is
+                     undefined there. lse is float32, contiguous
+    return_lse       also the natural log of the sum of exp of each query head's scores `[T, H]`
+
+    What the pool holds beyond `seq_lens` has no influence, be it NaN. Kernels take any block_size
+    (a power of two from 16 on is read a page at a time), a head_dim of 16 to 256 in steps of 16, G
+    up to 16 and a scale above 0, and raise UnsupportedError otherwise.
+    """
+    if on_triton(q_THD):
+        from seesaw.kernels.paged_prefill import paged_prefill as launch
+
+        return launch(
+            q_THD, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens,
+            max_seqlen_q=max_seqlen_q, sm_scale=sm_scale, sliding_window=sliding_window,
+            soft_cap=soft_cap, k_scale_K=k_scale_K, v_scale_K=v_scale_K, skip_single=skip_single,
+            out_THD=out_THD, lse_TH=lse_TH, return_lse=return_lse,
+        )  # fmt: skip
+    offsets = cu_seqlens_q.tolist()
+    got_THD, got_TH = paged_attention(
+        q_THD[: offsets[-1]],
+        _values(k_cache, k_scale_K, q_THD.dtype),
+        _values(v_cache, v_scale_K, q_THD.dtype),
+        block_table,
+        offsets,
+        seq_lens.tolist(),
+        sm_scale=sm_scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        return_lse=True,
+    )
+    out_THD = torch.empty_like(q_THD) if out_THD is None else out_THD
+    if lse_TH is None:
+        lse_TH = torch.empty(q_THD.shape[:2], dtype=torch.float32, device=q_THD.device)
+    return _put(offsets, skip_single, got_THD, got_TH, out_THD, lse_TH, return_lse)
+
+
+def _values(cache: torch.Tensor, scale_K: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """What a pool stands for, in `dtype`."""
+    if scale_K is None:
+        return cache.to(dtype)
+    return (cache.float() * scale_K[:, None]).to(dtype)
+
+
+def _put(
+    offsets: list[int],
+    skip_single: bool,
+    got_THD: torch.Tensor,
+    got_TH: torch.Tensor,
+    out_THD: torch.Tensor,
+    lse_TH: torch.Tensor,
+    return_lse: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Results of the rows that are asked for, where they belong."""
+    for start, stop in pairwise(offsets):
+        if not (skip_single and stop - start == 1):
+            out_THD[start:stop] = got_THD[start:stop]
+            lse_TH[start:stop] = got_TH[start:stop]
+    return (out_THD, lse_TH) if return_lse else out_THD
+
+
+def paged_prefill_reference(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    max_seqlen_q: int,
+    sm_scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    k_scale_K: torch.Tensor | None = None,
+    v_scale_K: torch.Tensor | None = None,
+    skip_single: bool = False,
+    out_THD: torch.Tensor | None = None,
+    lse_TH: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    k, v = (_values(cache, scale_K, torch.float64)
+            for cache, scale_K in ((k_cache, k_scale_K), (v_cache, v_scale_K)))  # fmt: skip
+    offsets = cu_seqlens_q.tolist()
+    got = paged_attention_reference(
+        q_THD, k, v, block_table, offsets, seq_lens.tolist(), sm_scale=sm_scale,
+        sliding_window=sliding_window, soft_cap=soft_cap, return_lse=True,
+    )  # fmt: skip
+    out_THD = torch.empty_like(q_THD) if out_THD is None else out_THD
+    lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if lse_TH is None else lse_TH
+    return _put(offsets, skip_single, got[0], got[1], out_THD, lse_TH, return_lse)
+
+
+def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
+    rows, block_size, size = case["rows"], case["block_size"], case["head_dim"]
+    kv_heads, heads = case["kv_heads"], case["kv_heads"] * case["group"]
+    counts = [-(-seq_len // block_size) for _, seq_len in rows]
+    pool_shape = (sum(counts) + 1, kv_heads, 2, block_size, size)
+    pool = torch.randn(pool_shape, generator=generator)
+    pool = pool.to(torch.float8_e4m3fn if case.get("fp8") else dtype)
+    order = (torch.randperm(sum(counts), generator=generator) + 1).to(torch.int32)
+    table = torch.zeros(len(rows), max(counts, default=0), dtype=torch.int32)
+    cu_seqlens, used = [0], 0
+    for row, (queries, _) in enumerate(rows):
+        table[row, : counts[row]] = order[used : used + counts[row]]
+        used += counts[row]
+        cu_seqlens.append(cu_seqlens[-1] + queries)
+    scales = 0.5 + torch.rand(2, kv_heads, generator=generator) if case.get("fp8") else (None, None)
+    q_THD = torch.randn(cu_seqlens[-1], heads, size, generator=generator).to(dtype)
+    skip = bool(case.get("skip_single"))
+    return {
+        "q_THD": q_THD,
+        "k_cache": pool[:, :, 0].transpose(1, 2),
+        "v_cache": pool[:, :, 1].transpose(1, 2),
+        "block_table": table,
+        "cu_seqlens_q": torch.tensor(cu_seqlens, dtype=torch.int32),
+        "seq_lens": torch.tensor([seq_len for _, seq_len in rows], dtype=torch.int32),
+        "max_seqlen_q": max((queries for queries, _ in rows), default=0),
+        "sm_scale": size**-0.5,
+        "sliding_window": case.get("sliding_window"),
+        "soft_cap": case.get("soft_cap"),
+        "k_scale_K": scales[0],
+        "v_scale_K": scales[1],
+        "skip_single": skip,
+        "out_THD": torch.full_like(q_THD, 7.0) if skip else None,
+        "lse_TH": torch.full(q_THD.shape[:2], 8.0) if skip else None,
+        "return_lse": bool(case.get("lse")),
+    }
+
+
+def _cost(case: Case, dtype: torch.dtype) -> Cost:
+    size, kv_heads, window = case["head_dim"], case["kv_heads"], case.get("sliding_window")
+    heads, kv_bytes = kv_heads * case["group"], 1 if case.get("fp8") else dtype.itemsize
+    total = queries = keys = pairs = 0
+    for count, seq_len in case["rows"]:
+        total += count
+        if count == 0 or (count == 1 and case.get("skip_single")):
+            continue
+        queries += count
+        pairs += sum(min(p + 1, window or p + 1) for p in range(seq_len - count, seq_len))
+        keys += min(seq_len, count - 1 + window) if window else seq_len
+    elements = (queries + total) * heads * size
+    num_bytes = elements * dtype.itemsize + 2 * keys * kv_heads * size * kv_bytes
+    num_bytes += 4 * total * heads if case.get("lse") else 0
+    return Cost(num_bytes, 4 * pairs * heads * size)
+
+
+def _case(
+    rows: Sequence[tuple[int, int]], kv_heads: int, group: int, head_dim: int, block_size: int,
+    **more: float
+) -> Case:  # fmt: skip
+    sizes = {"kv_heads": kv_heads, "group": group, "head_dim": head_dim, "block_size": block_size}
+    return {"rows": tuple(rows), **sizes, **more}
+
+
+OP = Op(
+    name="paged_prefill",
+    function=paged_prefill,
+    reference=paged_prefill_reference,
+    make_inputs=_make_inputs,
+    cases=(
+        _case((), 1, 1, 64, 16),
+        _case([(0, 0), (0, 9)], 2, 3, 64, 16, lse=True),
+        _case([(1, 1)], 2, 7, 64, 32),
+        _case([(1, 17), (0, 5), (20, 90), (4, 4)], 2, 3, 64, 16, lse=True),
+        _case([(1, 40), (30, 30), (1, 9), (3, 70)], 1, 4, 32, 32, lse=True, skip_single=True),
+        _case([(90, 300)], 1, 1, 32, 256),
+        _case([(25, 130), (9, 9)], 1, 7, 16, 64, sliding_window=20, lse=True),
+        _case([(140, 200)], 1, 1, 48, 5, sliding_window=70),
+        _case([(2, 50), (1, 33)], 1, 16, 80, 16),
+        _case([(12, 70)], 1, 5, 96, 128, soft_cap=2.0, lse=True),
+        _case([(10, 40)], 2, 2, 128, 64, sliding_window=1),
+        _case([(7, 30)], 1, 2, 256, 16, soft_cap=3.0, sliding_window=8),
+        _case([(11, 60), (1, 5)], 3, 3, 64, 16, fp8=True, lse=True),
+        _case([(33, 80)], 1, 2, 32, 64, fp8=True, sliding_window=40),
+    ),
+    tolerance=FLOAT_TOLERANCE,
+    cost=_cost,
+    mutates=("out_THD", "lse_TH"),
+)
