@@ -83,10 +83,12 @@ def reference_logits(model: Any, tokens: list[torch.Tensor]) -> list[torch.Tenso
         return [model(input_ids=ids[None]).logits[0].float() for ids in tokens]
 
 
-def error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Root mean square of the difference, as a share of that of `expected`."""
-    difference = torch.cat(got) - torch.cat(expected)
-    return float(difference.square().mean().sqrt() / torch.cat(expected).square().mean().sqrt())
+def error(got: list[torch.Tensor], expected: list[torch.Tensor], middle: bool = False) -> float:
+    """Root mean square of the difference, as a share of that of `expected`; `middle`: that of the
+    median token."""
+    squares = (torch.cat(got) - torch.cat(expected)).square().mean(-1)
+    found = squares.median() if middle else squares.mean()
+    return float((found / torch.cat(expected).square().mean()).sqrt())
 
 
 @pytest.mark.parametrize(("family", "overrides"), VARIANTS, ids=IDS)
@@ -113,25 +115,27 @@ def test_attention_may_have_a_soft_cap() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]) -> None:
-    """As close to float32 over the same weights as transformers in bfloat16, within 20%."""
+    """As close to float32 over the same weights as transformers in bfloat16, within 20%. With
+    experts of the median token: some tokens go to others than in float32, and are far from it."""
     model = tiny_model(tiny_config(family), dtype="bfloat16")
     spec, params = parts_of(model)
     cpu = CpuDecoder(spec, panel_params(spec, params))
     tokens = sequences()
     rough = reference_logits(model, tokens)
     exact = reference_logits(model.float(), tokens)
-    rough_error = error(rough, exact)
+    middle = family in SPARSE_FAMILIES
+    rough_error = error(rough, exact, middle)
     module = native()
     assert module is not None
     for isa in isas:
         module.set_isa(isa)
         for panels in (True, False):
-            got = error(Rows(cpu, tokens, 32, panels=panels).step(LENGTHS), exact)
+            got = error(Rows(cpu, tokens, 32, panels=panels).step(LENGTHS), exact, middle)
             assert got < 1.2 * rough_error, f"{isa}, panels={panels}: {got} against {rough_error}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", *SPARSE_FAMILIES])
 def test_any_chunks_give_the_same_bits(family: str, dtype: str) -> None:
     """And any company: rows join and leave the batch."""
     cpu = random_decoder(family, dtype)
@@ -149,7 +153,7 @@ def test_any_chunks_give_the_same_bits(family: str, dtype: str) -> None:
         torch.testing.assert_close(torch.cat(got), expected, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "qwen3_moe"])
 def test_layers_may_be_cut_anywhere(family: str) -> None:
     cpu = random_decoder(family)
     tokens = sequences()
@@ -160,8 +164,9 @@ def test_layers_may_be_cut_anywhere(family: str) -> None:
 
 
 @pytest.mark.parametrize("own_threads", [1, 3])
-def test_any_number_of_threads_gives_the_same_bits(own_threads: int) -> None:
-    spec, plain = random_parts("llama")
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_any_number_of_threads_gives_the_same_bits(family: str, own_threads: int) -> None:
+    spec, plain = random_parts(family)
     params, tokens = panel_params(spec, plain), sequences()
     expected = Rows(CpuDecoder(spec, params), tokens, 32, panels=True).step(LENGTHS)
     cpu = CpuDecoder(spec, params, own_threads=own_threads)
@@ -233,6 +238,9 @@ CUTS = [
     ("qwen2", 3, {}),
     ("gemma3", 2, {}),
     ("gemma3", 4, {}),
+    ("mixtral", 2, {}),
+    ("mixtral", 4, {"num_local_experts": 4, "num_experts_per_tok": 3}),
+    ("qwen3_moe", 3, {}),
 ]
 
 
@@ -299,8 +307,29 @@ def test_a_sum_that_fails_is_told_and_the_decoder_goes_on(sums: int) -> None:
     assert torch.equal(again, expected)
 
 
-def test_the_profile_names_what_ran() -> None:
-    spec, plain = random_parts("llama")
+@pytest.mark.parametrize("family", SPARSE_FAMILIES)
+def test_reads_of_experts_are_counted(family: str) -> None:
+    """Once a step for each expert that some token chose, as `Decoder` does; a rank those it has."""
+    spec, plain = random_parts(family)
+    tokens = sequences()
+    decoders = [Decoder(spec, plain), CpuDecoder(spec, panel_params(spec, plain))]
+    rows = [Rows(decoder, tokens, 32, panels=index == 1) for index, decoder in enumerate(decoders)]
+    steps = [[1] * 5, [0, 1, 0, 0, 0], [0, 0, 69, 1, 1], [0] * 4 + [1]]
+    for counts in steps:
+        for one in rows:
+            one.step(counts)
+    expected, found = (decoder.expert_loads() for decoder in decoders)
+    assert found.keys() == expected.keys()
+    assert set(found) == {index for index, kind in enumerate(spec.layers) if kind.sparse}
+    for layer, loads_E in found.items():
+        assert torch.equal(loads_E, expected[layer])
+        assert loads_E.sum() >= len(steps) * spec.num_experts_per_tok
+        assert loads_E.max() <= len(steps)
+
+
+@pytest.mark.parametrize(("family", "more"), [("llama", set()), ("qwen3_moe", {"route"})])
+def test_the_profile_names_what_ran(family: str, more: set[str]) -> None:
+    spec, plain = random_parts(family)
     cpu = CpuDecoder(spec, panel_params(spec, plain), comm=ALONE)
     rows = Rows(cpu, sequences(), 32, panels=True)
     rows.step([1] * 5)
@@ -309,6 +338,6 @@ def test_the_profile_names_what_ran() -> None:
     rows.step([0, 1, 3, 4, 5])
     found = cpu.take_profile()
     layer = {"norms", "qkv", "rope_kv", "attention", "o", "gate_up", "down"}
-    assert set(found) == {"embed", "head"} | layer
+    assert set(found) == {"embed", "head"} | layer | more
     assert all(seconds > 0 for seconds in found.values())
     assert cpu.take_profile() == {}
