@@ -39,7 +39,7 @@ LAYERS = {
     "simulate":    Allowed("families layout plan scheduler", "numpy"),
     "batch":       Allowed("",                             STDLIB_ONLY),
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
-    "kernels":     Allowed("plan",                         "torch triton"),
+    "kernels":     Allowed("plan",                         "torch triton cupy cupy_backends"),
     "ops":         Allowed("layout plan kernels _cpu",     "torch triton"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),

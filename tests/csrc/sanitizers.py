@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,14 +17,14 @@ SANITIZERS = ("address,undefined", "thread")
 
 
 def compile_and_run(
-    sources: list[Path], sanitizers: str, folder: Path, *arguments: str
+    sources: list[Path], sanitizers: str, folder: Path, *arguments: str, flags: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Skips where there is no compiler, or none with these sanitizers."""
     if COMPILER is None:
         pytest.skip("no g++ or clang++ here")
     program = folder / "program"
-    flags = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    compile_ = [COMPILER, *flags, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    common = ["-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    compile_ = [COMPILER, *common, *flags, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     hello = folder / "hello.cpp"
     hello.write_text("int main() { return 0; }\n")
     probe = [*compile_, str(hello), "-o", str(folder / "hello")]
