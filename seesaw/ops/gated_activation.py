@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, I intermediate size.
 
@@ -21,9 +22,13 @@ Activation = Literal["silu", "gelu_pytorch_tanh"]
 def gated_activation(gate_up_TJ: torch.Tensor, activation: Activation) -> torch.Tensor:
     """`[T, 2 I]`, gate columns before up columns -> `[T, I]` of the same dtype.
 
-    The kernel rounds once; plain torch rounds the activation to the dtype before the product, as
-    the models' own code does.
+    Kernels round once; plain torch rounds the activation to the dtype before the product, as the
+    models' own code does.
     """
+    if on_triton(gate_up_TJ):
+        from seesaw.kernels.gated_activation import gated_activation as launch
+
+        return launch(gate_up_TJ, activation)
     cpu = native()
     if cpu is not None and usable(gate_up_TJ) and gate_up_TJ.stride(1) == 1:
         tokens, size = len(gate_up_TJ), gate_up_TJ.shape[1] // 2
