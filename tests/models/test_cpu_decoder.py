@@ -116,7 +116,8 @@ def test_attention_may_have_a_soft_cap() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]) -> None:
     """As close to float32 over the same weights as transformers in bfloat16, within 20%. With
-    experts of the median token: some tokens go to others than in float32, and are far from it."""
+    experts of the median token, within half: some tokens go to others than in float32, and are far
+    from it."""
     model = tiny_model(tiny_config(family), dtype="bfloat16")
     spec, params = parts_of(model)
     cpu = CpuDecoder(spec, panel_params(spec, params))
@@ -124,6 +125,7 @@ def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]
     rough = reference_logits(model, tokens)
     exact = reference_logits(model.float(), tokens)
     middle = family in SPARSE_FAMILIES
+    allowed = 1.5 if middle else 1.2
     rough_error = error(rough, exact, middle)
     module = native()
     assert module is not None
@@ -131,7 +133,9 @@ def test_every_instruction_set_is_close_in_bfloat16(family: str, isas: list[str]
         module.set_isa(isa)
         for panels in (True, False):
             got = error(Rows(cpu, tokens, 32, panels=panels).step(LENGTHS), exact, middle)
-            assert got < 1.2 * rough_error, f"{isa}, panels={panels}: {got} against {rough_error}"
+            assert got < allowed * rough_error, (
+                f"{isa}, panels={panels}: {got} against {rough_error}"
+            )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -188,8 +188,13 @@ def _of_layer(
     group = spec.num_attention_heads // spec.num_key_value_heads
     mlp = slice(*ranges.mlp)
     dim = spec.head_dim
+    yield from _experts(tensors, ranges)
     for name, tensor in tensors.items():
-        if ".q_proj." in name:
+        if ".experts." in name:
+            continue
+        if ".gate." in name:
+            yield "mlp.gate.weight", tensor
+        elif ".q_proj." in name:
             q = tensor.unflatten(0, (-1, dim))
             k, v = (
                 tensors[name.replace("q_proj", part)].unflatten(0, (-1, dim))
@@ -210,3 +215,20 @@ def _of_layer(
             yield name, tensor[:, mlp].T
         elif all(part not in name for part in (".k_proj.", ".v_proj.", ".up_proj.")):
             yield name, tensor
+
+
+def _experts(
+    tensors: Mapping[str, torch.Tensor], ranges: RankRanges
+) -> Iterator[tuple[str, torch.Tensor]]:
+    found: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            _, _, expert, projection, _ = name.split(".")
+            found[int(expert)][projection] = tensor
+    if not found:
+        return
+    own = [found[expert] for expert in range(*ranges.experts)]
+    gate, up, down = ("w1", "w3", "w2") if "w1" in own[0] else ("gate_proj", "up_proj", "down_proj")
+    gate_up = torch.stack([torch.cat([one[gate], one[up]]) for one in own])
+    yield "mlp.experts.gate_up_proj.weight", gate_up
+    yield "mlp.experts.down_proj.weight", torch.stack([one[down].T for one in own])

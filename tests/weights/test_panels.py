@@ -22,7 +22,7 @@ from seesaw.weights.hashes import param_hashes
 from seesaw.weights.image import WeightImage
 from seesaw.weights.panels import pack, unpack
 from seesaw.weights.placement import Run
-from tests.checkpoints import PLAIN_FAMILIES, tiny_config, tiny_model
+from tests.checkpoints import FAMILIES, tiny_config, tiny_model
 from tests.layout.models import panel_layouts, panel_models_and_pairs
 from tests.models import panels as reference
 from tests.weights.gguf_files import write_gguf
@@ -39,7 +39,12 @@ UNEVEN = [
     {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 80, "attention_bias": True,
      "mlp_bias": True, "intermediate_size": 128},
 ]  # fmt: skip
-VARIANTS = [*((family, {}) for family in PLAIN_FAMILIES), *(("llama", sizes) for sizes in UNEVEN)]
+VARIANTS = [
+    *((family, {}) for family in FAMILIES),
+    *(("llama", sizes) for sizes in UNEVEN),
+    # a last tile of 4 in each expert, a last panel of 4 columns, routers of two panels
+    ("qwen3_moe", {"moe_intermediate_size": 36, "hidden_size": 100, "num_experts": 34}),
+]
 variants = pytest.mark.parametrize(
     ("family", "overrides"), VARIANTS, ids=[f"{f}-{len(o)}" for f, o in VARIANTS]
 )
