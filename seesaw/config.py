@@ -170,7 +170,7 @@ class EngineConfig:
         "gloo. GPUs use NCCL",
     )
     enforce_eager: bool = _opt(
-        False, "no CUDA graphs (this version records none, so both values run the same code)"
+        False, "record no decode steps as CUDA graphs, which take memory and seconds at the start"
     )
     profile: bool = _opt(
         False, "split the time of steps by operation; logged at the end (bench: with the figures)"

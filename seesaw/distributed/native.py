@@ -20,6 +20,8 @@ _SUMMED = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 class NativeGroup:
     """A `Comm`. `native` is the same for C++ code, which calls it without Python."""
 
+    recordable = False
+
     def __init__(self, comm: _cpu.Comm) -> None:
         self.native = comm
         self.size, self.rank = comm.size, comm.rank

@@ -34,6 +34,7 @@ class TorchGroup:
         self._group = group
         self.size = group.size()
         self.rank = group.rank()
+        self.recordable = dist.get_backend(group) == "nccl"
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel():

@@ -5,14 +5,17 @@ its arena, pools and groups.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from seesaw.distributed import RankGroup
+from seesaw.engine.cuda_graphs import CudaRecorder, Recorder
+from seesaw.engine.device_clock import clock_of
 from seesaw.engine.messages import RankSetup, TransferReport
-from seesaw.engine.model_runner import ModelRunner, PhaseWeights, RankPhase
+from seesaw.engine.model_runner import ModelRunner
+from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
 from seesaw.engine.threads import use_threads
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
@@ -33,6 +36,7 @@ from seesaw.layout.kv import PIECE_TOKENS, PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves
+from seesaw.log import get_logger
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.plan.weight_bytes import in_place
@@ -41,6 +45,8 @@ from seesaw.scheduler.output import Phase
 from seesaw.weights.arena import Arena
 from seesaw.weights.image import WeightImage
 from seesaw.weights.reshard import Exchange, Resharder
+
+logger = get_logger(__name__)
 
 Report = Callable[[TransferReport | BaseException], None]
 
@@ -217,6 +223,41 @@ class _Builder:
             stored_heads=owned_heads(layout, setup.spec, setup.rank),
         )
 
+    def runner(
+        self,
+        phases: Mapping[Phase, RankPhase],
+        *,
+        links: StageLink | None = None,
+        transfers: KVTransfers | None = None,
+        weights: PhaseWeights | None = None,
+    ) -> ModelRunner:
+        setup = self.setup
+        return ModelRunner(
+            setup.rank,
+            phases,
+            self.device,
+            clock_of(self.device, profile=setup.profile),
+            setup.limits,
+            links=links,
+            transfers=transfers,
+            weights=weights,
+            recorder=recorder_for(setup, phases.values()),
+            release=self.release,
+            profile=setup.profile,
+        )
+
+
+def recorder_for(setup: RankSetup, phases: Iterable[RankPhase]) -> Recorder | None:
+    """What records decode steps, where the setup asks for it and the layouts allow it in any phase;
+    if not because of how ranks talk, that is told."""
+    whole = [phase for phase in phases if phase.is_whole]
+    if not setup.graph_bytes or not whole:
+        return None
+    if not any(phase.comm.recordable for phase in whole):
+        logger.info("no CUDA graphs: how these ranks talk to each other cannot be recorded")
+        return None
+    return CudaRecorder(torch.device(setup.device), setup.graph_bytes)
+
 
 def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> ModelRunner:
     """A rank of its own process. `files`: as `Setup` has them; they are the runner's from here on.
@@ -250,15 +291,11 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
     transfers = None
     if setup.tier is not None:
         transfers = builder.transfers(HostTier.attach(files[1], tier_shape(setup)))
-    return ModelRunner(
-        setup.rank,
+    return builder.runner(
         builder.phases(params, comms),
-        builder.device,
         links=group,
         transfers=transfers,
         weights=weights if len(plan.phases) == 2 else None,
-        release=builder.release,
-        profile=setup.profile,
     )
 
 
@@ -300,11 +337,6 @@ def build_local_runner(
     """The only rank, in this process, with all parameters in place; the tier becomes its own."""
     builder = _Builder(setup, report)
     transfers = None if tier is None else builder.transfers(tier)
-    return ModelRunner(
-        setup.rank,
-        builder.phases({"decode": params}, {"decode": ALONE}),
-        builder.device,
-        transfers=transfers,
-        release=builder.release,
-        profile=setup.profile,
+    return builder.runner(
+        builder.phases({"decode": params}, {"decode": ALONE}), transfers=transfers
     )

@@ -2,8 +2,8 @@
 hand over.
 
 One device runs in this process, on a thread of its own: torch releases the interpreter lock while
-it computes, so the next step is planned, and finished text is decoded, meanwhile. Several devices:
-`rank_executor.py`.
+it computes or waits, so the next step is planned, and finished text is decoded, meanwhile. Several
+devices: `rank_executor.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from seesaw.engine.host import return_free_memory
 from seesaw.engine.merger import Merger
 from seesaw.engine.messages import StepReport, TransferReport
 from seesaw.engine.model_runner import ModelRunner
+from seesaw.engine.steps_ahead import StepsAhead
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 
@@ -112,7 +113,7 @@ class InProcessExecutor:
         return self._merger.weight_bytes
 
     def shutdown(self) -> None:
-        """The step that runs is waited for; those behind it are not begun."""
+        """Steps that were begun are waited for; those behind them are not begun."""
         self._stopping = True
         self._steps.put(None)
         self._thread.join()
@@ -130,16 +131,22 @@ class InProcessExecutor:
             return
         del make_runner
         self._made.put(None)
-        while (step := self._steps.get()) is not None and not self._stopping:
-            try:
-                self._done.put(runner.execute(step))
-            except BaseException as error:
-                # The traceback is kept, and with it all that its frames hold: weights and KV.
-                traceback.clear_frames(error.__traceback__)
-                runner.close()
-                del runner
-                self._done.put(error)
-                return
+        ahead = StepsAhead(runner, self._done.put)
+        try:
+            while True:
+                ahead.work_until(lambda: not self._steps.empty())
+                step = self._steps.get()
+                if step is None or self._stopping:
+                    break
+                ahead.begin(step)
+            ahead.settle()
+        except BaseException as error:
+            # The traceback is kept, and with it all that its frames hold: weights and KV.
+            traceback.clear_frames(error.__traceback__)
+            runner.close()
+            del runner, ahead
+            self._done.put(error)
+            return
         runner.close()
-        del runner
+        del runner, ahead
         return_free_memory()

@@ -34,6 +34,18 @@ def cpu_backend() -> str:
     return "kernels" if why is None else f"plain torch: {why}"
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether seesaw's own kernels compute on `device`: in C++ on CPUs, Triton's on GPUs."""
+    import torch
+
+    from seesaw.ops.native import native
+    from seesaw.ops.triton_backend import on_triton
+
+    if device.type == "cpu":
+        return native() is not None
+    return on_triton(torch.empty(0, device=device))
+
+
 def return_free_memory() -> None:
     """Have the C library hand back what was freed: weights of an engine that has ended would else
     stay with the program that embeds it, in the heaps of threads that are gone. glibc only."""

@@ -13,13 +13,12 @@ import torch
 
 from seesaw.config import DType, EngineConfig
 from seesaw.engine.at_hand import AtHand, calibrated, of_cpu, of_gpus
-from seesaw.engine.host import device_space, usable_cores
+from seesaw.engine.host import device_space, has_kernels, usable_cores
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair, layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.log import get_logger
-from seesaw.ops.native import native
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
 from seesaw.plan.machine_files import device_by_torch_name, local_path
@@ -109,7 +108,7 @@ def _plan(
         found = search(
             spec, at_hand.machines, Constant("assumed", "assumed", lengths), ASSUMED_REQUESTS,
             config, chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
-            space=device_space(device, len(machine.devices)), native=native() is not None,
+            space=device_space(device, len(machine.devices)), native=has_kernels(device),
         )  # fmt: skip
     except DoesNotFit:
         return f"no layout has room for requests of {lengths.prompt + lengths.answer} tokens"
@@ -178,7 +177,7 @@ def _by_rule(
         prefill=replicas,
         decode=replicas,
         uses_tier=has_tier,
-        native=native() is not None,
+        native=has_kernels(device),
     )
     if DeviceSplit.of(setting).fits:
         return LayoutChoice(replicas, replicas, f"the model fits one device; {why}")

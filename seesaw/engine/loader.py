@@ -17,9 +17,9 @@ from seesaw.config import EngineConfig, format_bytes, parse_cores
 from seesaw.distributed import Kind, choose
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
-from seesaw.engine.host import device_space
+from seesaw.engine.host import device_space, has_kernels
 from seesaw.engine.layouts import choose_layouts
-from seesaw.engine.messages import RankSetup, TierSetup
+from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
@@ -30,7 +30,7 @@ from seesaw.kvcache.tier import HostTier
 from seesaw.layout.format import FormatName
 from seesaw.layout.panels import panels_suit
 from seesaw.log import get_logger
-from seesaw.ops.native import native, why_plain_torch
+from seesaw.ops.native import why_plain_torch
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
@@ -76,9 +76,14 @@ def load_replicas(
     space = device_space(device, layouts.num_ranks)
     # First, so that the log says why there are no kernels where the plan then needs them.
     weights = _weight_format(checkpoint.spec, dtype, layouts, device)
-    has_kernels = native() is not None
     plan = plan_memory(
-        config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier, native=has_kernels
+        config,
+        checkpoint.spec,
+        dtype.itemsize,
+        space,
+        layouts,
+        uses_tier,
+        native=has_kernels(device),
     )
     schedulers = make_schedulers(
         config,
@@ -121,6 +126,12 @@ def _setup(
         num_blocks=plan.num_blocks,
         prefill_blocks=plan.prefill_blocks,
         tier=TierSetup(plan.tier_blocks, plan.tier_block_size) if plan.tier_blocks else None,
+        limits=StepLimits(
+            num_tokens=config.max_num_batched_tokens,
+            num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+            row_tokens=plan.max_model_len,
+        ),
+        graph_bytes=plan.graph_bytes,
         weights=weights,
         reload=reload_of(config, weights),
         peers=from_peers(config, "cuda" if device.type == "cuda" else "cpu"),

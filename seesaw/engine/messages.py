@@ -24,6 +24,15 @@ class TierSetup:
     block_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Most tokens and rows of a step, and most tokens of a row with its cached ones."""
+
+    num_tokens: int
+    num_rows: int
+    row_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSetup:
     """All that a rank must know before its first step. Layouts are those of a replica (dp 1).
@@ -42,6 +51,9 @@ class RankSetup:
     num_blocks: int
     prefill_blocks: int
     tier: TierSetup | None
+    limits: StepLimits
+    graph_bytes: int
+    """Of device memory for CUDA graphs; 0 = none are recorded."""
     weights: FormatName
     reload: Reload
     peers: bool

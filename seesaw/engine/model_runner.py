@@ -1,8 +1,9 @@
 """One rank's share of a step: makes tensors of rows, runs its layers, draws tokens, begins copies.
 
-It knows each request's tokens itself, drawn ones included, so a step may name positions whose
-tokens the scheduler has not heard of yet. It decides nothing: which rows, blocks, copies and layout
-is the scheduler's business. Knows no processes.
+A step is begun and finished apart: what the device is given for the next one may follow at once,
+since tokens that the host has not read yet are found on the device. So a step may name positions
+whose tokens nobody has heard of yet. Decides nothing: which rows, blocks, copies and layout is the
+scheduler's business. Knows no processes.
 """
 
 from __future__ import annotations
@@ -10,77 +11,31 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
-from seesaw.engine.messages import StepReport
+from seesaw.engine.begun_step import ModelStep
+from seesaw.engine.cuda_graphs import DecodeGraphs, Recorder
+from seesaw.engine.device_clock import DeviceClock
+from seesaw.engine.input_batch import InputBuffers, RowArrays, as_tensors, gather_rows
+from seesaw.engine.messages import StepLimits, StepReport
 from seesaw.engine.profile import StepClock
-from seesaw.engine.sampler import SamplingState, draw, draw_highest
-from seesaw.kvcache.pool import KVCache
+from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
+from seesaw.engine.request_state import RequestState
+from seesaw.engine.sampler import PendingDraw, SamplingState, begin_draw, begin_draw_highest
 from seesaw.kvcache.transfer import KVTransfers
-from seesaw.layers.comm import Comm
-from seesaw.layout import Range, RankRanges
-from seesaw.models.cpu_decoder import CpuDecoder
-from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
-from seesaw.scheduler.output import Batch, Load, Phase, Row, SchedulerOutput, Store
+from seesaw.ops.triton_backend import on_triton
+from seesaw.scheduler.output import Batch, Load, Phase, SchedulerOutput, Store
 from seesaw.weights.hashes import param_hashes
-
-
-class StageLink(Protocol):
-    """Hands hidden states on between pipeline stages. Ranks count within the replica."""
-
-    def send(self, tensor: torch.Tensor, to_rank: int) -> None:
-        """Begin to send; `tensor` must not be changed any more."""
-        ...
-
-    def recv(self, shape: tuple[int, ...], dtype: torch.dtype, from_rank: int) -> torch.Tensor: ...
-
-
-class PhaseWeights(Protocol):
-    """The rank's weights, which are those of one phase at a time."""
-
-    def switch(self, phase: Phase) -> dict[str, int]:
-        """Make them those of `phase`; bytes by source."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class RankPhase:
-    """What a rank is in one layout. `previous` and `following` are the ranks of the stages before
-    and after it; `stored_heads` the KV heads that it stores for those who share them."""
-
-    ranges: RankRanges
-    params: Mapping[str, torch.Tensor]
-    decoder: Decoder | CpuDecoder
-    kv: KVCache
-    comm: Comm
-    previous: int | None
-    following: int | None
-    stored_heads: Range
-
-
-@dataclass(slots=True)
-class _RequestState:
-    tokens: list[int]
-    sampling: SamplingState
-    blocks: array[int] = field(default_factory=lambda: array("i"))
-
-    def hear(self, start: int, tokens: list[int]) -> None:
-        """Take in tokens from position `start` on, some of which may be known."""
-        assert start <= len(self.tokens), f"tokens {len(self.tokens)} to {start} are unknown"
-        for token in tokens[len(self.tokens) - start :]:
-            self.tokens.append(token)
-            self.sampling.add(token)
 
 
 class ModelRunner:
     """Runs steps in order of `step_id`.
 
     `links` is needed where a layout has several stages, `transfers` where there is a host tier,
-    `weights` where the layouts differ. `release`: what is to be closed with the runner, in order.
+    `weights` where the layouts differ; with a `recorder` decode steps are recorded and replayed.
+    `release`: what is to be closed with the runner, in order.
     """
 
     def __init__(
@@ -88,10 +43,13 @@ class ModelRunner:
         rank: int,
         phases: Mapping[Phase, RankPhase],
         device: torch.device,
+        clock: DeviceClock,
+        limits: StepLimits,
         *,
         links: StageLink | None = None,
         transfers: KVTransfers | None = None,
         weights: PhaseWeights | None = None,
+        recorder: Recorder | None = None,
         release: Sequence[Callable[[], None]] = (),
         profile: bool = False,
     ) -> None:
@@ -102,42 +60,67 @@ class ModelRunner:
         self._transfers = transfers
         self._weights = weights
         self._release = release
-        self._requests: dict[str, _RequestState] = {}
-        self._waited_s = 0.0
+        self._requests: dict[str, RequestState] = {}
         self._phase: Phase = next(iter(phases))
-        self._clock = StepClock(profile, device)
+        self._clock = clock
+        self.steps_ahead = clock.steps_ahead
+        some = phases[self._phase]
+        self._buffers: InputBuffers | None = None
+        if clock.steps_ahead or on_triton(some.kv.pool):
+            self._buffers = InputBuffers(limits, some.kv.block_size, device, clock)
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None:
+            assert self._buffers is not None, "graphs of what is not on a device"
+            decoder = some.decoder
+            self._graphs = DecodeGraphs(
+                recorder, self._buffers, limits, decoder.spec.hidden_size, decoder.dtype, device
+            )
+        self._profile = StepClock(profile, device)
         for phase in phases.values():
             phase.decoder.set_profiling(profile)
 
+    def needs_results(self, step: SchedulerOutput) -> bool:
+        """Whether `step` can be begun only when those before it are finished: it changes the
+        layout, which is waited for, or draws by tokens that are still being drawn."""
+        return step.reshard or any(
+            row.samples
+            and (state := self._requests.get(row.request_id)) is not None
+            and state.num_drawing > 0
+            and state.sampling.needs_known_tokens
+            for lane in step.lanes
+            for row in lane.rows
+        )
+
     @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> StepReport:
-        """Run the rank's part of a step; waits for ranks that must run theirs first."""
+    def begin(self, step: SchedulerOutput) -> ModelStep:
+        """Hand the rank's part of a step to the device. Waits for ranks that must run theirs first,
+        where that is the host's business, and for a change of layout."""
+        with self._clock.scope():
+            return self._begin(step)
+
+    def _begin(self, step: SchedulerOutput) -> ModelStep:
         report = StepReport(rank=self._rank, step_id=step.step_id)
-        clock = self._clock
-        clock.begin()
-        began_s = time.perf_counter()
+        self._profile.begin()
         assert step.reshard == (step.phase != self._phase), f"step {step.step_id}: wrong phase"
         self._phase = step.phase
         if step.reshard and self._weights is not None:
+            began_s = time.perf_counter()
             report.weight_bytes = self._weights.switch(step.phase)
             report.reshard_s = time.perf_counter() - began_s
-            clock.mark("reshard")
+            self._profile.mark("reshard")
+        begun = ModelStep(report, self._clock, self._profile)
         phase = self._phases[step.phase]
         if phase.following is None:
             report.token_ids = []
         self._apply(step, phase)
         for load in step.loads:
             self._load(load)
-        self._waited_s = 0.0
         for lane in step.lanes:
-            self._run_batch(lane, phase, report)
+            self._run_batch(lane, step, phase, begun)
         for store in step.stores:
             self._store(store)
-        clock.mark("stores and rest")
-        report.parts = clock.end()
-        total_s = time.perf_counter() - began_s
-        report.busy_s = max(0.0, total_s - report.reshard_s - self._waited_s)
-        return report
+        begun.close()
+        return begun
 
     def inspect(self) -> tuple[Phase, dict[str, str], int]:
         """(present phase, hashes of its parameters by name, bytes of weights and pools)."""
@@ -155,6 +138,7 @@ class ModelRunner:
         self._release = ()
         self._phases = {}
         self._links = self._transfers = self._weights = None
+        self._buffers = self._graphs = None
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -164,7 +148,7 @@ class ModelRunner:
         for request_id in step.preempted:
             self._requests[request_id].blocks = array("i")
         for new in step.new_requests:
-            self._requests[new.request_id] = _RequestState(
+            self._requests[new.request_id] = RequestState(
                 list(new.prompt_token_ids), SamplingState(new)
             )
         for request_id, blocks in step.appended_blocks.items():
@@ -196,127 +180,93 @@ class ModelRunner:
 
     # -- rows -------------------------------------------------------------------------------------
 
-    def _run_batch(self, batch: Batch, phase: RankPhase, report: StepReport) -> None:
-        rows = batch.rows
-        if not rows:
+    def _run_batch(
+        self, batch: Batch, step: SchedulerOutput, phase: RankPhase, begun: ModelStep
+    ) -> None:
+        if not batch.rows:
             return
-        decoder, layers = phase.decoder, phase.ranges.layers
-        num_layers = decoder.spec.num_hidden_layers
-        for row in rows:
+        num_layers = phase.decoder.spec.num_hidden_layers
+        for row in batch.rows:
             assert (row.layer_start, row.layer_stop) == (0, num_layers), f"{row}: partial layers"
-        inputs = self._inputs(rows, phase)
-        self._clock.mark("inputs")
-        if phase.previous is None:
-            hidden = decoder.embed(inputs.token_ids_T)
-        else:
-            hidden = self._receive(len(inputs.positions_T), phase)
-        is_last = phase.following is None
-        hidden = decoder.run_layers(
-            hidden, inputs, phase.kv, layers.start, layers.stop, only_sampled=is_last
+        rows = gather_rows(
+            batch.rows, self._requests, phase.kv.block_size, embeds=phase.previous is None
         )
-        self._clock.mark("decoder")
+        drawing = [self._requests[row.request_id] for row in batch.rows if row.samples]
+        draw: PendingDraw | None
+        if self._graphs is not None and self._graphs.suits(rows, phase):
+            draw = self._replay(self._graphs, rows, drawing, step, phase)
+        else:
+            draw = self._run_layers(rows, drawing, phase, begun)
+        if draw is not None:
+            if self._buffers is not None:
+                at = begun.num_drawn
+                self._buffers.drawn[at : at + len(drawing)].copy_(draw.ids_S)
+            begun.add(drawing, draw)
+            self._profile.mark("sampling")
+        self._profile.split("decoder", phase.decoder.take_profile())
+
+    def _replay(
+        self,
+        graphs: DecodeGraphs,
+        rows: RowArrays,
+        drawing: list[RequestState],
+        step: SchedulerOutput,
+        phase: RankPhase,
+    ) -> PendingDraw:
+        """A step of one token per row; the first after a change of layout without a graph."""
+        states = [state.sampling for state in drawing]
+        if all(state.takes_the_highest for state in states):
+            value_S, id_S = graphs.highest(step.phase, phase, rows, eager=step.reshard)
+            self._profile.mark("decoder")
+            return begin_draw_highest(value_S, id_S, states, phase.comm)
+        hidden_SH = graphs.hidden(step.phase, phase, rows, eager=step.reshard)
+        return self._draw(hidden_SH, states, phase)
+
+    def _run_layers(
+        self, rows: RowArrays, drawing: list[RequestState], phase: RankPhase, begun: ModelStep
+    ) -> PendingDraw | None:
+        """Draws on the last stage, where a row samples."""
+        decoder, layers = phase.decoder, phase.ranges.layers
+        inputs = as_tensors(rows) if self._buffers is None else self._buffers.upload(rows)
+        self._profile.mark("inputs")
+        if phase.previous is None:
+            hidden_TH = decoder.embed(inputs.token_ids_T)
+        else:
+            hidden_TH = self._receive(inputs, phase, begun)
+        is_last = phase.following is None
+        hidden_TH = decoder.run_layers(
+            hidden_TH, inputs, phase.kv, layers.start, layers.stop, only_sampled=is_last
+        )
+        self._profile.mark("decoder")
         if phase.following is not None:
             assert self._links is not None, "a stage without links"
-            self._links.send(hidden, phase.following)
-            self._clock.mark("hand-over")
-            self._clock.split("decoder", decoder.take_profile())
-            return
-        drawing = [self._requests[row.request_id] for row in rows if row.samples]
-        if drawing:
-            self._draw(hidden, drawing, phase, report)
-        self._clock.split("decoder", decoder.take_profile())
+            self._links.send(hidden_TH, phase.following)
+            self._profile.mark("hand-over")
+            return None
+        if not drawing:
+            return None
+        return self._draw(hidden_TH, [state.sampling for state in drawing], phase)
 
-    def _receive(self, num_tokens: int, phase: RankPhase) -> torch.Tensor:
+    def _receive(self, inputs: StepInputs, phase: RankPhase, begun: ModelStep) -> torch.Tensor:
         assert self._links is not None, "a stage without links"
         assert phase.previous is not None, "the first stage receives nothing"
-        began_s = time.perf_counter()
-        decoder = phase.decoder
-        hidden = self._links.recv(
-            (num_tokens, decoder.spec.hidden_size), decoder.dtype, phase.previous
+        decoder, began = phase.decoder, self._clock.mark()
+        hidden_TH = self._links.recv(
+            (len(inputs.positions_T), decoder.spec.hidden_size), decoder.dtype, phase.previous
         )
-        self._waited_s += time.perf_counter() - began_s
-        self._clock.mark("waiting for a stage")
-        return hidden
+        begun.waited(began, self._clock.mark())
+        self._profile.mark("waiting for a stage")
+        return hidden_TH
 
     def _draw(
-        self,
-        hidden_SH: torch.Tensor,
-        drawing: list[_RequestState],
-        phase: RankPhase,
-        report: StepReport,
-    ) -> None:
-        assert report.token_ids is not None, "the last stage draws"
+        self, hidden_SH: torch.Tensor, states: list[SamplingState], phase: RankPhase
+    ) -> PendingDraw:
         decoder, comm = phase.decoder, phase.comm
-        states = [state.sampling for state in drawing]
         every_S = torch.arange(len(states), device=self._device)
-        logprobs = None
         if all(state.takes_the_highest for state in states):
             value_S, id_S = decoder.highest(hidden_SH, every_S)
-            self._clock.mark("decoder")
-            tokens = draw_highest(value_S, id_S, states, comm)
-        else:
-            logits = decoder.logits(hidden_SH, every_S)
-            self._clock.mark("decoder")
-            tokens, logprobs = draw(logits, states, comm, decoder.spec.vocab_size)
-        for state, token in zip(drawing, tokens, strict=True):
-            state.tokens.append(token)
-        if logprobs is not None or report.logprobs is not None:
-            earlier = report.logprobs or [None] * len(report.token_ids)
-            report.logprobs = earlier + (logprobs or [None] * len(tokens))
-        report.token_ids += tokens
-        self._clock.mark("sampling")
-
-    def _inputs(self, rows: list[Row], phase: RankPhase) -> StepInputs:
-        size = phase.kv.block_size
-        embeds = phase.previous is None
-        token_ids, positions, slots, sample_index = array("q"), array("q"), array("q"), array("q")
-        tables: list[array[int]] = []
-        cu_seqlens, seq_lens = [0], []
-        for request_id, start, count, _, _, samples in rows:
-            state = self._requests[request_id]
-            end = start + count
-            table = state.blocks[: -(-end // size)]
-            assert len(table) * size >= end, f"{request_id}: no block for token {end - 1}"
-            if count == 1:
-                positions.append(start)
-                slots.append(table[-1] * size + start % size)
-            else:
-                positions.extend(range(start, end))
-                for index in range(start // size, len(table)):
-                    # slots and positions of a block's tokens differ by the same
-                    base = (table[index] - index) * size
-                    first, last = max(start, index * size), min(end, index * size + size)
-                    slots.extend(range(base + first, base + last))
-            if embeds:
-                token_ids.extend(state.tokens[start:end])
-                assert len(token_ids) == len(positions), f"{request_id}: tokens up to {end} unknown"
-            tables.append(table)
-            cu_seqlens.append(len(positions))
-            seq_lens.append(end)
-            if samples:
-                sample_index.append(len(positions) - 1)
-        return StepInputs(
-            token_ids_T=self._tensor(token_ids),
-            positions_T=self._tensor(positions),
-            slot_mapping_T=self._tensor(slots),
-            block_table_RP=self._tensor(_padded(tables)).view(len(rows), -1),
-            cu_seqlens_q_list=cu_seqlens,
-            seq_lens_list=seq_lens,
-            sample_index_S=self._tensor(sample_index),
-        )
-
-    def _tensor(self, values: array[int]) -> torch.Tensor:
-        """The same numbers; on the CPU in the same memory."""
-        dtype = torch.int64 if values.typecode == "q" else torch.int32
-        if not values:
-            return torch.empty(0, dtype=dtype, device=self._device)
-        return torch.frombuffer(values, dtype=dtype).to(self._device)
-
-
-def _padded(tables: list[array[int]]) -> array[int]:
-    """One after another, with zeros up to the longest."""
-    width = max(map(len, tables))
-    joined = array("i", bytes(4 * width * len(tables)))
-    for row, table in enumerate(tables):
-        joined[row * width : row * width + len(table)] = table
-    return joined
+            self._profile.mark("decoder")
+            return begin_draw_highest(value_S, id_S, states, comm)
+        logits_SV = decoder.logits(hidden_SH, every_S)
+        self._profile.mark("decoder")
+        return begin_draw(logits_SV, states, comm, decoder.spec.vocab_size)

@@ -29,10 +29,12 @@ from seesaw.engine.messages import (
     Ready,
     Setup,
     Step,
-    Stop,
+    StepReport,
+    ToWorker,
     TransferReport,
 )
 from seesaw.engine.model_runner import ModelRunner
+from seesaw.engine.steps_ahead import StepsAhead
 from seesaw.engine.wire import decode, encode
 
 MOST_FILES = 8
@@ -62,39 +64,56 @@ class WorkerProcess:
         self._sending = threading.Lock()
         self._where = "starting"
         self._runner: ModelRunner | None = None
+        self._ahead: StepsAhead | None = None
 
     def run(self) -> int:
         """Until told to stop; the exit code."""
         try:
-            while self._take(decode(self._inbox.recv())):
+            while self._take(self._next()):
                 pass
         except BaseException as error:
+            if self._ahead is not None:
+                self._where = self._ahead.doing
             self._fail(error)
             return 1
         return 0
 
-    def _take(self, message: Setup | Step | Inspect | Stop) -> bool:
+    def _next(self) -> ToWorker:
+        """The next message; until there is one, steps are reported as they are done."""
+        if self._ahead is not None:
+            self._ahead.work_until(lambda: self._inbox.poll(0) != 0)
+        message: ToWorker = decode(self._inbox.recv())
+        return message
+
+    def _take(self, message: ToWorker) -> bool:
         """Act on one message; False at the end."""
         if isinstance(message, Step):
-            step = message.output
-            self._where = f"{step.phase} step {step.step_id}"
-            assert self._runner is not None, "a step before the setup"
-            report = self._runner.execute(step)
-            report.rank = self._rank  # the runner counts within its replica
-            self._send(report)
-        elif isinstance(message, Setup):
+            assert self._ahead is not None, "a step before the setup"
+            self._ahead.begin(message.output)
+            return True
+        if self._ahead is not None:
+            self._ahead.settle()
+        if isinstance(message, Setup):
             self._where = "loading weights"
-            if self._runner is not None:
-                self._runner.close()
+            self._close()
             self._runner = self._build(message.setup)
+            self._ahead = StepsAhead(self._runner, self._report_step)
             self._send(Ready(self._rank))
         elif isinstance(message, Inspect):
             self._send(self._inspect())
         else:
-            if self._runner is not None:
-                self._runner.close()
+            self._close()
             return False
         return True
+
+    def _close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = self._ahead = None
+
+    def _report_step(self, report: StepReport) -> None:
+        report.rank = self._rank  # the runner counts within its replica
+        self._send(report)
 
     def _build(self, setup: RankSetup) -> ModelRunner:
         files = self._files.get()

@@ -11,10 +11,14 @@ import torch
 
 
 class Comm(Protocol):
-    """The tensor-parallel ranks of one stage. Every rank makes the same calls in the same order."""
+    """The tensor-parallel ranks of one stage. Every rank makes the same calls in the same order.
+
+    `recordable`: calls may be part of a CUDA graph.
+    """
 
     size: int
     rank: int
+    recordable: bool
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks; `x` (contiguous) may be changed and returned. Same bits on all."""
@@ -30,6 +34,7 @@ class Alone:
 
     size = 1
     rank = 0
+    recordable = True
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from seesaw.ops.device_rows import DeviceRows
+
 
 @dataclass(slots=True)
 class StepInputs:
@@ -23,6 +25,9 @@ class StepInputs:
     cu_seqlens_q_list          R + 1 offsets of the rows in T
     seq_lens_list              tokens per row whose KV is attended to, this step's included
     sample_index_S             int64, index in T of the last token of each row that samples
+    rows                       the same bounds of rows for Triton's kernels, which need them; only
+                               where they run may the lists be empty
+    whole_prompts              each row has all of its tokens in this step
     """
 
     token_ids_T: torch.Tensor
@@ -32,3 +37,5 @@ class StepInputs:
     cu_seqlens_q_list: list[int]
     seq_lens_list: list[int]
     sample_index_S: torch.Tensor
+    rows: DeviceRows | None = None
+    whole_prompts: bool = False

@@ -1,7 +1,7 @@
 """How much memory `ops/paged_attention` takes beside its output, and the bounds that keep it small.
 
 Arithmetic only: the op groups its rows by these bounds, and the memory plan sets aside what they
-allow.
+allow. Triton's kernels gather nothing; they take memory for parts of rows alone.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ def workspace_bytes(shape: AttentionShape, max_queries: int, max_seq_len: int) -
     padded_queries = int((1 + MAX_WASTE) * max_queries) + MAX_PADDING
     q_and_out = 3 * padded_queries * shape.num_heads * shape.head_dim * shape.element_bytes
     return widened + scores + q_and_out
+
+
+SPLIT_PROGRAMS = 6144
+"""Most programs that share rows among them in `kernels/paged_decode`: twice 16 on each of 192
+SMs, more than any GPU has that there is a machine file of."""
+
+
+def split_workspace_bytes(shape: AttentionShape, max_rows: int) -> int:
+    """Upper bound of the parts of rows that Triton's kernels write before they are merged, for at
+    most `max_rows` rows: of each program and query head an output and a log-sum-exp in float32."""
+    parts = SPLIT_PROGRAMS + max_rows * shape.num_kv_heads
+    return parts * shape.num_heads // shape.num_kv_heads * (shape.head_dim + 1) * 4
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -28,7 +28,7 @@ from seesaw.plan.weight_bytes import (
     weight_bytes,
     weight_format,
 )
-from seesaw.plan.workspace import copy_staging_bytes, workspace_bytes
+from seesaw.plan.workspace import copy_staging_bytes, graph_bytes, workspace_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
 DEFAULT_CPU_SHARE_OF_FREE = 0.5
@@ -62,11 +62,13 @@ class Space:
 
 class RankNeeds(NamedTuple):
     """Bytes that one rank needs: its arena (weights that are its own), a step's work space, and a
-    block of either pool (the same where there is one layout)."""
+    block of either pool (the same where there is one layout). `graph_bytes` are part of the work
+    space."""
 
     rank: int
     arena_bytes: int
     work_bytes: int
+    graph_bytes: int
     prefill_block_bytes: int
     block_bytes: int
 
@@ -79,7 +81,7 @@ class Setting:
     """What the split of a device depends on. Layouts with all their replicas, which are alike.
 
     `element_bytes` of weights and what is computed; `kv_element_bytes` of KV, the same without.
-    `native`: see `weight_format`.
+    `native`: seesaw's own kernels compute.
     """
 
     config: EngineConfig
@@ -236,23 +238,24 @@ def _needs(setting: Setting) -> list[RankNeeds]:
     else:
         arenas = weights.arenas(layouts)
     aside = _held_aside(setting, weights, layouts)
-    known: dict[Sequence[object], int] = {}
+    known: dict[Sequence[object], tuple[int, int]] = {}
 
-    def work_bytes(ranges: RankRanges) -> int:
+    def step_bytes(ranges: RankRanges) -> tuple[int, int]:
         alike = _work_key(ranges)
         if alike not in known:
-            known[alike] = _work_bytes(setting, ranges)
+            known[alike] = _work_bytes(setting, ranges), _graph_bytes(setting, ranges)
         return known[alike]
 
     found = []
     for rank, arena in enumerate(arenas):
         held = [weights.ranges(layout)[rank] for layout in layouts]
         blocks = [_block_bytes(setting, one) for one in held]
-        work = max(work_bytes(one) for one in held) + aside[rank]
+        graphs = max(step_bytes(one)[1] for one in held)
+        work = max(step_bytes(one)[0] for one in held) + graphs + aside[rank]
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
             work += copy_staging_bytes(parts * max(blocks))
-        found.append(RankNeeds(rank, arena, work, blocks[0], blocks[-1]))
+        found.append(RankNeeds(rank, arena, work, graphs, blocks[0], blocks[-1]))
     return found
 
 
@@ -285,6 +288,23 @@ def _work_bytes(setting: Setting, ranges: RankRanges) -> int:
         block_size=config.block_size,
         element_bytes=setting.element_bytes,
         kind=setting.space.kind,
+        ranges=ranges,
+        triton=setting.native and setting.space.kind == "cuda",
+    )
+
+
+def _graph_bytes(setting: Setting, ranges: RankRanges) -> int:
+    """Where decode steps are recorded as CUDA graphs: on ranks that are a stage by themselves."""
+    config, spec = setting.config, setting.spec
+    whole = ranges.layers.size == spec.num_hidden_layers
+    if setting.space.kind != "cuda" or not setting.native or config.enforce_eager or not whole:
+        return 0
+    return graph_bytes(
+        spec,
+        num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+        max_model_len=setting.wanted_len,
+        block_size=config.block_size,
+        element_bytes=setting.element_bytes,
         ranges=ranges,
     )
 

@@ -24,10 +24,11 @@ DEFAULT_TIER_SHARE_OF_FREE = 0.5
 class MemoryPlan:
     """Sizes in bytes; `reason` says where the budget comes from.
 
-    Of one device, as large as the rank that needs most: `arena_bytes` (weights), `work_bytes`,
-    and bytes per block of its two pools. Both pools have the same number of blocks on all ranks;
-    `num_blocks` is the decode pool's, `prefill_blocks` is 0 where there is no tier. Of the host:
-    `image_bytes`, and `tier_bytes` for all `num_replicas` of `tier_blocks` each.
+    Of one device, as large as the rank that needs most: `arena_bytes` (weights), `work_bytes` (of
+    which `graph_bytes` for CUDA graphs), and bytes per block of its two pools. Both pools have the
+    same number of blocks on all ranks; `num_blocks` is the decode pool's, `prefill_blocks` is 0
+    where there is no tier. Of the host: `image_bytes`, and `tier_bytes` for all `num_replicas` of
+    `tier_blocks` each.
     """
 
     num_ranks: int
@@ -36,6 +37,7 @@ class MemoryPlan:
     reason: str
     arena_bytes: int
     work_bytes: int
+    graph_bytes: int
     prefill_block_bytes: int
     block_bytes: int
     prefill_blocks: int
@@ -97,7 +99,7 @@ def plan_memory(
 
     `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
     `uses_tier`: whether the policy does. `name_others`: an error names other layouts that
-    would fit, all of which are planned for that. `native`: see `weight_format`.
+    would fit, all of which are planned for that. `native`: seesaw's own kernels compute.
 
     Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
     model and one request of the longest length, or the host weights and tier; ConfigError where
@@ -133,6 +135,7 @@ def plan_memory(
         reason=split.reason,
         arena_bytes=max(rank.arena_bytes for rank in split.ranks),
         work_bytes=max(rank.work_bytes for rank in split.ranks),
+        graph_bytes=max(rank.graph_bytes for rank in split.ranks),
         prefill_block_bytes=max(rank.prefill_block_bytes for rank in split.ranks),
         block_bytes=max(rank.block_bytes for rank in split.ranks),
         prefill_blocks=split.prefill_blocks,

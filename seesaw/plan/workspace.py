@@ -9,8 +9,9 @@ from __future__ import annotations
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
-from seesaw.plan.attention_workspace import AttentionShape, scratch_bytes
+from seesaw.plan.attention_workspace import AttentionShape, scratch_bytes, split_workspace_bytes
 from seesaw.plan.attention_workspace import workspace_bytes as attention_workspace_bytes
+from seesaw.plan.graph_sizes import RECORDED_BYTES
 from seesaw.plan.machine import Kind
 from seesaw.plan.sampling_workspace import sample_workspace_bytes
 
@@ -51,12 +52,14 @@ def workspace_bytes(
     element_bytes: int,
     kind: Kind,
     ranges: RankRanges | None = None,
+    triton: bool = False,
 ) -> int:
     """Upper bound of the bytes that one step allocates on a rank that holds `ranges` (the whole
     model without), sampling included.
 
     num_tokens: most tokens of a step; num_sampled: most rows that sample; max_model_len: most
-    tokens of a row with its cached ones; element_bytes: of what is computed; kind: of the device.
+    tokens of a row with its cached ones; element_bytes: of what is computed; kind: of the device;
+    triton: its kernels compute.
     """
     size, hidden = element_bytes, spec.hidden_size
     ranges = ranges or rank_ranges(ParallelLayout(), spec, 0)
@@ -72,14 +75,18 @@ def workspace_bytes(
     if spec.qk_norm:
         attention += num_tokens * qkv_columns * (size + 8)
     shape = attention_shape(spec, ranges, None, block_size, size, kind)
-    attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
+    scratch = 0
+    if triton:
+        attention += split_workspace_bytes(shape, min(num_sampled, num_tokens))
+    else:
+        attention += attention_workspace_bytes(shape, num_tokens, max_model_len)
+        # one plan for each kind of layer lives as long as the layers run
+        kinds = len(set(spec.layers[slice(*ranges.layers)]))
+        scratch = kinds * scratch_bytes(shape, max_model_len)
     mlp = num_tokens * (3 * ranges.mlp.size + hidden) * size
     if ranges.experts.size:
         mlp = max(mlp, _experts_bytes(spec, ranges, num_tokens, size))
     sampling = _sampling_bytes(spec, ranges, min(num_sampled, num_tokens), size)
-    # one plan for each kind of layer lives as long as the layers run
-    kinds = len(set(spec.layers[slice(*ranges.layers)]))
-    scratch = kinds * scratch_bytes(shape, max_model_len)
     return stream + scratch + max(attention, mlp, sampling if last_stage else 0) + LIBRARY_BYTES
 
 
@@ -102,6 +109,30 @@ def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: in
         return num_rows * spec.vocab_size * max(size + 4, 12) + at_once
     # the rank's part of them, a copy of its greedy rows; others are made whole some at a time
     return num_rows * ranges.vocab.size * max(size + 4, 8) + 2 * at_once
+
+
+def graph_bytes(
+    spec: ModelSpec,
+    *,
+    num_rows: int,
+    max_model_len: int,
+    block_size: int,
+    element_bytes: int,
+    ranges: RankRanges,
+) -> int:
+    """What is set aside for CUDA graphs of decode steps of up to `num_rows` rows: all take what is
+    alive within one from the same pool, which nothing else uses."""
+    return RECORDED_BYTES + workspace_bytes(
+        spec,
+        num_tokens=num_rows,
+        num_sampled=num_rows,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        element_bytes=element_bytes,
+        kind="cuda",
+        ranges=ranges,
+        triton=True,
+    )
 
 
 def copy_staging_bytes(part_bytes: int) -> int:

@@ -12,10 +12,28 @@ import pytest
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.messages import StepReport
 from seesaw.errors import EngineDeadError
+from seesaw.scheduler.output import SchedulerOutput
+
+FAILING = 99
+
+
+class FakeStep:
+    """Of a device that has computed when the call returns."""
+
+    def __init__(self, report: StepReport) -> None:
+        self._report = report
+
+    def is_done(self) -> bool:
+        return True
+
+    def finish(self) -> StepReport:
+        return self._report
 
 
 class FakeRunner:
     """Waits for `go` in each step."""
+
+    steps_ahead = 0
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -23,13 +41,16 @@ class FakeRunner:
         self.steps: list[object] = []
         self.closed = False
 
-    def execute(self, step):
-        self.steps.append(step)
+    def begin(self, step):
+        self.steps.append(step.step_id)
         self.begun.set()
         assert self.go.wait(30)
-        if step == "fail":
+        if step.step_id == FAILING:
             raise ZeroDivisionError("a test's doing")
-        return StepReport(rank=0, step_id=step, token_ids=[step])
+        return FakeStep(StepReport(rank=0, step_id=step.step_id, token_ids=[step.step_id]))
+
+    def needs_results(self, step):
+        return False
 
     def close(self) -> None:
         self.closed = True
@@ -40,7 +61,7 @@ def test_steps_come_back_in_order():
     runner.go.set()
     executor = InProcessExecutor(lambda report, go_on: runner)
     for step in range(5):
-        executor.submit(step)
+        executor.submit(SchedulerOutput(step))
     found = [executor.collect() for _ in range(5)]
     assert [(replica, done.step_id) for replica, done in found] == [(0, i) for i in range(5)]
     executor.shutdown()
@@ -51,7 +72,7 @@ def test_shutdown_begins_no_step_that_waits():
     runner = FakeRunner()
     executor = InProcessExecutor(lambda report, go_on: runner)
     for step in range(3):
-        executor.submit(step)
+        executor.submit(SchedulerOutput(step))
     assert runner.begun.wait(30)
     threading.Timer(0.1, runner.go.set).start()
     executor.shutdown()
@@ -66,7 +87,7 @@ def test_a_failure_is_told_each_time_and_holds_no_memory():
     made = [runner]
     executor = InProcessExecutor(lambda report, go_on: made.pop())
     del runner
-    executor.submit("fail")
+    executor.submit(SchedulerOutput(FAILING))
     for _ in range(2):
         with pytest.raises(EngineDeadError, match="ZeroDivisionError: a test's doing") as caught:
             executor.collect()
@@ -80,16 +101,18 @@ def test_a_process_may_end_while_a_step_runs():
     code = (
         "import threading, torch\n"
         "from seesaw.engine.executor import InProcessExecutor\n"
+        "from seesaw.scheduler.output import SchedulerOutput\n"
         "begun = threading.Event()\n"
         "class Runner:\n"
-        "    def execute(self, step):\n"
+        "    steps_ahead = 0\n"
+        "    def begin(self, step):\n"
         "        begun.set()\n"
         "        for _ in range(20):\n"
         "            torch.linalg.svd(torch.randn(150, 150))\n"
         "    def close(self): pass\n"
         "executor = InProcessExecutor(lambda report, go_on: Runner())\n"
-        "executor.submit(1)\n"
-        "executor.submit(2)\n"
+        "executor.submit(SchedulerOutput(1))\n"
+        "executor.submit(SchedulerOutput(2))\n"
         "begun.wait()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -318,7 +318,7 @@ def test_a_step_that_fails_kills_the_engine_with_its_cause(path, monkeypatch):
         def fail(self, step):
             raise ZeroDivisionError("a test's doing")
 
-        monkeypatch.setattr(ModelRunner, "execute", fail)
+        monkeypatch.setattr(ModelRunner, "begin", fail)
         with pytest.raises(EngineDeadError, match="ZeroDivisionError: a test's doing"):
             run_to_the_end(engine)
         with pytest.raises(EngineDeadError, match="dead"):
@@ -331,15 +331,15 @@ def test_the_next_step_is_issued_before_one_ends(path, monkeypatch):
     """The worker is held in its first decode step: the engine has handed over the next by then."""
     submitted, seen = [], []
     released = threading.Event()
-    execute = ModelRunner.execute
+    begin = ModelRunner.begin
 
     def slow(self, step):
         if step.step_id == 1:
             released.wait(30)
         seen.append((step.step_id, len(submitted)))
-        return execute(self, step)
+        return begin(self, step)
 
-    monkeypatch.setattr(ModelRunner, "execute", slow)
+    monkeypatch.setattr(ModelRunner, "begin", slow)
     with Engine(EngineConfig(model=path, **SETTINGS)) as engine:
         executor = engine._replicas._executor
         submit = executor.submit

@@ -1,0 +1,59 @@
+"""A step of `ModelRunner` between its beginning and its end: draws that are not read yet, and marks
+that tell what took how long."""
+
+from __future__ import annotations
+
+from seesaw.engine.device_clock import DeviceClock, Mark
+from seesaw.engine.messages import StepReport
+from seesaw.engine.profile import StepClock
+from seesaw.engine.request_state import RequestState
+from seesaw.engine.sampler import PendingDraw
+
+
+class ModelStep:
+    """A `BegunStep`. To be made where a change of layout is over, inside the clock's scope."""
+
+    def __init__(self, report: StepReport, clock: DeviceClock, profile: StepClock) -> None:
+        self._report = report
+        self._clock = clock
+        self._profile = profile
+        self._draws: list[tuple[list[RequestState], PendingDraw]] = []
+        self._waits: list[tuple[Mark, Mark]] = []
+        self._start = self._end = clock.mark()
+        self.num_drawn = 0
+
+    def add(self, requests: list[RequestState], draw: PendingDraw) -> None:
+        """A draw of the step, of one token for each of `requests`."""
+        for place, state in enumerate(requests):
+            state.begin_draw(self.num_drawn + place)
+        self.num_drawn += len(requests)
+        self._draws.append((requests, draw))
+
+    def waited(self, start: Mark, end: Mark) -> None:
+        """In between the rank did nothing but wait for another one."""
+        self._waits.append((start, end))
+
+    def close(self) -> None:
+        """All of the step was handed over."""
+        self._end = self._clock.mark()
+
+    def is_done(self) -> bool:
+        return self._end.is_done()
+
+    def finish(self) -> StepReport:
+        report = self._report
+        self._end.wait()
+        for requests, draw in self._draws:
+            tokens, logprobs = draw.finish()
+            for state, token in zip(requests, tokens, strict=True):
+                state.learn(token)
+            assert report.token_ids is not None, "the last stage draws"
+            if logprobs is not None or report.logprobs is not None:
+                earlier = report.logprobs or [None] * len(report.token_ids)
+                report.logprobs = earlier + (logprobs or [None] * len(tokens))
+            report.token_ids += tokens
+        waited_s = sum(self._clock.seconds(*wait) for wait in self._waits)
+        report.busy_s = max(0.0, self._clock.seconds(self._start, self._end) - waited_s)
+        self._profile.mark("stores and rest")
+        report.parts = self._profile.end()
+        return report

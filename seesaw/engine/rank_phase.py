@@ -1,0 +1,54 @@
+"""What a rank is in one layout, and what it asks of those that join it to others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from seesaw.kvcache.pool import KVCache
+from seesaw.layers.comm import Comm
+from seesaw.layout import Range, RankRanges
+from seesaw.models.cpu_decoder import CpuDecoder
+from seesaw.models.decoder import Decoder
+from seesaw.scheduler.output import Phase
+
+
+class StageLink(Protocol):
+    """Hands hidden states on between pipeline stages. Ranks count within the replica."""
+
+    def send(self, tensor: torch.Tensor, to_rank: int) -> None:
+        """Begin to send; `tensor` must not be changed any more."""
+        ...
+
+    def recv(self, shape: tuple[int, ...], dtype: torch.dtype, from_rank: int) -> torch.Tensor: ...
+
+
+class PhaseWeights(Protocol):
+    """The rank's weights, which are those of one phase at a time."""
+
+    def switch(self, phase: Phase) -> dict[str, int]:
+        """Make them those of `phase`; bytes by source."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RankPhase:
+    """What a rank is in one layout. `previous` and `following` are the ranks of the stages before
+    and after it; `stored_heads` the KV heads that it stores for those who share them."""
+
+    ranges: RankRanges
+    params: Mapping[str, torch.Tensor]
+    decoder: Decoder | CpuDecoder
+    kv: KVCache
+    comm: Comm
+    previous: int | None
+    following: int | None
+    stored_heads: Range
+
+    @property
+    def is_whole(self) -> bool:
+        """The only stage: it has both ends of the model."""
+        return self.previous is None and self.following is None
