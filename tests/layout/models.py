@@ -105,10 +105,21 @@ def models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, Parall
 @st.composite
 def panel_models(draw: st.DrawFn) -> ModelSpec:
     """Models that panels suit, uneven in every other way: heads with and without pads, last tiles
-    and panels that are not full."""
+    and panels that are not full; every third with experts."""
     kv_heads = draw(st.integers(1, 3))
+    layers = draw(st.integers(1, 5))
+    sparse: list[bool] = [False] * layers
+    features: dict[str, int] = {}
+    if draw(st.sampled_from([True, False, False])):
+        sparse = draw(st.lists(st.booleans(), min_size=layers, max_size=layers).filter(any))
+        features = {
+            "num_experts": draw(st.integers(1, 40)),
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 2 * draw(st.integers(1, 20)),
+        }
     return make_model(
-        layers=draw(st.integers(1, 5)),
+        layers=layers,
+        sparse=sparse,
         query_heads=kv_heads * draw(st.integers(1, 4)),
         kv_heads=kv_heads,
         mlp=2 * draw(st.integers(1, 60)),
@@ -120,6 +131,7 @@ def panel_models(draw: st.DrawFn) -> ModelSpec:
         attention_out_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
+        **features,
     )
 
 

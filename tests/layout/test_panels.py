@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ def columns_of(spec: ModelSpec, param: StoredParam) -> list[int]:
         pads = [PAD] * (step - spec.head_dim)
         return [column for head in heads for column in [head] * spec.head_dim + pads]
     if "gate_up_proj" in param.name:
-        size = spec.intermediate_size
+        size = spec.moe_intermediate_size if param.cut == "experts" else spec.intermediate_size
         return [
             column if column < size else PAD
             for tile in range(-(-size // 16))
@@ -46,6 +47,8 @@ def columns_of(spec: ModelSpec, param: StoredParam) -> list[int]:
             for column in range(tile * 16, tile * 16 + 16)
         ]
     size = spec.vocab_size if param.cut == "vocab" else spec.hidden_size
+    if param.name.endswith(".gate.weight"):
+        size = spec.num_experts
     return [column if column < size else PAD for column in range(-(-size // 32) * 32)]
 
 
@@ -57,11 +60,22 @@ def held_columns(spec: ModelSpec, param: StoredParam, ranges: RankRanges) -> set
         return set(range(*ranges.mlp))
     if param.cut == "vocab":
         return set(range(*ranges.vocab))
+    if param.name.endswith(".gate.weight"):
+        return set(range(spec.num_experts))
     return set(range(spec.hidden_size))
 
 
 def rows_of_panels(spec: ModelSpec, param: StoredParam, ranges: RankRanges) -> list[int]:
     """The rows of 32 numbers that a rank needs, counted through the parameter."""
+    if param.cut == "experts":
+        experts, panels, depth, _ = param.shape
+        assert experts == spec.num_experts
+        assert panels == -(-len(columns_of(spec, param)) // 32), f"{param}: for its columns"
+        assert depth == (
+            spec.hidden_size if "gate_up" in param.name else spec.moe_intermediate_size
+        )
+        size = panels * depth
+        return [expert * size + row for expert in range(*ranges.experts) for row in range(size)]
     panels, depth, _ = param.shape
     columns, held = columns_of(spec, param), held_columns(spec, param, ranges)
     inner = range(depth)
@@ -96,8 +110,10 @@ def test_slices_hold_the_columns_that_a_rank_needs(case: Case, element_bytes: in
                 for row in range(run.start // row_bytes, (run.start + run.size) // row_bytes)
             ]
             assert rows == rows_of_panels(spec, param, ranges), param
-            panels, depth, width = fmt.local_shape(param, ranges)
-            assert (panels * depth, width) == (len(rows), 32)
+            *experts, panels, depth, width = fmt.local_shape(param, ranges)
+            assert experts == ([ranges.experts.size] if param.cut == "experts" else [])
+            matrices = math.prod(experts)
+            assert (matrices * panels * depth, width) == (len(rows), 32)
             window = fmt.window(param, ranges)
             shares_head = ranges.query_heads.size * spec.num_key_value_heads < (
                 ranges.kv_heads.size * spec.num_attention_heads
@@ -108,11 +124,12 @@ def test_slices_hold_the_columns_that_a_rank_needs(case: Case, element_bytes: in
                 continue
             # In 16-bit elements two k make two rows of 64 bytes: cut at even k only.
             assert element_bytes == 4 or not (window.start % 128 or depth % 2)
-            step, inner, one = window.strides
+            *_, step, inner, one = window.strides
             assert (inner, one) == (32, 1)
+            assert not experts or window.strides[0] == panels * step
             assert rows == [
                 window.start // row_bytes + panel * step // 32 + k
-                for panel in range(panels)
+                for panel in range(matrices * panels)
                 for k in range(depth)
             ]
 
@@ -162,6 +179,18 @@ def test_stored_shapes() -> None:
         ("model.norm.weight", None, (12,), "none", "rows"),
         ("lm_head.weight", None, (3, 12, 32), "vocab", "panels"),
     ]
+    sparse = make_model(
+        layers=2, sparse=[True, False], mlp=10, hidden=12, head_dim=16, num_experts=40,
+        num_experts_per_tok=2, moe_intermediate_size=18,
+    )  # fmt: skip
+    found = [tuple(param) for param in PanelFormat(sparse, 4).params if ".mlp." in param.name]
+    assert found == [
+        (f"{layer}mlp.gate.weight", 0, (2, 12, 32), "none", "panels"),
+        (f"{layer}mlp.experts.gate_up_proj.weight", 0, (40, 2, 12, 32), "experts", "panels"),
+        (f"{layer}mlp.experts.down_proj.weight", 0, (40, 1, 18, 32), "experts", "panels"),
+        ("model.layers.1.mlp.gate_up_proj.weight", 1, (1, 12, 32), "gate_up", "panels"),
+        ("model.layers.1.mlp.down_proj.weight", 1, (1, 10, 32), "mlp", "panels"),
+    ]
     tied = PanelFormat(replace(make_model(hidden=12, vocab=70), tie_word_embeddings=True), 4)
     assert tied.params[0].shape == (3, 12, 32)
 
@@ -176,8 +205,8 @@ def test_stored_shapes() -> None:
         ({"mlp": 97}, "float32", "tp1", "intermediate_size 97 is odd"),
         ({"mlp": 48}, "bfloat16", "tp4", "intermediate_size 48 cannot be cut into 4"),
         ({"vocab": 96}, "bfloat16", "dp2-tp4", "vocab_size 96 cannot be cut into 4"),
-        ({"num_experts": 4, "moe_intermediate_size": 8, "sparse": True}, "bfloat16", "tp1",
-         "LlamaForCausalLM has experts"),
+        ({"num_experts": 4, "moe_intermediate_size": 7, "sparse": True}, "float32", "tp1",
+         "moe_intermediate_size 7 is odd"),
     ],
 )  # fmt: skip
 def test_what_panels_do_not_suit_is_plain_and_says_why(
@@ -189,6 +218,15 @@ def test_what_panels_do_not_suit_is_plain_and_says_why(
     assert found is not None
     assert found.startswith(reason)
     assert format_name(spec, dtype, layouts, native=True) == "plain"
+
+
+def test_what_no_layer_has_keeps_nothing_from_panels() -> None:
+    """A plain MLP's width where all layers have experts; experts stay whole, however narrow."""
+    spec = make_model(
+        head_dim=16, mlp=17, sparse=True, num_experts=4, num_experts_per_tok=1,
+        moe_intermediate_size=2,
+    )  # fmt: skip
+    assert panels_suit(spec, "bfloat16", [ParallelLayout(tp=4)]) is None
 
 
 def test_panels_only_where_there_are_kernels() -> None:
