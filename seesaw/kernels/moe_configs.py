@@ -1,7 +1,7 @@
 """Which blocks the kernels of moe_mlp run with, and the specialisations that are compiled.
 
-Keys of the two products: dtype; hidden, inner, experts (held); rows, about so many of an expert (a power of two); for
-`down` block_m, the rows of a tile, which `gate_up` chose for both.
+Keys of the two products: dtype; hidden, inner, experts (held); rows, about so many of an expert (a
+power of two); for `down` block_m, the rows of a tile, which `gate_up` chose for both.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.gated_activation import Activation, gated_activation, gated_activation_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H hidden, E experts that this rank holds, I an expert's inner size, J =
@@ -160,5 +160,14 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{name}, {tokens} tokens": Bench(case=_case(tokens, *sizes), devices=("cuda",))
+        for name, sizes in (
+            ("Mixtral-8x7B", (8, 2, 4096, 14336)),
+            ("Qwen3-30B-A3B", (128, 8, 2048, 768)),
+        )
+        for tokens in (1, 64, 2048)
+    },
     mutates=("counts_E",),
+    door=Door(moe_mlp, lambda x_TH, *_, **__: x_TH.new_empty(x_TH.shape)),
 )

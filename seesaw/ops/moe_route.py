@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.ops.registry import Case, Cost, Op, Tolerance
+from seesaw.ops.registry import Bench, Case, Cost, Door, Op, Tolerance
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, E experts, N experts of a token (top_k).
@@ -43,6 +43,11 @@ def moe_route(
     if renormalize:
         weights_TN /= weights_TN.sum(-1, keepdim=True)
     return weights_TN, experts_TN.int()
+
+
+def _fake(logits_TE: torch.Tensor, top_k: int, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    weights_TN = logits_TE.new_empty((len(logits_TE), top_k), dtype=torch.float32)
+    return weights_TN, weights_TN.new_empty(weights_TN.shape, dtype=torch.int32)
 
 
 def moe_route_reference(
@@ -104,4 +109,18 @@ OP = Op(
     # weights are float32 whatever the logits are
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), Tolerance(2e-6, 2e-6)),
     cost=_cost,
+    bench={
+        f"{experts} experts, {top_k} a token, {tokens} tokens": Bench(
+            case={
+                "tokens": tokens,
+                "experts": experts,
+                "top_k": top_k,
+                "equals": False,
+                "renormalize": True,
+            }
+        )
+        for experts, top_k in ((8, 2), (128, 8))  # of Mixtral, of Qwen3-MoE
+        for tokens in (1, 64, 2048)
+    },
+    door=Door(moe_route, _fake),
 )
