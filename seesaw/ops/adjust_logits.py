@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from seesaw.ops.registry import EXACT, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.shapes import LLAMA_8B, SMOLLM2_135M
 
 # Shape letters: S rows, V vocabulary, M (row, token) pairs.
 
@@ -142,4 +143,11 @@ OP = Op(
     ),
     tolerance={torch.float32: EXACT._replace(atol=1e-5, rtol=1e-6)},
     cost=_cost,
+    bench={
+        f"{model.name}, {rows} rows": Bench(
+            case={"rows": rows, "vocab": model.vocab, "every": 1}, dtype=torch.float32
+        )
+        for model in (SMOLLM2_135M, LLAMA_8B)
+        for rows in (1, 64)
+    },
 )

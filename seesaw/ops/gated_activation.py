@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.shapes import LLAMA_8B, SMALL
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, I intermediate size.
@@ -81,4 +82,15 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{model.name}, {tokens} tokens": Bench(
+            case={
+                "tokens": tokens,
+                "intermediate": model.inner,
+                "activation": model.activation,
+            }
+        )
+        for model in (*SMALL, LLAMA_8B)
+        for tokens in (1, 64, 2048)
+    },
 )

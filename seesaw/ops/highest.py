@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.ops.registry import EXACT, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.shapes import LLAMA_8B, SMALL
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: S rows, V vocabulary, or a rank's part of it.
@@ -64,4 +65,11 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    bench={
+        f"{model.name}, {rows} rows": Bench(
+            case={"rows": rows, "vocab": model.vocab, "first_id": 0}
+        )
+        for model in (*SMALL, LLAMA_8B)
+        for rows in (1, 64)
+    },
 )

@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import EXACT, Case, Cost, Door, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Door, Op
+from seesaw.ops.shapes import SMALL
 
 # Shape letters: T tokens, H KV heads, D head_dim; caches are [num_blocks, block_size, H, D].
 
@@ -131,6 +132,21 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    bench={
+        f"{model.name}, {tokens} tokens": Bench(
+            case={
+                "tokens": tokens,
+                "kv_heads": model.kv_heads,
+                "head_dim": model.head_dim,
+                # slots in no order in a pool of twice the size
+                "block_size": 32,
+                "num_blocks": tokens // 16 + 2,
+            },
+            devices=("cpu",),
+        )
+        for model in SMALL
+        for tokens in (1, 64, 2048)
+    },
     door=Door(kv_write, lambda *_: None),
     mutates=("k_cache", "v_cache"),
 )

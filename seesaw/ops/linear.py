@@ -16,7 +16,8 @@ from seesaw.layout.panels import PANEL
 from seesaw.ops.gated_activation import Activation, gated_activation_reference
 from seesaw.ops.native import native, usable
 from seesaw.ops.panels import pack, pack_bias, unpack
-from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Case, Cost, Door, Op
+from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.shapes import LLAMA_1B, SMALL, SMOLLM2_135M
 
 # Shape letters: M rows, K depth, N columns, I intermediate size, J = 2 I, P panels, Z = 32 columns
 # of one.
@@ -349,6 +350,17 @@ _CASES = tuple(
     )
 )
 
+_ROWS = (1, 4, 8, 16, 32, 64, 256, 1024)
+
+
+def _bench(
+    rows: int, columns: int, depth: int, dtype: torch.dtype = torch.bfloat16, **more: object
+) -> Bench:
+    """Panels are for CPUs; weights come from memory."""
+    sizes = {"rows": rows, "columns": columns, "depth": depth, "bias": False}
+    return Bench(case={**sizes, **more}, dtype=dtype, cold=True, devices=("cpu",))
+
+
 OPS = (
     Op(
         name="linear",
@@ -358,6 +370,12 @@ OPS = (
         cases=_CASES,
         tolerance=FLOAT_TOLERANCE,
         cost=_cost,
+        bench={
+            f"{SMOLLM2_135M.name}, qkv, {rows} rows": _bench(
+                rows, SMOLLM2_135M.qkv, SMOLLM2_135M.hidden
+            )
+            for rows in _ROWS
+        },
         door=Door(linear, _fake),
     ),
     Op(
@@ -368,6 +386,11 @@ OPS = (
         cases=_CASES,
         tolerance=FLOAT_TOLERANCE,
         cost=_add_cost,
+        bench={
+            f"{model.name}, down, {rows} rows": _bench(rows, model.hidden, model.inner)
+            for model in (SMOLLM2_135M, LLAMA_1B)
+            for rows in _ROWS
+        },
         mutates=("out_MN",),
         door=Door(linear_add, lambda *_, **__: None),
     ),
@@ -383,6 +406,17 @@ OPS = (
         ),
         tolerance=FLOAT_TOLERANCE,
         cost=_cost,
+        bench={
+            f"{model.name}, {rows} rows{label}": _bench(
+                rows, 2 * model.inner, model.hidden, dtype, activation=model.activation
+            )
+            for models, dtype, label in (
+                (SMALL, torch.bfloat16, ""),
+                ((SMOLLM2_135M,), torch.float32, ", float32"),
+            )
+            for model in models
+            for rows in _ROWS
+        },
         door=Door(linear_gated, lambda x, panels, size, *_, **__: x.new_empty(len(x), size)),
     ),
     Op(
@@ -393,6 +427,12 @@ OPS = (
         cases=_CASES,
         tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
         cost=_highest_cost,
+        bench={
+            f"{SMOLLM2_135M.name}, {rows} rows": _bench(
+                rows, SMOLLM2_135M.vocab, SMOLLM2_135M.hidden
+            )
+            for rows in (1, 16, 64)
+        },
         door=Door(linear_highest, _fake_highest),
     ),
 )

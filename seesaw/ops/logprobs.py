@@ -13,7 +13,8 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native
-from seesaw.ops.registry import Case, Cost, Op, Tolerance
+from seesaw.ops.registry import Bench, Case, Cost, Op, Tolerance
+from seesaw.ops.shapes import SMALL
 from seesaw.ops.top_tokens import top_tokens
 from seesaw.plan.sampling_workspace import rows_at_once
 
@@ -123,4 +124,11 @@ OP = Op(
     ),
     tolerance={torch.float32: Tolerance(1e-5, 1e-5)},
     cost=_cost,
+    bench={
+        f"{model.name}, {rows} rows": Bench(
+            case={"rows": rows, "vocab": model.vocab, "k": 5}, dtype=torch.float32
+        )
+        for model in SMALL
+        for rows in (1, 64)
+    },
 )

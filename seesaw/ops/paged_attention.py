@@ -20,7 +20,8 @@ from seesaw.layout.kv import PIECE_TOKENS
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.attention_torch import attend_with_torch
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.shapes import SMALL
 from seesaw.plan.attention_workspace import AttentionShape
 
 # Shape letters: T tokens, H query heads, K KV heads (of a pass), G = H / K, D head_dim, R rows, P
@@ -314,4 +315,20 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{model.name}, {name}": Bench(
+            case=_case(rows, model.kv_heads, model.group, model.head_dim, 32),
+            cold=True,
+            devices=("cpu",),
+        )
+        for model in SMALL
+        for name, rows in (
+            ("1 at 1024", ((1, 1024),)),
+            ("16 at 1032", ((1, 1032),) * 16),
+            ("64 at 288", ((1, 288),) * 64),
+            ("prompts of 256", ((256, 256),) * 8),
+            ("prompt of 2048", ((2048, 2048),)),
+            ("chunk beside decode", ((448, 1472), *((1, 288),) * 63)),
+        )
+    },
 )

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows, P blocks per
@@ -231,5 +231,18 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{name}, blocks of {block_size}": Bench(
+            case=_case(rows, *heads, block_size), devices=("cuda",), aim=aim
+        )
+        for name, rows, heads, block_size, aim in (
+            ("8k, 32/8 heads x 128", ((8192, 8192),), (8, 4, 128), 64, 0.55),
+            ("8k, 32/8 heads x 128", ((8192, 8192),), (8, 4, 128), 16, 0.45),
+            ("4k after 4k, 32/8 heads x 128", ((4096, 8192),), (8, 4, 128), 64, 0.55),
+            ("4k after 4k, 32/8 heads x 128", ((4096, 8192),), (8, 4, 128), 16, 0.45),
+            ("8 x 256 after 4k, 32/8 heads x 128", ((256, 4352),) * 8, (8, 4, 128), 64, None),
+            ("8k, 32/8 heads x 64", ((8192, 8192),), (8, 4, 64), 64, None),
+        )
+    },
     mutates=("out_THD", "lse_TH"),
 )

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows.
@@ -156,4 +156,20 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        name: Bench(case=_case(rows, *heads, **more), devices=("cuda",), aim=aim)
+        for name, rows, heads, more, aim in (
+            ("8k, 32/8 heads x 128", (8192,), (8, 4, 128), {}, 0.60),
+            ("4 x 2k, 32/8 heads x 128", (2048,) * 4, (8, 4, 128), {}, None),
+            ("16 x 512, 32/8 heads x 128", (512,) * 16, (8, 4, 128), {}, None),
+            ("8k, 32/8 heads x 64", (8192,), (8, 4, 64), {}, None),
+            (
+                "8k, 4/1 heads x 256, window 512",
+                (8192,),
+                (1, 4, 256),
+                {"sliding_window": 512},
+                None,
+            ),
+        )
+    },
 )

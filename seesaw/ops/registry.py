@@ -7,13 +7,15 @@ them. This file knows no particular op.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 Case = Mapping[str, Any]
 """One shape of an op's inputs: names of sizes to numbers."""
+
+Link = Literal["to_host", "to_device"]
 
 
 class Tolerance(NamedTuple):
@@ -47,12 +49,36 @@ class Door:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A shape of real models, as it is timed.
+
+    cold        on the CPU: inputs come from memory, as weights and KV do, not from caches, where
+                activations are that were just written. On a GPU all come from memory
+    devices     where it is timed: what would take minutes on a CPU is left to GPUs
+    host        arguments in page-locked memory of the host
+    link        which way over the bus, which is then the limit, and
+    link_bytes  how many bytes cross it
+    aim         share of the device's limit that is aimed at on an H100 or H200; None = not said
+    """
+
+    case: Case
+    dtype: torch.dtype = torch.bfloat16
+    cold: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    host: tuple[str, ...] = ()
+    link: Link | None = None
+    link_bytes: int = 0
+    aim: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """`function(**make_inputs(generator, case, dtype))` must equal `reference(...)` of the same
     inputs within `tolerance[dtype]`.
 
     `reference` is the formula in its plainest form, computed in float64 or float32. An op that
-    writes into its arguments lists them in `mutates`; those are compared too.
+    writes into its arguments lists them in `mutates`; those are compared too. `bench`: what is
+    timed, by name.
     """
 
     name: str
@@ -63,6 +89,7 @@ class Op:
     tolerance: Mapping[torch.dtype, Tolerance]
     cost: Callable[[Case, torch.dtype], Cost]
     mutates: tuple[str, ...] = ()
+    bench: Mapping[str, Bench] = field(default_factory=dict)
     door: Door | None = None
 
 

@@ -13,7 +13,8 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Door, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.shapes import LLAMA_8B, SMALL
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: N rows (any leading dims), H the normalised size.
@@ -162,5 +163,12 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{model.name}, {rows} rows": Bench(
+            case={"rows": (rows,), "size": model.hidden, "residual": True, "plus_one": False}
+        )
+        for model in (*SMALL, LLAMA_8B)
+        for rows in (1, 64, 2048)
+    },
     door=Door(_door, _fake),
 )

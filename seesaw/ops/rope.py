@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Door, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.shapes import SMALL
 
 # Shape letters: T tokens, D head_dim, F = D / 2 frequencies; `...` any head dims.
 
@@ -117,5 +118,18 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{model.name}, {tokens} tokens": Bench(
+            case={
+                "tokens": tokens,
+                "kv_heads": model.kv_heads,
+                "group": model.group,
+                "head_dim": model.head_dim,
+            },
+            devices=("cpu",),
+        )
+        for model in SMALL
+        for tokens in (1, 64, 2048)
+    },
     door=Door(rope, lambda q, k, cos, sin: (q.new_empty(q.shape), k.new_empty(k.shape))),
 )

@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 
 from seesaw.ops.kv_write import kv_write
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
 from seesaw.ops.rms_norm import rms_norm, rms_norm_reference
 from seesaw.ops.rope import rope, rope_reference
+from seesaw.ops.shapes import LLAMA_8B, QWEN3_600M, SMALL
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, K KV heads, G query heads per KV head, J = G + 2, D head_dim, F = D / 2.
@@ -192,5 +193,20 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{model.name}, {tokens} tokens": Bench(
+            case=_case(
+                tokens,
+                model.kv_heads,
+                model.group,
+                model.head_dim,
+                32,
+                tokens // 16 + 2,
+                norm=model is QWEN3_600M,
+            )
+        )
+        for model in (*SMALL, LLAMA_8B)
+        for tokens in (1, 64, 2048)
+    },
     mutates=("qkv_TKJD", "k_cache", "v_cache"),
 )

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.native import native
-from seesaw.ops.registry import EXACT, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.shapes import SMALL
 from seesaw.ops.top_tokens import top_tokens
 from seesaw.plan.sampling_workspace import rows_at_once
 
@@ -281,4 +282,13 @@ OP = Op(
     ),
     tolerance={torch.float32: EXACT},
     cost=_cost,
+    bench={
+        f"{model.name}, {rows} rows": Bench(
+            # of mixed settings, a quarter of them greedy
+            case={"rows": rows, "vocab": model.vocab, "spread": 3.0},
+            dtype=torch.float32,
+        )
+        for model in SMALL
+        for rows in (1, 64)
+    },
 )

@@ -7,8 +7,10 @@ Knows no particular op; each op asks `on_triton` and calls the launcher of its s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+from collections.abc import Iterator
 
 import torch
 
@@ -18,11 +20,23 @@ from seesaw.log import get_logger
 LEAST_CAPABILITY = (8, 0)
 
 logger = get_logger(__name__)
+_plain = False
 
 
 def on_triton(x: torch.Tensor) -> bool:
     """Whether Triton's kernels compute what lies where `x` does."""
-    return _runs_on(x.device)
+    return not _plain and _runs_on(x.device)
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within it no Triton kernel computes: what these are compared with."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 @functools.cache

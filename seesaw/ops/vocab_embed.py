@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from seesaw.ops.registry import EXACT, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.shapes import LLAMA_8B, SMOLLM2_135M
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, V rows of the table, H hidden.
@@ -77,4 +78,17 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    bench={
+        f"{model.name}, {tokens} tokens": Bench(
+            case={
+                "tokens": tokens,
+                "vocab": model.vocab,
+                "hidden": model.hidden,
+                "first_id": 0,
+                "scale": 1.0,
+            }
+        )
+        for model in (SMOLLM2_135M, LLAMA_8B)
+        for tokens in (1, 64, 2048)
+    },
 )

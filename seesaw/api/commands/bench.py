@@ -1,5 +1,5 @@
-"""`seesaw bench throughput` and `seesaw bench startup`: flags and printing; the work is done in
-`api/bench_throughput.py` and `api/bench_startup.py`.
+"""`seesaw bench throughput`, `startup` and `kernels`: flags and printing; the work is done in
+`api/bench_throughput.py`, `api/bench_startup.py` and `api/bench_kernels.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from seesaw.api.flags import Flag
+from seesaw.api.flags import Command, Flag
 from seesaw.api.report import STDOUT, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
 
@@ -17,9 +17,9 @@ POSITIVE = click.IntRange(min=1)
 
 @click.group()
 def bench() -> None:
-    """Measure tokens per second, or start-up time.
+    """Measure tokens per second, start-up time, or single kernels.
 
-    Each command runs a model on this machine; --output-json keeps figures and environment.
+    Each command runs on this machine; --output-json keeps figures and environment.
     """
 
 
@@ -114,3 +114,59 @@ def startup(repeats: int, output_json: str | None, **values: Any) -> None:
     if output_json != STDOUT:
         for name in (*PARTS, "total_s"):
             click.echo(f"{name:<16} {figures[name]:8.3f}")
+
+
+@bench.command(
+    cls=Command,
+    params=[
+        Flag(["ops", "--op"], multiple=True, metavar="OP", help="only this op (repeatable)"),
+        Flag(
+            ["--dtype"],
+            type=click.Choice(["bfloat16", "float16", "float32"]),
+            help="of all inputs (default: what models use)",
+        ),
+        Flag(
+            ["--providers"],
+            default="seesaw,torch,flex,flashinfer",
+            show_default=True,
+            help="what is timed side by side, where it is installed and computes the op",
+        ),
+        Flag(
+            ["--device"],
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="auto = cuda where there is one",
+        ),
+        Flag(["--quick"], is_flag=True, help="a few shapes of each op, a few batches of each"),
+        Flag(["--plot"], metavar="DIR", help="draw DIR/OP.png: shares of the limit, by provider"),
+        output_json_flag("all figures"),
+    ],
+    examples=[
+        "seesaw bench kernels --quick",
+        "seesaw bench kernels --op paged_decode --op paged_prefill --plot plots "
+        "--output-json kernels.json",
+    ],
+)
+def kernels(
+    ops: tuple[str, ...],
+    dtype: str | None,
+    providers: str,
+    device: str,
+    quick: bool,
+    plot: str | None,
+    output_json: str | None,
+) -> None:
+    """Time single ops at shapes of real models.
+
+    Beside other implementations, and beside what this machine can copy and multiply.
+    """
+    with machine_output(output_json) as write:
+        from seesaw.api.bench_kernels_run import measure
+
+        found = measure(ops, dtype, providers, device, quick=quick, plot=plot)
+        write(found.figures())
+    if output_json != STDOUT:
+        click.echo("\n".join(found.lines()))
+    if found.findings.failed:
+        raise click.exceptions.Exit(1)
