@@ -22,6 +22,7 @@ VERBS = {
     "plan": "seesaw.api.commands.plan:plan",
     "simulate": "seesaw.api.commands.simulate:simulate",
     "calibrate": "seesaw.api.commands.calibrate:calibrate",
+    "tune": "seesaw.api.commands.tune:tune",
     "bench": "seesaw.api.commands.bench:bench",
     "collect-env": "seesaw.api.commands.collect_env:collect_env",
 }

@@ -33,6 +33,10 @@ DESCRIPTIONS: dict[str, str] = {
         "folder for what seesaw measured of this machine "
         "(default $XDG_CACHE_HOME/seesaw, or ~/.cache/seesaw)"
     ),
+    "SEESAW_TUNED_CONFIG_FOLDER": (
+        "folder that kernels' configurations are looked for in, before those that come with "
+        "seesaw, and that `seesaw tune` writes to (default tuned in $SEESAW_CACHE_ROOT)"
+    ),
 }
 
 
@@ -90,3 +94,9 @@ def cache_root() -> Path:
     # The XDG base directory specification: a relative path in its variable is to be ignored.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "seesaw"
+
+
+def tuned_config_folder() -> Path:
+    """Need not exist. Raises ConfigError as `cache_root`."""
+    given = os.environ.get("SEESAW_TUNED_CONFIG_FOLDER")
+    return Path(given).expanduser() if given else cache_root() / "tuned"

@@ -49,11 +49,12 @@ LAYERS = {
     "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
     "weights":     Allowed("families layout hostmem tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),
+    "tune":        Allowed("families kernels ops measure",  "torch triton"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
                            "weights distributed _cpu",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
-                           "ops kernels measure _cpu",
+                           "ops kernels measure tune _cpu",
                            "torch click rich tqdm matplotlib"),
     # Finds its verbs by name, when one is asked for.
     "cli":         Allowed("",                             "click"),
