@@ -85,20 +85,35 @@ def workspace_bytes(
         scratch = kinds * scratch_bytes(shape, max_model_len)
     mlp = num_tokens * (3 * ranges.mlp.size + hidden) * size
     if ranges.experts.size:
-        mlp = max(mlp, _experts_bytes(spec, ranges, num_tokens, size))
+        mlp = max(mlp, _experts_bytes(spec, ranges, num_tokens, size, triton))
     sampling = _sampling_bytes(spec, ranges, min(num_sampled, num_tokens), size)
     return stream + scratch + max(attention, mlp, sampling if last_stage else 0) + LIBRARY_BYTES
 
 
-def _experts_bytes(spec: ModelSpec, ranges: RankRanges, num_tokens: int, size: int) -> int:
-    """Bound for a kernel that does not exist yet, compared with no measurement: each token once for
-    each of its experts, all of which may be this rank's."""
-    chosen = num_tokens * min(spec.num_experts_per_tok, ranges.experts.size)
-    # rows sorted by expert, gate and up, their product, and what comes out of it
-    rows = chosen * (3 * spec.moe_intermediate_size + 2 * spec.hidden_size) * size
-    # the router's logits in the weights' dtype and float32, their softmax; the sum in float32
-    routing = num_tokens * spec.num_experts * (size + 8)
-    return rows + routing + num_tokens * spec.hidden_size * 4
+def _experts_bytes(
+    spec: ModelSpec, ranges: RankRanges, num_tokens: int, size: int, triton: bool
+) -> int:
+    """Of a sparse layer, all of whose tokens may choose experts of this rank."""
+    hidden, inner = spec.hidden_size, spec.moe_intermediate_size
+    pairs = num_tokens * spec.num_experts_per_tok
+    held = num_tokens * min(spec.num_experts_per_tok, ranges.experts.size)
+    out = num_tokens * hidden * size
+    if triton:
+        # gated rows by expert, a row of each pair; weights, experts and order of the pairs
+        return (
+            (held * inner + pairs * hidden) * size
+            + 12 * pairs
+            + out
+            + (num_tokens * spec.num_experts * size)
+        )
+    # C++: a row of x and a gated one of each pair; its weight, expert and places
+    kernels = held * (hidden + inner) * size + 24 * pairs
+    # torch: one expert at a time, and it may have all tokens: rows of x, gate and up, their
+    # product, what comes out of it and that in float32; pairs in order of their experts
+    plain = num_tokens * ((2 * hidden + 3 * inner) * size + 4 * hidden) + 64 * pairs
+    # the router's logits, in float32 too, in order and as shares; the sum in float32
+    routing = num_tokens * spec.num_experts * (size + 24)
+    return max(kernels, plain) + routing + out + num_tokens * hidden * 4
 
 
 def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: int) -> int:

@@ -110,11 +110,17 @@ def random_params(
         prefix = f"model.layers.{layer}."
         shapes[prefix + "self_attn.qkv_proj.weight"] = ((heads + 2 * kv_heads) * size, hidden)
         shapes[prefix + "self_attn.o_proj.weight"] = (heads * size, hidden)
-        shapes[prefix + "mlp.gate_up_proj.weight"] = (2 * inner, hidden)
-        shapes[prefix + "mlp.down_proj.weight"] = (inner, hidden)
+        if spec.layers[layer].sparse:
+            held, wide = ranges.experts.size, spec.moe_intermediate_size
+            shapes[prefix + "mlp.gate.weight"] = (spec.num_experts, hidden)
+            shapes[prefix + "mlp.experts.gate_up_proj.weight"] = (held, 2 * wide, hidden)
+            shapes[prefix + "mlp.experts.down_proj.weight"] = (held, wide, hidden)
+        else:
+            shapes[prefix + "mlp.gate_up_proj.weight"] = (2 * inner, hidden)
+            shapes[prefix + "mlp.down_proj.weight"] = (inner, hidden)
         norms += [prefix + "input_layernorm.weight", prefix + "post_attention_layernorm.weight"]
     inputs = {
-        name: shape[0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1]
+        name: shape[-2 if name.endswith(("o_proj.weight", "down_proj.weight")) else -1]
         for name, shape in shapes.items()
     }
     params = {

@@ -34,7 +34,7 @@ BLOCK_SIZE = 32
 
 def make_spec(fields: dict[str, Any]) -> ModelSpec:
     window, num_layers = fields.pop("sliding_window", None), fields["num_hidden_layers"]
-    layer = LayerSpec(window, RopeSpec(1e4))
+    layer = LayerSpec(window, RopeSpec(1e4), sparse="num_experts" in fields)
     return ModelSpec(
         family="test",
         architecture="test",

@@ -24,6 +24,13 @@ SMALL = {
 WIDE = {**SMALL, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128}
 TALL = {**SMALL, "vocab_size": 262144, "hidden_size": 128, "intermediate_size": 256}
 DEEP = {**SMALL, "hidden_size": 2048, "num_attention_heads": 3}
+SPARSE = {
+    **SMALL,
+    "num_experts": 24,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
 CASES: dict[str, dict[str, Any]] = {
     "prompts": {"spec": SMALL, "rows": [[256, 0]] * 8},
     "one-long-prompt": {"spec": SMALL, "rows": [[4096, 0]]},
@@ -36,6 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "first-stage": {"spec": DEEP, "rows": [[3000, 0]], "rank": ["pp2", 0]},
     "slice-of-prompts": {"spec": WIDE, "rows": [[512, 0]] * 8, "rank": ["tp4-pp2", 7]},
     "slice-of-vocabulary": {"spec": TALL, "rows": [[1, 10]] * 100, "rank": ["tp3-pp2", 5]},
+    "experts": {"spec": SPARSE, "rows": [[256, 0]] * 12},
+    "slice-of-experts": {"spec": SPARSE, "rows": [[256, 0]] * 12, "rank": ["tp3-pp2", 3]},
     "float32": {"spec": SMALL, "rows": [[1000, 1000]] + [[1, 500]] * 50, "dtype": "float32"},
 }
 
@@ -54,7 +63,10 @@ def test_peak_stays_below_the_bound(name: str, settings: dict[str, Any]) -> None
 
 
 @pytest.mark.skipif(native() is None, reason="seesaw._cpu is not built")
-@pytest.mark.parametrize("name", ["one-long-prompt", "slice-of-prompts", "large-vocabulary"])
+@pytest.mark.parametrize(
+    "name",
+    ["one-long-prompt", "slice-of-prompts", "large-vocabulary", "experts", "slice-of-experts"],
+)
 def test_so_does_that_of_kernels(name: str) -> None:
     check(name, {"dtype": "bfloat16", "settings": {}, "kernels": True, **CASES[name]})
 

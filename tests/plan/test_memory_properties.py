@@ -220,20 +220,23 @@ def test_kv_in_fewer_bytes_makes_blocks_smaller_and_nothing_else(tier: bool) -> 
         assert other.tier_blocks in (2 * one.tier_blocks, 2 * one.tier_blocks + 1)
 
 
-def test_experts_take_work_space_for_each_that_a_token_chooses() -> None:
+@pytest.mark.parametrize("triton", [True, False])
+def test_experts_take_work_space_for_each_that_a_token_chooses(triton: bool) -> None:
     def work_bytes(layout: str = "tp1", **features: int) -> int:
         sizes = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 4096}
         spec = make_model(sparse=True, **{**sizes, **features})
         ranges = all_ranges(ParallelLayout.parse(layout), spec)[0]
         return workspace_bytes(
-            spec, num_tokens=4096, num_sampled=1, max_model_len=128, block_size=32,
-            element_bytes=2, kind="cuda", ranges=ranges,
+            spec, num_tokens=16384, num_sampled=1, max_model_len=128, block_size=32,
+            element_bytes=2, kind="cuda", ranges=ranges, triton=triton,
         )  # fmt: skip
 
-    two, four = work_bytes(), work_bytes(num_experts_per_tok=4)
-    assert four - two == 2 * 4096 * (3 * 4096 + 2 * 64) * 2
-    assert work_bytes("tp8") == two, "all tokens may choose the two experts of one rank"
-    assert work_bytes("tp8", num_experts_per_tok=4) == two, "a rank with two experts runs two"
+    four, eight = work_bytes(num_experts_per_tok=4), work_bytes(num_experts_per_tok=8)
+    assert eight - four >= 4 * 16384 * (4096 + 64) * 2, "gated rows, and rows as wide as x"
+    two = work_bytes("tp8")
+    assert two == work_bytes(), "all tokens may choose the two experts of one rank"
+    more = work_bytes("tp8", num_experts_per_tok=4) - two
+    assert more < 2 * 16384 * 4096 * 2, "a rank with two experts runs two"
     assert work_bytes(moe_intermediate_size=8192) > two
 
 
