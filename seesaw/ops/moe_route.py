@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from seesaw.ops.native import native, usable
 from seesaw.ops.registry import Bench, Case, Cost, Door, Op, Tolerance
 from seesaw.ops.triton_backend import on_triton
 
@@ -35,7 +36,20 @@ def moe_route(
         from seesaw.kernels.moe_route import moe_route as launch
 
         return launch(logits_TE, top_k, renormalize=renormalize)
-    wide_TE = logits_TE.float()
+    wide_TE = logits_TE.float().contiguous()
+    if (module := native() if usable(wide_TE) else None) is not None:
+        weights_TN = torch.empty(len(wide_TE), top_k)
+        experts_TN = torch.empty(len(wide_TE), top_k, dtype=torch.int32)
+        module.moe_route(
+            logits=wide_TE.data_ptr(),
+            tokens=len(wide_TE),
+            num_experts=num_experts,
+            top_k=top_k,
+            renormalize=renormalize,
+            weights=weights_TN.data_ptr(),
+            experts=experts_TN.data_ptr(),
+        )
+        return weights_TN, experts_TN
     # unlike topk, a stable sort says which of equals comes first
     ranked_TE = wide_TE.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     experts_TN = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
