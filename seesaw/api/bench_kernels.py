@@ -201,9 +201,11 @@ def _first(result: Any) -> Any:
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     """The same elements with the same strides in page-locked memory."""
-    base = tensor if tensor._base is None else tensor._base
-    held = torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
-    return held.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    held = torch.empty(whole.shape, dtype=torch.uint8, pin_memory=True).copy_(whole)
+    return held.view(tensor.dtype).as_strided(
+        tensor.shape, tensor.stride(), tensor.storage_offset()
+    )
 
 
 def row(job: Job, provider: str, timing: Timing, limits: Limits | None) -> Row:

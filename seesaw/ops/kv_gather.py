@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.ops.registry import EXACT, Case, Cost, Door, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Door, Link, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: L layers, B blocks of the pool, K KV heads, 2 (K, V), S tokens of a block, D head
@@ -140,6 +140,31 @@ CASES: tuple[Case, ...] = tuple(
         (2, 1, 32, 1, 24, 2, True),
     )
 )
+
+
+def bench(link: Link) -> dict[str, Bench]:
+    """Of kv_gather and kv_scatter: half of the heads of an 8B model, tier blocks of 64 tokens."""
+    names = ("layers", "kv_heads", "block_size", "per_tier_block", "head_dim", "blocks", "cast")
+    cases = {
+        f"{layers} layers, 4 of 8 heads x 128, {blocks} blocks of 32{label}": dict(
+            zip(names, (layers, 4, 32, 2, 128, blocks, cast), strict=True)
+        )
+        for layers, blocks in ((32, 128), (4, 256))
+        for cast, label in ((False, ""), (True, ", float8 tier"))
+    }
+    return {
+        name: Bench(
+            case=case,
+            devices=("cuda",),
+            host=("tier_TKL2PD",),
+            link=link,
+            link_bytes=cost(case, torch.bfloat16).num_bytes // (3 if case["cast"] else 2),
+            aim=None if case["cast"] else 0.9,
+        )
+        for name, case in cases.items()
+    }
+
+
 TOLERANCE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT)
 
 OP = Op(
@@ -150,6 +175,7 @@ OP = Op(
     cases=CASES,
     tolerance=TOLERANCE,
     cost=cost,
+    bench=bench("to_host"),
     door=Door(kv_gather, lambda *_: None),
     mutates=("tier_TKL2PD",),
 )

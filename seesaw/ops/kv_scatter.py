@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.ops.kv_gather import CASES, TOLERANCE, cost, index_of, make_inputs, parts_of
+from seesaw.ops.kv_gather import CASES, TOLERANCE, bench, cost, index_of, make_inputs, parts_of
 from seesaw.ops.registry import Door, Op
 from seesaw.ops.triton_backend import on_triton
 
@@ -67,6 +67,7 @@ OP = Op(
     cases=CASES,
     tolerance=TOLERANCE,
     cost=cost,
+    bench=bench("to_device"),
     door=Door(kv_scatter, lambda *_: None),
     mutates=("pool_LBK2SD",),
 )
