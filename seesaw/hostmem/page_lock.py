@@ -14,6 +14,9 @@ import torch
 
 from seesaw.errors import HostMemoryError
 
+_PORTABLE, _MAPPED = 1, 2
+"""For all contexts; readable and writable by kernels, at the same address."""
+
 
 class PageLock:
     """Registration of `nbytes` bytes at `address` in pieces of `piece_bytes`, begun at once.
@@ -36,6 +39,8 @@ class PageLock:
         self._register = register
         self._unregister = unregister
         self._registered: list[int] = []
+        self._registered_bytes = 0
+        self._changed = threading.Condition()
         self._refused: HostMemoryError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="seesaw-page-lock", daemon=True)
@@ -47,19 +52,33 @@ class PageLock:
                 return
             size = min(self._piece_bytes, self._nbytes - start)
             code = self._register(self._address + start, size)
-            if code != 0:
-                self._refused = HostMemoryError(
-                    f"CUDA refused to page-lock host memory (error {code}) after {start} of "
-                    f"{self._nbytes} bytes. Raise the limit of locked memory (ulimit -l), or lower "
-                    "host_kv_memory."
-                )
-                return
-            self._registered.append(self._address + start)
+            with self._changed:
+                self._changed.notify_all()
+                if code != 0:
+                    self._refused = HostMemoryError(
+                        f"CUDA refused to page-lock host memory (error {code}) after {start} of "
+                        f"{self._nbytes} bytes. Raise the limit of locked memory (ulimit -l), or "
+                        "lower host_kv_memory."
+                    )
+                    return
+                self._registered.append(self._address + start)
+                self._registered_bytes = start + size
 
-    def wait(self) -> None:
-        """Until all is registered. Raises HostMemoryError where CUDA refused."""
-        self._thread.join()
+    def wait(self, stop: int | None = None, timeout_s: float | None = None) -> bool:
+        """Until the first `stop` bytes are registered, None for all; False where the time is over
+        before. Raises HostMemoryError where CUDA refused."""
+        wanted = self._nbytes if stop is None else min(stop, self._nbytes)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._registered_bytes >= wanted or self._is_over(), timeout_s
+            )
+            if self._registered_bytes >= wanted:
+                return True
         self.check()
+        return False
+
+    def _is_over(self) -> bool:
+        return self._refused is not None or self._stop.is_set()
 
     def check(self) -> None:
         """Raises HostMemoryError where CUDA has refused by now."""
@@ -68,7 +87,9 @@ class PageLock:
 
     def close(self) -> None:
         """Unregister what is registered; to be called before the memory is unmapped."""
-        self._stop.set()
+        with self._changed:
+            self._stop.set()
+            self._changed.notify_all()
         self._thread.join()
         while self._registered:
             self._unregister(self._registered.pop())
@@ -83,7 +104,7 @@ class CudaHostMemory:
 
     def register(self, address: int, nbytes: int) -> int:
         with torch.cuda.device(self._device):
-            return int(_cudart().cudaHostRegister(address, nbytes, 0))
+            return int(_cudart().cudaHostRegister(address, nbytes, _PORTABLE | _MAPPED))
 
     def unregister(self, address: int) -> int:
         with torch.cuda.device(self._device):

@@ -101,6 +101,11 @@ class SharedMemory:
                 self._page_lock.wait()
             self._page_lock.check()
 
+    def is_page_locked(self, stop: int, timeout_s: float | None = None) -> bool:
+        """Whether the first `stop` bytes are registered with CUDA, or none are to be; waits so long
+        for it, None without end. Raises HostMemoryError where CUDA has refused."""
+        return self._page_lock is None or self._page_lock.wait(stop, timeout_s)
+
     def close(self) -> None:
         """Give the file back, and the mapping as soon as no view of `tensor` is left. Copies must
         be through. Safe to call twice."""

@@ -1,5 +1,5 @@
-"""Two engines that carry out copies between a device pool and the host tier in the background: C++
-threads for pools on the CPU, and torch, for CUDA and where seesaw._cpu is not built.
+"""Two engines that carry out copies between a pool on the CPU and the host tier in the background:
+C++ threads, and torch where seesaw._cpu is not built. That of GPUs is `stream_copies`.
 
 They copy what they are told; bounds were checked before (`KVCopy.check`). Bytes are counted as they
 are copied, not derived from the plan.
@@ -7,7 +7,6 @@ are copied, not derived from the plan.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -98,17 +97,14 @@ class CppCopies:
 
 
 class TorchCopies:
-    """Python threads that each carry out one job at a time with torch, on CUDA on a stream of their
-    own, after all that the submitting thread's stream had been given by then."""
+    """Python threads that each carry out one job at a time with torch."""
 
-    def __init__(self, report: Report, num_threads: int, device: torch.device) -> None:
-        self.name = "CUDA streams" if device.type == "cuda" else "Python threads"
+    name = "Python threads"
+
+    def __init__(self, report: Report, num_threads: int) -> None:
         self._report = report
-        self._device = device
         self._closed = False
-        self._queue: queue.SimpleQueue[tuple[Job, torch.cuda.Event | None] | None] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"seesaw-kv-copy-{index}", daemon=True)
             for index in range(num_threads)
@@ -117,40 +113,21 @@ class TorchCopies:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        ready = None
-        if self._device.type == "cuda":
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(self._device))
-        self._queue.put((job, ready))
+        self._queue.put(job)
 
     @torch.inference_mode()
     def _run(self) -> None:
-        stream = None
-        if self._device.type == "cuda":
-            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-            while (taken := self._queue.get()) is not None:
-                if self._closed:
-                    return
-                job, ready = taken
-                self._carry_out(job, stream, ready)
-                del taken, job
-
-    def _carry_out(
-        self, job: Job, stream: torch.cuda.Stream | None, ready: torch.cuda.Event | None
-    ) -> None:
-        num_bytes, error = 0, None
-        begin_s = time.perf_counter()
-        try:
-            if stream is not None and ready is not None:
-                ready.synchronize()
-                begin_s = time.perf_counter()
-            num_bytes = copy_staged(job)
-            if stream is not None:
-                stream.synchronize()
-        except Exception as caught:
-            error = caught
-        self._report(job.key, num_bytes, time.perf_counter() - begin_s, error)
+        while (job := self._queue.get()) is not None:
+            if self._closed:
+                return
+            num_bytes, error = 0, None
+            begin_s = time.perf_counter()
+            try:
+                num_bytes = copy_with_torch(job)
+            except Exception as caught:
+                error = caught
+            self._report(job.key, num_bytes, time.perf_counter() - begin_s, error)
+            del job  # and with it what keeps pool and tier
 
     def close(self) -> None:
         self._closed = True
@@ -160,13 +137,8 @@ class TorchCopies:
             thread.join()
 
 
-def copy_staged(job: Job) -> int:
-    """Carry out `job` on the current stream, one tier block after another, by way of device memory
-    in the order of the tier, so that what crosses the bus are the longest runs there are. Returns
-    the bytes copied.
-
-    That memory is bounded by `plan.workspace.copy_staging_bytes`.
-    """
+def copy_with_torch(job: Job) -> int:
+    """Carry out `job`, one tier block after another. Returns the bytes copied."""
     copy, pool = job.copy, job.kv.pool
     first = copy.heads.start - copy.pool.kv_heads.start
     held = pool[:, :, first : first + copy.heads.size]
@@ -175,15 +147,13 @@ def copy_staged(job: Job) -> int:
     num_bytes = 0
     for index, tier_block in enumerate(copy.tier_blocks):
         start = index * per_tier_block
-        blocks = torch.tensor(copy.blocks[start : start + per_tier_block], device=pool.device)
+        blocks = torch.tensor(copy.blocks[start : start + per_tier_block])
         side = tier[tier_block, :, :, :, : len(blocks)]
+        num_bytes += side.nbytes
         if job.store:
-            staged = held.index_select(1, blocks).permute(2, 0, 3, 1, 4, 5).contiguous()
-            num_bytes += _copy_runs(side, staged)
+            side.copy_(held.index_select(1, blocks).permute(2, 0, 3, 1, 4, 5))
         else:
-            staged = torch.empty(side.shape, dtype=pool.dtype, device=pool.device)
-            num_bytes += _copy_runs(staged, side)
-            held.index_copy_(1, blocks, staged.permute(1, 3, 0, 2, 4, 5))
+            held.index_copy_(1, blocks, side.permute(1, 3, 0, 2, 4, 5))
     return num_bytes
 
 
@@ -197,12 +167,3 @@ def _tier_view(job: Job) -> torch.Tensor:
         shape.block_tokens // block_size, block_size, shape.head_dim,
     )  # fmt: skip
     return view[:, heads.start : heads.stop, layers.start : layers.stop]
-
-
-def _copy_runs(target: torch.Tensor, source: torch.Tensor) -> int:
-    """Copy run by run, a run being contiguous on both sides: torch copies anything else between
-    devices by way of temporary tensors, and waits for it."""
-    if target.is_contiguous() and source.is_contiguous():
-        target.copy_(source, non_blocking=True)
-        return target.nbytes
-    return sum(map(_copy_runs, target, source))

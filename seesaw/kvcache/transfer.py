@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from seesaw.errors import EngineDeadError
-from seesaw.kvcache.copies import Copies, CppCopies, Job, TorchCopies
+from seesaw.kvcache.copies import Copies, CppCopies, Job, Report, TorchCopies
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.layout.kv import KVCopy, PoolShape
@@ -28,6 +28,7 @@ logger = get_logger(__name__)
 
 OnDone = Callable[[int, int, float], None]
 OnError = Callable[[EngineDeadError], None]
+Engine = Literal["cpp", "torch"] | Callable[[Report], Copies]
 
 
 @dataclass(slots=True)
@@ -47,13 +48,14 @@ class KVTransfers:
     thread, with the bytes that this rank has copied. If a copy or `on_done` fails, `on_error` is
     called there with what went wrong, and every later call raises it.
 
-    `engine`: "cpp" (C++ threads) or "torch" (Python threads; streams on CUDA). None takes C++ for a
-    CPU where it is built. Both run up to `num_threads` copies at a time.
+    `engine`: "cpp" (C++ threads) or "torch" (Python threads) for a CPU, which carry out up to
+    `num_threads` copies at a time, or what makes another. None takes streams for CUDA, and C++ for
+    a CPU where it is built.
     """
 
     def __init__(
         self, tier: HostTier, on_done: OnDone, device: torch.device, num_threads: int, *,
-        on_error: OnError | None = None, engine: Literal["cpp", "torch"] | None = None,
+        on_error: OnError | None = None, engine: Engine | None = None,
     ) -> None:  # fmt: skip
         self.stores = Moved()
         self.loads = Moved()
@@ -68,23 +70,28 @@ class KVTransfers:
         self._changed = threading.Condition()
         self._copies = self._start(num_threads, engine)
 
-    def _start(self, num_threads: int, engine: Literal["cpp", "torch"] | None) -> Copies:
+    def _start(self, num_threads: int, engine: Engine | None) -> Copies:
         device = self._device
         if num_threads < 1:
             raise ValueError(f"num_threads={num_threads}: expected 1 or more")
-        if engine == "cpp" and device.type != "cpu":
-            raise ValueError(f"C++ threads copy pools on the CPU only, got {device}")
+        if callable(engine):
+            return engine(self._finish)
         if device.type == "cuda":
+            if engine is not None:
+                raise ValueError(f"engine={engine!r} copies pools on the CPU only, got {device}")
+            from seesaw.kvcache.cuda_copies import cuda_copies
+
             self._tier.page_lock(device)
-        if engine == "torch" or device.type != "cpu":
-            return TorchCopies(self._finish, num_threads, device)
+            return cuda_copies(self._finish, device)
+        if engine == "torch":
+            return TorchCopies(self._finish, num_threads)
         try:
             return CppCopies(self._finish, num_threads)
         except ImportError:
             if engine == "cpp":
                 raise
         logger.info("KV moves in Python threads: this installation of seesaw has no C++ part.")
-        return TorchCopies(self._finish, num_threads, device)
+        return TorchCopies(self._finish, num_threads)
 
     @property
     def engine(self) -> str:

@@ -254,7 +254,7 @@ def _needs(setting: Setting) -> list[RankNeeds]:
         work = max(step_bytes(one)[0] for one in held) + graphs + aside[rank]
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
-            work += copy_staging_bytes(parts * max(blocks))
+            work += copy_staging_bytes(parts * max(blocks), setting.space.kind)
         found.append(RankNeeds(rank, arena, work, graphs, blocks[0], blocks[-1]))
     return found
 

@@ -19,6 +19,11 @@ LIBRARY_BYTES = 32 * 2**20
 """What oneDNN or cuBLAS take for themselves in a matrix product."""
 MAX_HANDOVERS = 2
 """Hidden states that a stage may have under way to the next one; held until they are received."""
+KV_SLOTS = 3
+"""Batches of KV under way to the host tier, and from it: one in each of two streams, and one that
+is being prepared."""
+KV_BATCH_BYTES = 16 * 2**20
+"""Of such a batch, or one tier block's where that is more: tenths of a millisecond on a bus."""
 COPY_THREADS = 1
 """That copy KV, of each rank, beside those that compute: memory is the limit, not the thread."""
 
@@ -150,8 +155,11 @@ def graph_bytes(
     )
 
 
-def copy_staging_bytes(part_bytes: int) -> int:
-    """Upper bound of what stores and loads (`kvcache/copies`) have in device memory beside pool and
-    tier, where a rank's part of a tier block is `part_bytes`: for each thread once in the order of
-    the pool, once in the tier's."""
+def copy_staging_bytes(part_bytes: int, kind: Kind) -> int:
+    """Upper bound of what stores and loads have in device memory beside pool and tier, where a
+    rank's part of a tier block is `part_bytes`: on a GPU the slots of both directions
+    (`kvcache/lane`), on a CPU for each thread once in the order of the pool, once in the tier's
+    (`kvcache/copies`)."""
+    if kind == "cuda":
+        return 2 * KV_SLOTS * max(KV_BATCH_BYTES, part_bytes)
     return COPY_THREADS * 2 * part_bytes

@@ -7,19 +7,17 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
-from seesaw.kvcache.transfer import KVTransfers
+from seesaw.kvcache.transfer import Engine, KVTransfers
 from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
 from seesaw.layout.kv import TierShape, owned_heads
 from seesaw.layout.ranges import Range
 
-Engine = Literal["cpp", "torch"]
 HEAD_DIM = 4
 
 

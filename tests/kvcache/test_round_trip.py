@@ -13,12 +13,12 @@ import torch
 
 from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.tier import HostTier
-from seesaw.kvcache.transfer import KVTransfers
+from seesaw.kvcache.transfer import Engine, KVTransfers
 from seesaw.layout import ParallelLayout
 from seesaw.layout.kv import PoolShape, transfer_bytes
+from tests.kvcache.engines import of_name
 from tests.kvcache.kv_harness import (
     Done,
-    Engine,
     Rank,
     Truth,
     layouts_of,
@@ -43,12 +43,15 @@ MODELS = {
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=["cpp", "torch"])
-def engine(request: pytest.FixtureRequest, device: str) -> Engine:
-    if request.param == "cpp" and device != "cpu":
-        pytest.skip("C++ threads copy pools on the CPU")
-    engine: Engine = request.param
-    return engine
+@pytest.fixture(params=["cpp", "torch", "streams"])
+def engine(request: pytest.FixtureRequest, device: str) -> Iterator[Engine | None]:
+    if device != "cpu":
+        if request.param != "streams":
+            pytest.skip("threads copy pools on the CPU")
+        yield None
+        return
+    with of_name(request.param) as engine:
+        yield engine
 
 
 def lengths(block_size: int, tier_block: int, rng: random.Random) -> list[int]:
@@ -117,7 +120,7 @@ class Replica:
 
 def round_trip(
     spec: ModelSpec, layouts: list[ParallelLayout], block_size: int, tier_block: int,
-    dtype: torch.dtype, engine: Engine, device: str, seed: int,
+    dtype: torch.dtype, engine: Engine | None, device: str, seed: int,
 ) -> None:  # fmt: skip
     """Every layout stores all requests, and each other one loads them."""
     rng = random.Random(seed)
@@ -182,7 +185,9 @@ def cut(counts: list[int], total: int, rng: random.Random) -> list[list[int]]:
 
 @pytest.mark.parametrize("num_ranks", range(1, 9))
 @pytest.mark.parametrize("model", MODELS)
-def test_every_pair_of_layouts(model: str, num_ranks: int, engine: Engine, device: str) -> None:
+def test_every_pair_of_layouts(
+    model: str, num_ranks: int, engine: Engine | None, device: str
+) -> None:
     spec = MODELS[model]
     layouts = layouts_of(num_ranks, spec)
     if not layouts:
@@ -195,7 +200,7 @@ def test_every_pair_of_layouts(model: str, num_ranks: int, engine: Engine, devic
         round_trip(spec, layouts, block_size, tier_block, dtype, engine, device, seed)
 
 
-def test_requests_come_and_go(engine: Engine, device: str) -> None:
+def test_requests_come_and_go(engine: Engine | None, device: str) -> None:
     """Stores, loads and the use of freed tier blocks at once, each rank at its own pace."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")

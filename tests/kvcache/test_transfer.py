@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from seesaw.errors import EngineDeadError
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
-from seesaw.kvcache.transfer import KVTransfers
+from seesaw.kvcache.transfer import Engine, KVTransfers
 from seesaw.layout import Range
 from seesaw.layout.kv import TierShape
-from tests.kvcache.kv_harness import Done, Engine, random_bytes
+from tests.kvcache.engines import of_name
+from tests.kvcache.kv_harness import Done, random_bytes
 
 CPU = torch.device("cpu")
 LAYERS, HEADS = Range(0, 3), Range(0, 2)
@@ -32,10 +33,10 @@ SHAPE = TierShape(
 PATIENCE_S = 30.0
 
 
-@pytest.fixture(params=["cpp", "torch"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    engine: Engine = request.param
-    return engine
+@pytest.fixture(params=["cpp", "torch", "streams"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with of_name(request.param) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -312,5 +313,6 @@ def test_without_the_cpp_part_python_threads_copy(
 def test_bad_settings_are_refused(tier: HostTier) -> None:
     with pytest.raises(ValueError, match="num_threads=0"):
         KVTransfers(tier, Done(), CPU, 0)
-    with pytest.raises(ValueError, match="CPU only"):
-        KVTransfers(tier, Done(), torch.device("cuda"), 1, engine="cpp")
+    for engine in ("cpp", "torch"):
+        with pytest.raises(ValueError, match="CPU only"):
+            KVTransfers(tier, Done(), torch.device("cuda"), 1, engine=engine)
