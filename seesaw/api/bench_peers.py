@@ -71,6 +71,7 @@ def _rows(inputs: Inputs) -> Rows:
             for name in ("q_THD", "k_TKD", "v_TKD")
         )
         return Rows(q.contiguous(), k.contiguous(), v.contiguous())
+    _only(inputs["block_table"].dim() == 2, "rows of several segments")
     lengths = inputs["seq_lens"].tolist()
     _only(len(set(lengths)) == 1, "rows of different lengths")
     pages = -(-lengths[0] // inputs["k_cache"].shape[1])
@@ -186,6 +187,7 @@ def _workspace(device: torch.device) -> torch.Tensor:
 def _pages(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(offsets into page ids, page ids, tokens in the last page) of the rows, int32."""
     _only(inputs.get("k_scale_K") is None, "KV in float8 with a scale for each head")
+    _only(inputs["block_table"].dim() == 2, "rows of several segments")
     size = inputs["k_cache"].shape[1]
     lens = inputs["seq_lens"]
     counts = (lens + size - 1) // size

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from seesaw.kernels.compiling import Resources, compile_build, labels, resources_of_cubin
-from seesaw.kernels.kernel import Config, Kernel
+from seesaw.kernels.config_files import SHIPPED, read_all
+from seesaw.kernels.kernel import Config, Kernel, Key
 from seesaw.kernels.registry import kernels
 from seesaw.kernels.target import compile_targets
 
@@ -86,8 +87,26 @@ def tasks(capabilities: Sequence[int], only: str) -> Iterator[Task]:
             yield from (Task(source, capability) for capability in capabilities)
 
 
-def _configs(kernel: Kernel, key: Any, capability: int) -> list[Config]:
-    return [kernel.default(key, compile_targets()[capability])]
+def _configs(kernel: Kernel, key: Key, capability: int) -> list[Config]:
+    """The default one, and those that come with seesaw for devices of `capability`."""
+    found = [kernel.default(key, compile_targets()[capability])]
+    for tuned in read_all(SHIPPED, kernel.name):
+        builds_it = tuned.capability == capability and dict(tuned.key) == dict(key)
+        if builds_it and tuned.config not in found:
+            found.append(tuned.config)
+    return found
+
+
+def without_build(only: str) -> list[str]:
+    """Shipped configurations that no build of their kernel has the key of, so that nothing of them
+    would be compiled."""
+    return [
+        f"{tuned.kernel}/{tuned.file_name}"
+        for name, kernel in kernels().items()
+        if only in name
+        for tuned in read_all(SHIPPED, name)
+        if dict(tuned.key) not in [dict(build.key) for build in kernel.builds]
+    ]
 
 
 def _cuda_sources() -> list[str]:
@@ -233,11 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in bad:
         where = f"{one.kernel}[{one.build}] {one.config} sm_{one.sm}"
         print(f"FAILED {where}: {one.error or one.too_much}", file=sys.stderr)
+    unbuilt = without_build(asked.kernel)
+    for name in unbuilt:
+        print(f"FAILED configs/{name}: no build of the kernel has this key", file=sys.stderr)
     print(
         f"{len(found)} compilations for {', '.join(f'sm_{one}' for one in capabilities)} in "
-        f"{time.monotonic() - start_s:.0f} s: {len(bad)} failed"
+        f"{time.monotonic() - start_s:.0f} s: {len(bad) + len(unbuilt)} failed"
     )
-    return min(len(bad), 1)
+    return min(len(bad) + len(unbuilt), 1)
 
 
 if __name__ == "__main__":

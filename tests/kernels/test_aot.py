@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import seesaw
+from seesaw.kernels import aot
 from seesaw.kernels.compiling import labels
-from seesaw.kernels.kernel import Build
+from seesaw.kernels.config_files import TunedConfig, write
+from seesaw.kernels.kernel import Build, Config
 from seesaw.kernels.registry import kernels
 
 ROOT = Path(seesaw.__file__).parent.parent
@@ -116,6 +121,25 @@ def test_a_compiler_that_crashes_is_one_failure(tmp_path: Path) -> None:
     done = check(tmp_path, "--arch", "90", "--kernel", "planted.fits")
     assert done.returncode == 1, done.stderr
     assert "ended without a word" in done.stderr
+
+
+def test_shipped_configurations_are_compiled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = kernels()["rms_norm"]
+    other = Config({"BLOCK": 8192}, num_warps=32)
+    tuned = TunedConfig(
+        kernel="rms_norm", key=kernel.builds[1].key, device_name="NVIDIA X", capability=90,
+        config=other, triton="3.9", clocks_mhz={}, median_us=1.0, default_us=2.0,
+        date="2026-01-01",
+    )  # fmt: skip
+    write(tmp_path, tuned)
+    write(tmp_path, replace(tuned, key={"size": 77}))
+    monkeypatch.setattr(aot, "SHIPPED", tmp_path)
+    found = [task for task in aot.tasks([89, 90], "rms_norm") if task.config == other]
+    same_key = [n for n, build in enumerate(kernel.builds) if build.key == tuned.key]
+    assert [(task.build, task.capability) for task in found] == [(n, 90) for n in same_key]
+    assert aot.without_build("rms_norm") == ["rms_norm/size=77,device_name=NVIDIA_X.json"]
 
 
 def test_builds_have_names_that_tell_them_apart() -> None:
