@@ -22,7 +22,8 @@ def expect(op: str, what: str, got: object, supported: object, ok: bool) -> None
 
 def expect_one_of(op: str, what: str, got: object, supported: Iterable[object]) -> None:
     known = tuple(supported)
-    expect(op, what, got, ", ".join(map(_name, known)), got in known)
+    if got not in known:
+        expect(op, what, _name(got), ", ".join(map(_name, known)), False)
 
 
 def expect_tensors(op: str, dtypes: Iterable[torch.dtype], **tensors: torch.Tensor) -> None:
@@ -34,6 +35,30 @@ def expect_tensors(op: str, dtypes: Iterable[torch.dtype], **tensors: torch.Tens
         expect(op, f"dtype of {name}", tensor.dtype, first.dtype, tensor.dtype == first.dtype)
         expect(op, f"device of {name}", tensor.device, first.device, tensor.device == first.device)
     expect_device(op, first.device)
+
+
+def expect_tensor(
+    op: str,
+    name: str,
+    tensor: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> None:
+    """Of one of `dtypes`, of `shape`, on `device`, the elements of its last dim side by side."""
+    side_by_side = tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.numel() <= 1
+    side_by_side = side_by_side or tensor.shape[-1] == 1
+    if (
+        side_by_side
+        and tensor.dtype in dtypes
+        and tensor.shape == shape
+        and tensor.device == device
+    ):
+        return  # launches pass here: no messages are made
+    expect_one_of(op, f"dtype of {name}", tensor.dtype, dtypes)
+    expect(op, f"shape of {name}", list(tensor.shape), list(shape), tensor.shape == shape)
+    expect(op, f"device of {name}", tensor.device, device, tensor.device == device)
+    expect(op, f"strides of {name}", tensor.stride(), "1 for the last dim", side_by_side)
 
 
 def expect_device(op: str, device: torch.device) -> None:
