@@ -101,7 +101,7 @@ class DecodeGraphs:
         self._value = torch.empty(limits.num_rows, dtype=torch.float32, device=device)
         self._id = torch.empty(limits.num_rows, dtype=torch.int64, device=device)
         self._launches: dict[tuple[Phase, int, bool], Launch] = {}
-        self._recorded: set[tuple[Phase, int, bool]] = set()
+        self._replays: dict[tuple[Phase, int, bool], Launch] = {}
 
     def suits(self, rows: RowArrays, phase: RankPhase) -> bool:
         return phase.is_whole and phase.comm.recordable and rows.only_decodes
@@ -130,12 +130,15 @@ class DecodeGraphs:
         if key not in self._launches:
             inputs = self._buffers.padded(size)
             self._launches[key] = partial(self._launch, phase, inputs, greedy)
-        elif key not in self._recorded and not eager:
-            replay = self._recorder.record(self._launches[key])
+            eager = True
+        launch = self._launches[key]
+        if not eager and key not in self._replays:
+            replay = self._recorder.record(launch)
             if replay is not None:
-                self._launches[key] = replay
-                self._recorded.add(key)
-        self._launches[key]()
+                self._replays[key] = replay
+        if not eager:
+            launch = self._replays.get(key, launch)
+        launch()
 
     def _launch(self, phase: RankPhase, inputs: StepInputs, greedy: bool) -> None:
         """All of a step; nothing on the host may depend on its rows."""
