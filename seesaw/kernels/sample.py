@@ -282,8 +282,9 @@ def sample(
     min_p_S: torch.Tensor,
     uniform_S: torch.Tensor,
 ) -> torch.Tensor:
-    """As `ops.sample`; nothing waits for the device. Weights are exact to about 2^-22, so a token may
-    differ where the random number falls that near to a bound. Raises UnsupportedError."""
+    """As `ops.sample`; nothing waits for the device. Weights are exact to about 2^-22, so a
+    token may differ where the random number falls that near to a bound. Raises
+    UnsupportedError."""
     expect_tensors(OP, (torch.float32,), logits=logits_SV)
     expect(OP, "dims of logits", logits_SV.dim(), 2, logits_SV.dim() == 2)
     rows, vocab = logits_SV.shape

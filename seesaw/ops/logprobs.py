@@ -16,6 +16,7 @@ from seesaw.ops.native import native
 from seesaw.ops.registry import Bench, Case, Cost, Op, Tolerance
 from seesaw.ops.shapes import SMALL
 from seesaw.ops.top_tokens import top_tokens
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.sampling_workspace import rows_at_once
 
 # Shape letters: S rows, N rows of them at once, V vocabulary, k most probable tokens.
@@ -30,6 +31,10 @@ def logprobs(
     logits_SV float32, not changed; token_ids_S int64. Log-probabilities are float32, ids and ranks
     int64. Top tokens come in descending order, equals by id.
     """
+    if on_triton(logits_SV):
+        from seesaw.kernels.logprobs import logprobs as launch
+
+        return launch(logits_SV, token_ids_S, k)
     if (cpu := native()) is not None and logits_SV.is_cpu and logits_SV.dtype == torch.float32:
         return _logprobs_cpu(cpu, logits_SV, token_ids_S, min(k, logits_SV.shape[1]))
     at_once = rows_at_once(logits_SV.shape[1])
