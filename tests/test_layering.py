@@ -39,7 +39,7 @@ LAYERS = {
     "simulate":    Allowed("families layout plan scheduler", "numpy"),
     "batch":       Allowed("",                             STDLIB_ONLY),
     "tokenizer":   Allowed("",                             "tokenizers jinja2 transformers"),
-    "kernels":     Allowed("plan",                         "torch triton cupy cupy_backends"),
+    "kernels":     Allowed("plan hostmem",                 "torch triton cupy cupy_backends"),
     "ops":         Allowed("layout plan kernels _cpu",     "torch triton"),
     "layers":      Allowed("families layout ops",          "torch"),
     "hostmem":     Allowed("",                             "torch"),
@@ -48,11 +48,11 @@ LAYERS = {
     "kvcache":     Allowed("layout plan hostmem cuda ops _cpu", "torch"),
     "distributed": Allowed("layers layout plan hostmem _cpu", "torch"),
     "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
-    "weights":     Allowed("families layout hostmem tokenizer _cpu",
+    "weights":     Allowed("families layout hostmem cuda tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),
     "tune":        Allowed("families kernels ops measure",  "torch triton"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
-                           "weights distributed _cpu",
+                           "weights hostmem distributed _cpu",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
                            "ops kernels measure tune _cpu",

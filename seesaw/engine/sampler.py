@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from seesaw.hostmem.upload import upload
 from seesaw.layers.comm import ALONE, Comm
 from seesaw.layout.ranges import vocab_range
 from seesaw.ops.adjust_logits import RowAdjustment, adjust_logits
 from seesaw.ops.highest import highest
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.sample import sample, uniform
-from seesaw.ops.upload import upload
 from seesaw.plan.sampling_workspace import rows_at_once
 from seesaw.scheduler.output import NewRequest, TokenLogprobs
 

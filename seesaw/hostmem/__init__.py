@@ -1,1 +1,1 @@
-"""Memory of the host that all ranks of a machine map, and its registration with CUDA."""
+"""Memory of the host: shared by all ranks of a machine, registered with CUDA, sent to a device."""

@@ -15,6 +15,7 @@ import torch
 
 from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
 from seesaw.ops.shapes import LLAMA_8B, SMOLLM2_135M
+from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: S rows, V vocabulary, M (row, token) pairs.
 
@@ -42,6 +43,10 @@ def adjust_logits(logits_SV: torch.Tensor, adjustments: Sequence[RowAdjustment])
     """`logits_SV` (float32) with the adjustments: itself if there are none, else a new tensor."""
     if not adjustments:
         return logits_SV
+    if on_triton(logits_SV):
+        from seesaw.kernels.adjust_logits import adjust_logits as launch
+
+        return launch(logits_SV, adjustments)
     out_SV = logits_SV.clone()
     flat = out_SV.view(-1)
     vocab = logits_SV.shape[1]
