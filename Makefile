@@ -32,10 +32,8 @@ sanitize: setup ## the native code under sanitizers of memory, undefined behavio
 kernels-compile: setup ## every Triton kernel and .cu for every GPU, without one; figures to bench/results/aot.json
 	$(BIN)/python -m seesaw.kernels.aot --report bench/results/aot.json
 
-gpu-check: ## ops, engine, tier, re-sharding on an NVIDIA GPU; needs torch, transformers and pytest, no install
-	$(PYTHON) -m pytest --device cuda tests/ops/test_registry.py tests/engine/test_equivalence.py \
-		tests/engine/test_llm.py tests/kvcache/test_round_trip.py tests/kvcache/test_tier.py \
-		tests/weights/test_reshard.py
+gpu-check: ## all of it on an NVIDIA GPU, under 8 minutes, without install (ARGS="--only tests,bench" for some)
+	$(PYTHON) scripts/gpu_check.py $(ARGS)
 
 lint: setup ## ruff, formatting, types
 	$(BIN)/ruff check .

@@ -128,7 +128,7 @@ class Bencher:
     def time(self, job: Job, providers: Sequence[str], findings: Findings) -> dict[str, Timing]:
         """Seconds of a call by provider. What a provider lacks goes to `skipped`, what raises or
         differs from this package's result to `failed`."""
-        copies = self._inputs(job)
+        copies = self.inputs(job)
         calls: dict[str, Call] = {}
         for provider in self.offered(job.op, providers):
             where = (job.op.name, job.name, provider)
@@ -151,7 +151,7 @@ class Bencher:
         others = PEERS.get(op.name, {"torch": None} if self.device.type == "cuda" else {})
         return [name for name in providers if name == "seesaw" or name in others]
 
-    def _inputs(self, job: Job) -> list[Inputs]:
+    def inputs(self, job: Job) -> list[Inputs]:
         """So many sets of inputs that one has left the caches when its turn comes again."""
         num_bytes = job.op.cost(job.bench.case, job.bench.dtype).num_bytes
         copies = 1

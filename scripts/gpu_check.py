@@ -1,0 +1,321 @@
+"""`make gpu-check`: everything that needs an NVIDIA GPU, in stages, within minutes. Needs torch,
+Triton, transformers and pytest; seesaw need not be installed.
+
+usage: python scripts/gpu_check.py [--only tests,bench] [--minutes 8] [--output FILE]
+
+A stage that fails or runs out of time stops no other one. What cannot run here is named. Figures go
+to bench/results/<device>/<date>.json; the exit status is 1 where a stage failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+NEEDED = ("torch", "triton", "transformers", "pytest")
+OPTIONAL = {
+    "seesaw._cpu": "the C++ kernels of CPUs",
+    "cupy": "copies and sums in CUDA C++ (csrc/cuda)",
+    "gguf": "GGUF models",
+    "zmq": "several processes",
+    "msgspec": "several processes",
+    "hypothesis": "property tests",
+    "flashinfer": "FlashInfer beside the kernels",
+}
+TESTS = (
+    "tests/kernels",
+    "tests/ops",
+    "tests/measure/test_cuda_clock.py",
+    "tests/engine/test_equivalence.py",
+    "tests/engine/test_llm.py",
+    "tests/kvcache",
+    "tests/weights/test_reshard.py",
+    "tests/weights/test_arena.py",
+)
+MOST_WORKERS = 6
+SANITIZED = "tests/kernels/test_interpreted.py"
+SANITIZED_CASES = "-1-float16 or -3-float16"
+"""By the ids of that test: small shapes, two of each op."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """`status`: passed, failed, out of time, left out."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    detail: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> bool:
+        return self.status in ("failed", "out of time")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`run(folder, limit_s)` writes what it likes to `folder`."""
+
+    name: str
+    most_s: float
+    run: Callable[[Path, float], Outcome]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def command(arguments: Sequence[str], limit_s: float) -> tuple[int | None, str]:
+    """(exit status or None where time ran out, end of the output), the output shown meanwhile."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+    env["PYTHONUNBUFFERED"] = "1"
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit_s, stop)
+    timer.start()
+    lines: collections.deque[str] = collections.deque(maxlen=40)
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        say("    " + line.rstrip())
+    status = process.wait()
+    timer.cancel()
+    return (None if stopped.is_set() else status), "\n".join(lines)
+
+
+def outcome(name: str, status: int | None, detail: str, **figures: Any) -> Outcome:
+    told = {0: "passed", None: "out of time"}.get(status, "failed")
+    return Outcome(name, told, detail=detail, figures=figures)
+
+
+def tests(folder: Path, limit_s: float) -> Outcome:
+    report = folder / "tests.xml"
+    parallel = []
+    if importlib.util.find_spec("xdist") is not None:  # compiling is most of the time
+        workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+        parallel = ["-n", str(workers)]
+    found = [path for path in TESTS if (ROOT / path).exists()]
+    arguments = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--device",
+        "cuda",
+        "--no-showlocals",
+        "--tb=short",
+    ]
+    status, tail = command([*arguments, *parallel, f"--junitxml={report}", *found], limit_s)
+    if not report.exists():
+        return outcome("tests", status, tail[-2000:])
+    counts, why = read_junit(report)
+    detail = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    return outcome("tests", status, detail, counts=counts, skipped=why)
+
+
+def read_junit(path: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """(tests by outcome, skipped ones by reason)."""
+    counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
+    why: collections.Counter[str] = collections.Counter()
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        kinds = {child.tag for child in case}
+        if kinds & {"failure", "error"}:
+            counts["failed"] += 1
+        elif (skipped := case.find("skipped")) is not None:
+            counts["skipped"] += 1
+            why[skipped.get("message", "")] += 1
+        else:
+            counts["passed"] += 1
+    return counts, dict(why.most_common())
+
+
+def sanitizer(folder: Path, limit_s: float) -> Outcome:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return Outcome("sanitizer", "left out", detail="compute-sanitizer is not on PATH")
+    pytest = [sys.executable, "-m", "pytest", "--device", "cuda", SANITIZED, "-k", SANITIZED_CASES]
+    memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
+    status, tail = command([*memcheck, *pytest], limit_s)
+    if "Device not supported" in tail:
+        return Outcome("sanitizer", "left out", detail="compute-sanitizer refuses this device")
+    return outcome("sanitizer", status, tail.strip().splitlines()[-1] if tail.strip() else "")
+
+
+def bench(folder: Path, limit_s: float) -> Outcome:
+    return figures_of("bench", folder, limit_s, "-m", "seesaw", "bench", "kernels",
+                      "--device", "cuda", "--output-json")  # fmt: skip
+
+
+def engine(folder: Path, limit_s: float) -> Outcome:
+    return figures_of("engine", folder, limit_s, "scripts/gpu_engine.py", "--output")
+
+
+def bus(folder: Path, limit_s: float) -> Outcome:
+    return figures_of("bus", folder, limit_s, "scripts/gpu_bus.py", "--output")
+
+
+def figures_of(name: str, folder: Path, limit_s: float, *arguments: str) -> Outcome:
+    """Of a program that writes its figures as JSON to the file named last."""
+    target = folder / f"{name}.json"
+    status, tail = command([sys.executable, *arguments, str(target)], limit_s)
+    figures = json.loads(target.read_text()) if target.exists() else {}
+    goals = figures.get("goals", [])
+    detail = f"{sum(goal['met'] for goal in goals)} of {len(goals)} goals met" if goals else ""
+    return outcome(name, status, detail if status == 0 else tail[-2000:], **figures)
+
+
+STAGES = (
+    Stage("tests", 200, tests),
+    Stage("bench", 150, bench),
+    Stage("bus", 30, bus),
+    Stage("engine", 150, engine),
+    Stage("sanitizer", 60, sanitizer),
+)
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+def refuse() -> str | None:
+    """Why nothing can run here."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)}: pip install {' '.join(missing)}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return (
+            "torch sees no CUDA device. This check is for a machine with an NVIDIA GPU of sm_80 or "
+            "newer; `make check` is for all others."
+        )
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) < (8, 0):
+        return f"{torch.cuda.get_device_name()} is sm_{major}{minor}; sm_80 or newer is needed."
+    return None
+
+
+def left_out() -> dict[str, str]:
+    """Packages that are not here, and what goes without them."""
+    sys.path.insert(0, str(ROOT))
+    return {name: what for name, what in OPTIONAL.items() if importlib.util.find_spec(name) is None}
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    lines = [f"{'stage':<10} {'status':<12} {'seconds':>7}  detail"]
+    for one in outcomes:
+        detail = one.detail.strip().splitlines()[-1] if one.detail.strip() else ""
+        lines.append(f"{one.name:<10} {one.status:<12} {one.seconds:7.0f}  {detail[:100]}")
+    for one in outcomes:
+        for goal in one.figures.get("goals", []):
+            what = (
+                goal["what"]
+                if "op" not in goal
+                else f"{goal['op']}, {goal['case']}, {goal['what']}"
+            )
+            bound = (
+                f"at most {goal['most']:.2f}" if "most" in goal else f"at least {goal['least']:.2f}"
+            )
+            mark = "met   " if goal["met"] else "MISSED"
+            lines.append(f"  {mark} {goal['value']:6.2f} {bound}  {what}")
+    return lines
+
+
+def target_file(device: str) -> Path:
+    slug = re.sub(r"[^A-Za-z0-9.]+", "_", device).strip("_")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return RESULTS / slug / f"{today}.json"
+
+
+def run(stages: Sequence[Stage], minutes: float) -> list[Outcome]:
+    end_s = time.monotonic() + 60 * minutes
+    outcomes = []
+    for number, stage in enumerate(stages, 1):
+        limit_s = min(stage.most_s, end_s - time.monotonic())
+        if limit_s <= 5:
+            outcomes.append(Outcome(stage.name, "out of time", detail="no time was left for it"))
+            continue
+        say(f"[{number}/{len(stages)}] {stage.name}, at most {limit_s:.0f} s")
+        start_s = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="seesaw-gpu-check-") as folder:
+            try:
+                found = stage.run(Path(folder), limit_s)
+            except Exception as error:
+                found = Outcome(stage.name, "failed", detail=f"{type(error).__name__}: {error}")
+        found.seconds = time.monotonic() - start_s
+        outcomes.append(found)
+        say(f"    {found.status} after {found.seconds:.0f} s {found.detail[-200:]}")
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--only", default=",".join(names), help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of all stages (%(default)s)")
+    parser.add_argument("--output", type=Path, help="default: bench/results/<device>/<date>.json")
+    asked = parser.parse_args()
+    chosen = [name.strip() for name in asked.only.split(",")]
+    for name in chosen:
+        if name not in names:
+            parser.error(f"--only: got {name!r}, expected some of {', '.join(names)}")
+    if (why := refuse()) is not None:
+        print(f"gpu-check: {why}", file=sys.stderr)
+        return 2
+    import torch
+
+    absent = left_out()
+    from seesaw.api.environment import environment
+
+    device = torch.cuda.get_device_name()
+    say(f"{device}, torch {torch.__version__}")
+    for name, what in absent.items():
+        say(f"not here: {name}; left out: {what}")
+    outcomes = run([stage for stage in STAGES if stage.name in chosen], asked.minutes)
+    target = asked.output or target_file(device)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "device": device,
+        "environment": environment(),
+        "not_here": absent,
+        "stages": [asdict(one) for one in outcomes],
+    }
+    target.write_text(json.dumps(content, indent=1) + "\n")
+    print("\n".join(table(outcomes)))
+    print(f"wrote {target}")
+    return int(any(one.bad for one in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
