@@ -95,58 +95,30 @@ def _attend(
     ]
 )  # fmt: skip
 def _paged_decode_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    block_table_ptr,
-    seq_lens_ptr,
-    cu_seqlens_q_ptr,
-    k_scale_ptr,
-    v_scale_ptr,
-    out_ptr,
-    lse_ptr,
-    q_token_stride,
-    q_head_stride,
-    k_block_stride,
-    k_token_stride,
-    k_head_stride,
-    v_block_stride,
-    v_token_stride,
-    v_head_stride,
-    table_row_stride,
-    table_segment_stride,
-    out_row_stride,
-    out_head_stride,
-    out_split_stride,
-    num_rows,
-    num_sms,
-    window,
-    sm_scale,
-    soft_cap,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LEAST_KEYS: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, block_table_ptr, seq_lens_ptr, cu_seqlens_q_ptr, k_scale_ptr, v_scale_ptr,
+    out_ptr, lse_ptr, q_token_stride, q_head_stride, k_block_stride, k_token_stride, k_head_stride,
+    v_block_stride, v_token_stride, v_head_stride, table_row_stride, table_segment_stride,
+    out_row_stride, out_head_stride, out_split_stride, num_rows, num_sms, window, sm_scale,
+    soft_cap, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SEGMENTS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+    LEAST_KEYS: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
     row, kv_head, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
     token = row.to(tl.int64)
     head = tl.arange(0, _TILE_ROWS)
-    real = head < GROUP
-    if cu_seqlens_q_ptr is not None:
-        begin = tl.load(cu_seqlens_q_ptr + row)
-        real &= tl.load(cu_seqlens_q_ptr + row + 1) - begin == 1
-        token = begin.to(tl.int64)
     lens_ptr = seq_lens_ptr + row.to(tl.int64) * SEGMENTS
     length = 0
     for segment in range(SEGMENTS):
         length += tl.load(lens_ptr + segment)
     visible = tl.minimum(length, window)
+    num_heads = GROUP
+    if cu_seqlens_q_ptr is not None:
+        begin = tl.load(cu_seqlens_q_ptr + row)
+        single = tl.load(cu_seqlens_q_ptr + row + 1) - begin == 1
+        visible, num_heads = tl.where(single, visible, 0), tl.where(single, GROUP, 0)
+        token = begin.to(tl.int64)
+    real = head < num_heads
     first, last = length - visible, length
     # partial results are put by row, whole ones by token
     place = row.to(tl.int64) if SPLIT else token
@@ -273,26 +245,10 @@ def _launch(
         part_lse = torch.empty((rows, heads, splits), dtype=torch.float32, device=device)
         part_strides = part.stride()[:3]
     _paged_decode_kernel[(rows, kv_heads, splits)](
-        q_RHD,
-        readable(k_cache),
-        readable(v_cache),
-        table_RSP,
-        seq_lens,
-        cu_seqlens_q,
-        k_scale_K,
-        v_scale_K,
-        part,
-        part_lse,
-        *q_RHD.stride()[:2],
-        *k_cache.stride()[:3],
-        *v_cache.stride()[:3],
-        *table_RSP.stride()[:2],
-        *part_strides,
-        rows,
-        num_sms,
-        window,
-        sm_scale,
-        soft_cap,
+        q_RHD, readable(k_cache), readable(v_cache), table_RSP, seq_lens, cu_seqlens_q, k_scale_K,
+        v_scale_K, part, part_lse, *q_RHD.stride()[:2], *k_cache.stride()[:3],
+        *v_cache.stride()[:3], *table_RSP.stride()[:2], *part_strides, rows, num_sms, window,
+        sm_scale, soft_cap,
         HEAD_DIM=size,
         PADDED_DIM=triton.next_power_of_2(size),
         GROUP=heads // kv_heads,
@@ -300,7 +256,7 @@ def _launch(
         SEGMENTS=segments,
         SPLIT=splits > 1,
         **config.arguments(),
-    )
+    )  # fmt: skip
     if splits > 1:
         assert part_lse is not None, "made above"
         merge_splits(part, part_lse, out_RHD, lse_RH, cu_seqlens_q)

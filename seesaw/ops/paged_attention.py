@@ -4,8 +4,8 @@
 
 Bytes: K and V of every row once (decode is bound by these), q and out; flops: 4 * D per (query,
 visible key, query head) (prefill is bound by these). On the CPU the C++ kernel computes it
-(csrc/cpu/attention.h); elsewhere keys are gathered from their blocks and go through torch's fused
-attention.
+(csrc/cpu/attention.h), on a GPU the Triton kernels of `paged_decode` and `paged_prefill`; elsewhere
+keys are gathered from their blocks and go through torch's fused attention.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 from seesaw.layout.kv import PIECE_TOKENS
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.attention_torch import attend_with_torch
+from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.native import native, usable
 from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
 from seesaw.ops.shapes import SMALL
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.attention_workspace import AttentionShape
 
 # Shape letters: T tokens, H query heads, K KV heads (of a pass), G = H / K, D head_dim, R rows, P
@@ -42,6 +44,7 @@ def paged_attention(
     soft_cap: float | None = ...,
     panels: bool = ...,
     plan: AttentionPlan | None = ...,
+    device_rows: DeviceRows | None = ...,
     return_lse: Literal[False] = ...,
 ) -> torch.Tensor: ...
 @overload
@@ -58,6 +61,7 @@ def paged_attention(
     soft_cap: float | None = ...,
     panels: bool = ...,
     plan: AttentionPlan | None = ...,
+    device_rows: DeviceRows | None = ...,
     return_lse: Literal[True],
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 def paged_attention(
@@ -73,6 +77,7 @@ def paged_attention(
     soft_cap: float | None = None,
     panels: bool = False,
     plan: AttentionPlan | None = None,
+    device_rows: DeviceRows | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention of ragged rows; returns `[T, H, D]` of q's dtype, contiguous.
@@ -86,8 +91,10 @@ def paged_attention(
     sliding_window   a query sees this many keys, itself included; None = all before it
     soft_cap         scores become soft_cap * tanh(score / soft_cap)
     panels           the block_size * D elements of a tile stand in the order of `kv_panels`
-    plan             of `plan_attention` for the same rows and window; one serves all layers. The
-                     C++ kernel needs none
+    plan             of `plan_attention` for the same rows and window; one serves all layers. Only
+                     plain torch needs one
+    device_rows      the same rows on the device; one serves all layers. Only Triton's kernels need
+                     them, and then read nothing of `cu_seqlens_q` and `seq_lens`
     return_lse       also the natural log of the sum of exp of each query head's scores `[T, H]`,
                      float32; a `plan` is then one of an `unfused` shape
 
@@ -95,6 +102,16 @@ def paged_attention(
     allocates at most `scratch_bytes` (the plan's) + `workspace_bytes` of `attention_workspace`.
     Raises ValueError for sizes that do not fit, and for `panels` where the C++ kernel cannot run.
     """
+    if on_triton(q_THD):
+        if panels:
+            raise ValueError(f"KV tiles in panels are not read by kernels on {q_THD.device}")
+        if device_rows is None:
+            device_rows = DeviceRows.of(cu_seqlens_q, seq_lens, q_THD.device)
+        out_THD, lse_TH = _attend_triton(
+            q_THD, k_cache, v_cache, block_table.to(torch.int32), device_rows, sm_scale,
+            sliding_window, soft_cap, return_lse,
+        )  # fmt: skip
+        return out_THD if lse_TH is None else (out_THD, lse_TH)
     cpu = native()
     if cpu is not None and _fits(q_THD, k_cache, v_cache, sm_scale):
         out_THD, lse_TH = _attend_cpu(
@@ -127,6 +144,41 @@ def paged_attention(
     lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
     attend_with_torch(plan, q_THD, k_cache, v_cache, out_THD, lse_TH, sm_scale, soft_cap)
     return out_THD if lse_TH is None else (out_THD, lse_TH)
+
+
+def _attend_triton(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table_RP: torch.Tensor,
+    rows: DeviceRows,
+    sm_scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    return_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows of one query by one kernel, longer ones by another, each leaving the rest of the result
+    alone."""
+    from seesaw.kernels.paged_decode import paged_decode
+    from seesaw.kernels.paged_prefill import paged_prefill
+
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
+    if rows.num_single:
+        all_single = rows.num_single == len(rows.seq_lens)
+        paged_decode(
+            q_THD, k_cache, v_cache, block_table_RP, rows.seq_lens, sm_scale=sm_scale,
+            sliding_window=sliding_window, soft_cap=soft_cap,
+            cu_seqlens_q=None if all_single else rows.cu_seqlens_q, max_seq_len=rows.max_seq_len,
+            out_RHD=out_THD, lse_RH=lse_TH,
+        )  # fmt: skip
+    if rows.max_seqlen_q > 1:
+        paged_prefill(
+            q_THD, k_cache, v_cache, block_table_RP, rows.cu_seqlens_q, rows.seq_lens,
+            max_seqlen_q=rows.max_seqlen_q, sm_scale=sm_scale, sliding_window=sliding_window,
+            soft_cap=soft_cap, skip_single=rows.num_single > 0, out_THD=out_THD, lse_TH=lse_TH,
+        )  # fmt: skip
+    return out_THD, lse_TH
 
 
 def _fits(

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from seesaw.ops.registry import FLOAT_TOLERANCE, Case, Cost, Door, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: R rows, T tokens of all rows, H query heads, K KV heads, G = H / K, D head_dim, S
@@ -329,5 +329,29 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    bench={
+        f"{name}, blocks of {block_size}": Bench(
+            case=_case(lens, *heads, block_size, max_seq_len=max(lens), **more),
+            devices=("cuda",),
+            aim=aim,
+        )
+        for name, lens, heads, block_size, more, aim in (
+            ("64 x 4k, 32/8 heads x 128", (4096,) * 64, (8, 4, 128), 64, {}, 0.85),
+            ("64 x 4k, 32/8 heads x 128", (4096,) * 64, (8, 4, 128), 16, {}, 0.85),
+            ("8 x 32k, 32/8 heads x 128", (32768,) * 8, (8, 4, 128), 64, {}, 0.80),
+            ("1 x 128k, 32/8 heads x 128", (131072,), (8, 4, 128), 64, {}, 0.70),
+            ("64 x 4k, 32/8 heads x 128, fp8", (4096,) * 64, (8, 4, 128), 64, {"fp8": 1}, None),
+            (
+                "1 x 64k and 63 x 1k, 32/8 heads x 128",
+                (65536, *[1024] * 63),
+                (8, 4, 128),
+                64,
+                {},
+                None,
+            ),
+            ("64 x 4k, 9/3 heads x 64", (4096,) * 64, (3, 3, 64), 64, {}, None),
+            ("16 x 4k, 4/1 heads x 256", (4096,) * 16, (1, 4, 256), 64, {}, None),
+        )
+    },
     door=Door(_door, _fake, _door_inputs),
 )
