@@ -101,6 +101,11 @@ class SharedMemory:
                 self._page_lock.wait()
             self._page_lock.check()
 
+    @property
+    def is_page_locking(self) -> bool:
+        """Whether it is registered with CUDA, or will be."""
+        return self._page_lock is not None
+
     def is_page_locked(self, stop: int, timeout_s: float | None = None) -> bool:
         """Whether the first `stop` bytes are registered with CUDA, or none are to be; waits so long
         for it, None without end. Raises HostMemoryError where CUDA has refused."""

@@ -5,9 +5,12 @@ What lies where is the format's business (`layout`), what is copied from it that
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from seesaw.config import format_bytes
+from seesaw.cuda.batch_copy import Run, copy_runs
 from seesaw.hostmem.shared import PAGE_LOCK_BYTES, SharedMemory, new_file
 from seesaw.layout.format import StoredParam, WeightFormat
 from seesaw.layout.ranges import RankRanges
@@ -89,17 +92,35 @@ class WeightImage(SharedMemory):
             .view(shape)
         )
 
-    def copy_to(self, target: torch.Tensor, offset: int) -> None:
-        """Fill `target`, contiguous uint8 on any device, from `offset` on; on a GPU in the order of
-        the current stream."""
-        done = 0
-        while done < target.nbytes:
-            # A CUDA copy must not cross from one registered piece to the next.
-            room = PAGE_LOCK_BYTES - (offset + done) % PAGE_LOCK_BYTES
-            part = target[done : done + room]
-            start = offset + done
-            part.copy_(self.tensor[start : start + part.nbytes], non_blocking=True)
-            done += part.nbytes
+    def copy_all(self, wanted: Sequence[tuple[torch.Tensor, int]]) -> None:
+        """Fill tensors, contiguous uint8 on one device, each from its offset on; where the image is
+        being page-locked, by copy engines in the order of the current stream, which must not be the
+        default one, as soon as that has come far enough."""
+        if not self.is_page_locking:
+            for target, offset in wanted:
+                target.copy_(self.tensor[offset : offset + target.nbytes])
+            return
+        stop = max(offset + target.nbytes for target, offset in wanted)
+        if not self.is_page_locked(stop):
+            raise ValueError("the image was closed while weights were copied from it")
+        base = self.tensor.data_ptr()
+        copy_runs(
+            [
+                Run(target.data_ptr() + start - offset, base + start, nbytes)
+                for target, offset in wanted
+                for start, nbytes in _within_pieces(offset, target.nbytes)
+            ]
+        )
+
+
+def _within_pieces(offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of what a range is made of: a CUDA copy must not cross from one registered
+    piece to the next."""
+    stop = offset + nbytes
+    while offset < stop:
+        size = min(stop - offset, PAGE_LOCK_BYTES - offset % PAGE_LOCK_BYTES)
+        yield offset, size
+        offset += size
 
 
 def _what(fmt: WeightFormat) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from seesaw.config import EngineConfig, format_bytes
 from seesaw.errors import HostMemoryError, ModelError
@@ -21,6 +20,7 @@ from seesaw.weights import image as image_module
 from seesaw.weights.checkpoint import open_checkpoint
 from seesaw.weights.image import WeightImage
 from tests.checkpoints import FAMILIES, tiny_config, tiny_model
+from tests.kvcache import fake_gpu
 from tests.layout.models import make_model
 from tests.weights.gguf_files import write_gguf
 from tests.weights.replica import attached
@@ -187,32 +187,40 @@ except HostMemoryError as error:
     assert "Free memory" in done.stdout
 
 
-class Copies(TorchFunctionMode):
-    """Where the sources of copies begin and end in their memory."""
+class NoCuda:
+    """Takes all pieces, as CUDA does."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[int, int]] = []
+    def __init__(self, device: torch.device) -> None: ...
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.copy_:
-            start = args[1].storage_offset()
-            self.seen.append((start, start + args[1].nbytes))
-        return func(*args, **(kwargs or {}))
+    def register(self, address: int, nbytes: int) -> int:
+        return 0
+
+    def unregister(self, address: int) -> int:
+        return 0
 
 
 def test_copies_do_not_cross_registered_pieces(monkeypatch):
+    seen: list[tuple[int, int]] = []
+
+    def copy_runs(runs):
+        seen.extend((run.source - base, run.source - base + run.nbytes) for run in runs)
+        fake_gpu.copy_runs(runs)
+
     monkeypatch.setattr(image_module, "PAGE_LOCK_BYTES", 100)
+    monkeypatch.setattr(image_module, "copy_runs", copy_runs)
+    monkeypatch.setattr(shared, "CudaHostMemory", NoCuda)
     image = WeightImage.create(PlainFormat(make_model(layers=1), 2))
     image.tensor.random_(0, 256)
-    for offset, size in ((0, 100), (0, 99), (99, 2), (100, 100), (250, 731), (7, 0), (300, 1)):
-        target = torch.zeros(size + 2, dtype=torch.uint8)
-        with Copies() as copies:
-            image.copy_to(target[1:-1], offset)
+    image.begin_page_lock(CPU, 100)
+    base = image.tensor.data_ptr()
+    wanted = ((0, 100), (0, 99), (99, 2), (100, 100), (250, 731), (7, 0), (300, 1))
+    targets = [(torch.zeros(size + 2, dtype=torch.uint8), offset) for offset, size in wanted]
+    image.copy_all([(target[1:-1], offset) for target, offset in targets])
+    for (target, offset), (_, size) in zip(targets, wanted, strict=True):
         assert torch.equal(target[1:-1], image.tensor[offset : offset + size])
         assert not target[[0, -1]].any()
-        assert all(start // 100 == (stop - 1) // 100 for start, stop in copies.seen)
-        assert sum(stop - start for start, stop in copies.seen) == size
+    assert all(start // 100 == (stop - 1) // 100 for start, stop in seen)
+    assert sum(stop - start for start, stop in seen) == sum(size for _, size in wanted)
     image.close()
 
 
