@@ -14,6 +14,7 @@ from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear, linear_add, linear_gated, linear_highest
 from seesaw.ops.logprobs import logprobs
 from seesaw.ops.moe_mlp import moe_mlp
+from seesaw.ops.moe_mlp_panels import moe_mlp_panels
 from seesaw.ops.moe_route import moe_route
 from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.registry import Op
@@ -51,6 +52,7 @@ __all__ = [
     "linear_highest",
     "logprobs",
     "moe_mlp",
+    "moe_mlp_panels",
     "moe_route",
     "paged_attention",
     "rms_norm",
