@@ -31,6 +31,7 @@ from seesaw.layout.format import FormatName
 from seesaw.layout.panels import panels_suit
 from seesaw.log import get_logger
 from seesaw.ops.native import why_plain_torch
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
@@ -149,7 +150,7 @@ def _weight_format(
     spec: ModelSpec, dtype: torch.dtype, layouts: LayoutChoice, device: torch.device
 ) -> FormatName:
     """Panels where the C++ kernels run the model; what keeps them from it on a CPU is told."""
-    if device.type != "cpu":
+    if device.type != "cpu" or on_triton(torch.empty(0, device=device)):
         return "plain"
     name = str(dtype).removeprefix("torch.")
     why_not = why_plain_torch() or panels_suit(spec, name, (layouts.prefill, layouts.decode))

@@ -18,7 +18,9 @@ from seesaw.layers.comm import Comm
 from seesaw.layers.row_parallel import row_parallel
 from seesaw.layout.ranges import RankRanges
 from seesaw.ops.attention_plan import AttentionPlan
+from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.paged_attention import paged_attention
+from seesaw.ops.ragged_prefill import ragged_prefill
 from seesaw.ops.rope_kv_write import rope_kv_write
 
 # Shape letters: T tokens, H hidden, K KV heads of the rank, G its query heads per KV head, J = G +
@@ -27,15 +29,18 @@ from seesaw.ops.rope_kv_write import rope_kv_write
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """What attention needs of a step, for layers of one RoPE and one window."""
+    """What attention needs of a step, for layers of one RoPE and one window: `rows` where Triton's
+    kernels run, else a `plan`. `whole_prompts` as in StepInputs."""
 
     cos_TF: torch.Tensor
     sin_TF: torch.Tensor
-    plan: AttentionPlan
     slot_mapping_T: torch.Tensor
     block_table_RP: torch.Tensor
     cu_seqlens_q: list[int]
     seq_lens: list[int]
+    plan: AttentionPlan | None
+    rows: DeviceRows | None
+    whole_prompts: bool
 
 
 class Attention:
@@ -90,8 +95,34 @@ class Attention:
             eps=spec.rms_norm_eps,
             plus_one=spec.norm_plus_one,
         )
-        out = paged_attention(
-            qkv_TKJD[:, :, :group].flatten(1, 2),
+        out_THD = self._attend(qkv_TKJD, inputs, k_cache, v_cache)
+        return row_parallel(out_THD.flatten(1), self._o_weight, self._o_bias, self._comm)
+
+    def _attend(
+        self,
+        qkv_TKJD: torch.Tensor,
+        inputs: AttentionInputs,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> torch.Tensor:
+        """On Triton whole prompts read keys and values where they were computed."""
+        spec, group = self._spec, self._group
+        q_THD, rows = qkv_TKJD[:, :, :group].flatten(1, 2), inputs.rows
+        if rows is not None and inputs.whole_prompts:
+            out_THD = ragged_prefill(
+                q_THD,
+                qkv_TKJD[:, :, group],
+                qkv_TKJD[:, :, -1],
+                rows.cu_seqlens_q,
+                max_seqlen=rows.max_seqlen_q,
+                sm_scale=spec.sm_scale,
+                sliding_window=self._window,
+                soft_cap=spec.attn_soft_cap,
+            )
+            assert isinstance(out_THD, torch.Tensor), "no log-sum-exp was asked for"
+            return out_THD
+        return paged_attention(
+            q_THD,
             k_cache,
             v_cache,
             inputs.block_table_RP,
@@ -101,5 +132,5 @@ class Attention:
             sliding_window=self._window,
             soft_cap=spec.attn_soft_cap,
             plan=inputs.plan,
+            device_rows=rows,
         )
-        return row_parallel(out.flatten(1), self._o_weight, self._o_bias, self._comm)

@@ -23,9 +23,11 @@ from seesaw.layers.rope import Rotary
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import RankRanges, rank_ranges
 from seesaw.models.inputs import StepInputs
-from seesaw.ops.attention_plan import plan_attention
+from seesaw.ops.attention_plan import AttentionPlan, plan_attention
+from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.highest import highest
 from seesaw.ops.rms_norm import rms_norm
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.workspace import attention_shape
 
 # Shape letters: T tokens of the step, H hidden, S rows that sample, V vocabulary rows of the rank.
@@ -216,6 +218,27 @@ class Decoder:
         self, kind: LayerSpec, inputs: StepInputs, kv: KVCache
     ) -> AttentionInputs:
         cos_TF, sin_TF = self._rotaries[kind.rope].cos_sin(inputs.positions_T, self.dtype)
+        rows = plan = None
+        if on_triton(inputs.positions_T):
+            rows = inputs.rows or DeviceRows.of(
+                inputs.cu_seqlens_q_list, inputs.seq_lens_list, self.device
+            )
+        else:
+            plan = self._plan(kind, inputs, kv)
+        return AttentionInputs(
+            cos_TF=cos_TF,
+            sin_TF=sin_TF,
+            slot_mapping_T=inputs.slot_mapping_T,
+            block_table_RP=inputs.block_table_RP,
+            cu_seqlens_q=inputs.cu_seqlens_q_list,
+            seq_lens=inputs.seq_lens_list,
+            plan=plan,
+            rows=rows,
+            whole_prompts=inputs.whole_prompts,
+        )
+
+    def _plan(self, kind: LayerSpec, inputs: StepInputs, kv: KVCache) -> AttentionPlan:
+        """For plain torch."""
         shape = attention_shape(
             self.spec,
             self.ranges,
@@ -224,17 +247,10 @@ class Decoder:
             self.dtype.itemsize,
             "cuda" if self.device.type == "cuda" else "cpu",
         )
-        table, cu_seqlens, seq_lens = (
+        return plan_attention(
             inputs.block_table_RP,
             inputs.cu_seqlens_q_list,
             inputs.seq_lens_list,
-        )
-        return AttentionInputs(
-            cos_TF=cos_TF,
-            sin_TF=sin_TF,
-            plan=plan_attention(table, cu_seqlens, seq_lens, shape, self.dtype),
-            slot_mapping_T=inputs.slot_mapping_T,
-            block_table_RP=table,
-            cu_seqlens_q=cu_seqlens,
-            seq_lens=seq_lens,
+            shape,
+            self.dtype,
         )
