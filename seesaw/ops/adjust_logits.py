@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Door, Op
 from seesaw.ops.shapes import LLAMA_8B, SMOLLM2_135M
 from seesaw.ops.triton_backend import on_triton
 
@@ -87,6 +88,51 @@ def _penalise(flat: torch.Tensor, vocab: int, adjustments: Sequence[RowAdjustmen
     flat[ids_M] = logits_M
 
 
+def _door(
+    logits_SV: torch.Tensor,
+    rows: Sequence[int],
+    repetition: Sequence[float],
+    frequency: Sequence[float],
+    presence: Sequence[float],
+    owners: Sequence[int],
+    tokens: Sequence[int],
+    biases: Sequence[float],
+    counts: Sequence[int],
+) -> torch.Tensor:
+    """Entry i is of adjustment `owners[i]` and token `tokens[i]`: adds `biases[i]` (-inf bans it),
+    and penalises it where `counts[i]` is not -1."""
+    bias: list[dict[int, float]] = [{} for _ in rows]
+    counted: list[dict[int, int]] = [{} for _ in rows]
+    for owner, token, value, count in zip(owners, tokens, biases, counts, strict=True):
+        bias[owner][token] = value
+        if count >= 0:
+            counted[owner][token] = count
+    columns = zip(rows, bias, counted, repetition, frequency, presence, strict=True)
+    made = [RowAdjustment(row, (), *rest) for row, *rest in columns]
+    return adjust_logits(logits_SV, made) if made else logits_SV.clone()
+
+
+def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    adjustments: Sequence[RowAdjustment] = inputs["adjustments"]
+    entries: list[tuple[int, int, float, int]] = []
+    for owner, a in enumerate(adjustments):
+        biases = {**a.bias, **dict.fromkeys(a.banned, float("-inf"))}
+        for token in dict.fromkeys([*biases, *a.counts]):
+            entries.append((owner, token, biases.get(token, 0.0), a.counts.get(token, -1)))
+    owners, tokens, added, counts = map(list, zip(*entries, strict=True)) if entries else ([],) * 4
+    return {
+        "logits_SV": inputs["logits_SV"],
+        "rows": [a.row for a in adjustments],
+        "repetition": [a.repetition_penalty for a in adjustments],
+        "frequency": [a.frequency_penalty for a in adjustments],
+        "presence": [a.presence_penalty for a in adjustments],
+        "owners": owners,
+        "tokens": tokens,
+        "biases": added,
+        "counts": counts,
+    }
+
+
 def adjust_logits_reference(
     logits_SV: torch.Tensor, adjustments: Sequence[RowAdjustment]
 ) -> torch.Tensor:
@@ -148,6 +194,7 @@ OP = Op(
     ),
     tolerance={torch.float32: EXACT._replace(atol=1e-5, rtol=1e-6)},
     cost=_cost,
+    door=Door(_door, lambda x, *_: x.new_empty(x.shape), _door_inputs),
     bench={
         f"{model.name}, {rows} rows": Bench(
             case={"rows": rows, "vocab": model.vocab, "every": 1}, dtype=torch.float32

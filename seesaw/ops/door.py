@@ -16,7 +16,7 @@ import torch
 from seesaw.ops.registry import Op
 
 NAMESPACE = "seesaw"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def register(ops: Iterable[Op]) -> None:
@@ -26,8 +26,10 @@ def register(ops: Iterable[Op]) -> None:
             continue
         function = op.door.function
         schema = torch.library.infer_schema(_plain(function), mutates_args=op.mutates)
-        _LIBRARY.define(op.name + schema)
-        _LIBRARY.impl(op.name, function, "CompositeExplicitAutograd")
+        _LIBRARY.define(op.name + schema)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(  # type: ignore[no-untyped-call]
+            op.name, function, "CompositeExplicitAutograd"
+        )
         torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.door.fake, lib=_LIBRARY)
 
 

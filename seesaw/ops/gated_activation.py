@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.shapes import LLAMA_8B, SMALL
 from seesaw.ops.triton_backend import on_triton
 
@@ -82,6 +82,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(gated_activation, lambda x, _: x.new_empty(len(x), x.shape[1] // 2)),
     bench={
         f"{model.name}, {tokens} tokens": Bench(
             case={

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Door, Op
 from seesaw.ops.shapes import LLAMA_8B, SMALL
 from seesaw.ops.triton_backend import on_triton
 
@@ -28,6 +28,12 @@ def highest(logits_SV: torch.Tensor, first_id: int = 0) -> tuple[torch.Tensor, t
         return launch(logits_SV, first_id)
     value_S, column_S = logits_SV.max(-1)
     return value_S.float(), column_S.add_(first_id)
+
+
+def _fake(logits_SV: torch.Tensor, first_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = len(logits_SV)
+    new = logits_SV.new_empty
+    return new(rows, dtype=torch.float32), new(rows, dtype=torch.int64)
 
 
 def highest_reference(
@@ -65,6 +71,7 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    door=Door(highest, _fake),
     bench={
         f"{model.name}, {rows} rows": Bench(
             case={"rows": rows, "vocab": model.vocab, "first_id": 0}

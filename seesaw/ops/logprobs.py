@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from seesaw.ops.native import native
-from seesaw.ops.registry import Bench, Case, Cost, Op, Tolerance
+from seesaw.ops.registry import Bench, Case, Cost, Door, Op, Tolerance
 from seesaw.ops.shapes import SMALL
 from seesaw.ops.top_tokens import top_tokens
 from seesaw.ops.triton_backend import on_triton
@@ -89,6 +89,19 @@ def _logprobs(
     return (chosen_N1 - norm_N1).squeeze(1), rank_N, ids_Nk, top_Nk - norm_N1
 
 
+def _fake(
+    logits_SV: torch.Tensor, token_ids_S: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, most = len(logits_SV), min(k, logits_SV.shape[1])
+    new = logits_SV.new_empty
+    return (
+        new(rows, dtype=torch.float32),
+        new(rows, dtype=torch.int64),
+        new(rows, most, dtype=torch.int64),
+        new(rows, most, dtype=torch.float32),
+    )
+
+
 def logprobs_reference(
     logits_SV: torch.Tensor, token_ids_S: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,6 +142,7 @@ OP = Op(
     ),
     tolerance={torch.float32: Tolerance(1e-5, 1e-5)},
     cost=_cost,
+    door=Door(logprobs, _fake),
     bench={
         f"{model.name}, {rows} rows": Bench(
             case={"rows": rows, "vocab": model.vocab, "k": 5}, dtype=torch.float32

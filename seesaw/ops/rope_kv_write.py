@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from seesaw.ops.kv_write import kv_write
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.rms_norm import rms_norm, rms_norm_reference
 from seesaw.ops.rope import rope, rope_reference
 from seesaw.ops.shapes import LLAMA_8B, QWEN3_600M, SMALL
@@ -193,6 +193,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(rope_kv_write, lambda *_, **__: None),
     bench={
         f"{model.name}, {tokens} tokens": Bench(
             case=_case(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from seesaw.ops.registry import EXACT, Bench, Case, Cost, Op
+from seesaw.ops.registry import EXACT, Bench, Case, Cost, Door, Op
 from seesaw.ops.shapes import LLAMA_8B, SMOLLM2_135M
 from seesaw.ops.triton_backend import on_triton
 
@@ -78,6 +78,7 @@ OP = Op(
     ),
     tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
     cost=_cost,
+    door=Door(vocab_embed, lambda ids, table, *_: table.new_empty(len(ids), table.shape[1])),
     bench={
         f"{model.name}, {tokens} tokens": Bench(
             case={
