@@ -216,13 +216,6 @@ def begin_draw(
     return PendingDraw(ids_S, states, parts)
 
 
-def draw_highest(
-    value_S: torch.Tensor, id_S: torch.Tensor, states: Sequence[SamplingState], comm: Comm = ALONE
-) -> list[int]:
-    """`begin_draw_highest`, and wait for it."""
-    return begin_draw_highest(value_S, id_S, states, comm).finish()[0]
-
-
 def begin_draw_highest(
     value_S: torch.Tensor, id_S: torch.Tensor, states: Sequence[SamplingState], comm: Comm = ALONE
 ) -> PendingDraw:
