@@ -25,7 +25,10 @@ def register(ops: Iterable[Op]) -> None:
         if op.door is None:
             continue
         function = op.door.function
-        schema = torch.library.infer_schema(_plain(function), mutates_args=op.mutates)
+        prototype = _plain(function)
+        taken = inspect.signature(prototype).parameters
+        changed = [name for name in op.mutates if name in taken]
+        schema = torch.library.infer_schema(prototype, mutates_args=changed)
         _LIBRARY.define(op.name + schema)  # type: ignore[no-untyped-call]
         _LIBRARY.impl(  # type: ignore[no-untyped-call]
             op.name, function, "CompositeExplicitAutograd"

@@ -10,18 +10,17 @@ keys are gathered from their blocks and go through torch's fused attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Literal, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 
-from seesaw.layout.kv import PIECE_TOKENS
+from seesaw.ops.attention_cpu import attend_with_cpp, fits
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.attention_torch import attend_with_torch
 from seesaw.ops.device_rows import DeviceRows
-from seesaw.ops.native import native, usable
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.native import native
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.shapes import SMALL
 from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.attention_workspace import AttentionShape
@@ -113,8 +112,8 @@ def paged_attention(
         )  # fmt: skip
         return out_THD if lse_TH is None else (out_THD, lse_TH)
     cpu = native()
-    if cpu is not None and _fits(q_THD, k_cache, v_cache, sm_scale):
-        out_THD, lse_TH = _attend_cpu(
+    if cpu is not None and fits(q_THD, k_cache, v_cache, sm_scale):
+        out_THD, lse_TH = attend_with_cpp(
             cpu, q_THD, k_cache, v_cache, block_table, list(cu_seqlens_q), list(seq_lens), sm_scale,
             sliding_window, soft_cap, panels, return_lse,
         )  # fmt: skip
@@ -181,81 +180,30 @@ def _attend_triton(
     return out_THD, lse_TH
 
 
-def _fits(
-    q_THD: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, sm_scale: float
-) -> bool:
-    """Whether the C++ kernel takes these: equal pools of contiguous heads, whole vectors."""
-    size = q_THD.shape[2]
-    return (
-        usable(q_THD, k_cache, v_cache)
-        and k_cache.stride() == v_cache.stride()
-        and k_cache.stride(3) == 1
-        and size % 16 == 0
-        and 16 <= size <= 256
-        and sm_scale > 0
-    )
-
-
-def _attend_cpu(
-    cpu: ModuleType,
+def _door(
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     block_table: torch.Tensor,
-    cu_seqlens_q: list[int],
-    seq_lens: list[int],
+    cu_seqlens_q: Sequence[int],
+    seq_lens: Sequence[int],
+    *,
     sm_scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
-    panels: bool,
-    return_lse: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    num_blocks, block_size, kv_heads, size = k_cache.shape
-    tokens, heads, _ = q_THD.shape
-    if v_cache.shape != k_cache.shape or q_THD.shape[2] != size or heads % kv_heads:
-        shapes = ", ".join(str(list(x.shape)) for x in (q_THD, k_cache, v_cache))
-        raise ValueError(f"q and the caches of K and V do not fit: {shapes}")
-    if cu_seqlens_q[-1] != tokens or len(block_table) != len(seq_lens):
-        raise ValueError(
-            f"{tokens} queries and a block table of {len(block_table)} rows, but cu_seqlens_q ends "
-            f"at {cu_seqlens_q[-1]} and there are {len(seq_lens)} seq_lens"
-        )
-    if panels and (block_size % PIECE_TOKENS or k_cache.stride(1) != size):
-        raise ValueError(
-            f"tiles in panels are contiguous and of a multiple of {PIECE_TOKENS} tokens; got "
-            f"block_size {block_size} with strides {k_cache.stride()}"
-        )
-    if q_THD.stride(2) != 1:
-        q_THD = q_THD.contiguous()
-    block_table = block_table.to(torch.int32).contiguous()
-    out_THD = torch.empty((tokens, heads, size), dtype=q_THD.dtype)
-    lse_TH = torch.empty((tokens, heads), dtype=torch.float32) if return_lse else None
-    group, (by_block, by_token, by_head, _) = heads // kv_heads, k_cache.stride()
-    cpu.paged_attention(
-        itemsize=q_THD.itemsize,
-        q=q_THD.data_ptr(),
-        q_strides=(q_THD.stride(0), group * q_THD.stride(1), q_THD.stride(1)),
-        k_cache=k_cache.data_ptr(),
-        v_cache=v_cache.data_ptr(),
-        strides=(by_block, by_head, by_token),
-        num_blocks=num_blocks,
-        block_size=block_size,
-        num_heads=kv_heads,
-        head_dim=size,
-        panels=panels,
-        group=group,
-        block_table=block_table.data_ptr(),
-        table_stride=block_table.stride(0),
-        table_width=block_table.shape[1],
-        cu_seqlens_q=cu_seqlens_q,
-        seq_lens=seq_lens,
-        scale=sm_scale,
-        soft_cap=soft_cap or 0.0,
-        window=sliding_window or 0,
-        out=out_THD.data_ptr(),
-        lse=0 if lse_TH is None else lse_TH.data_ptr(),
-    )
-    return out_THD, lse_TH
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return paged_attention(
+        q_THD, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, sm_scale=sm_scale,
+        sliding_window=sliding_window, soft_cap=soft_cap, return_lse=True,
+    )  # fmt: skip
+
+
+def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
+
+
+def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "return_lse"}
 
 
 def paged_attention_reference(
@@ -367,6 +315,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(_door, _fake, _door_inputs),
     bench={
         f"{model.name}, {name}": Bench(
             case=_case(rows, model.kv_heads, model.group, model.head_dim, 32),

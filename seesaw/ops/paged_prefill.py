@@ -8,13 +8,14 @@ which bounds it for chunks of some hundred tokens and more; rows of one token ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows, P blocks per
@@ -113,6 +114,39 @@ def _put(
             out_THD[start:stop] = got_THD[start:stop]
             lse_TH[start:stop] = got_TH[start:stop]
     return (out_THD, lse_TH) if return_lse else out_THD
+
+
+def _door(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seq_lens: torch.Tensor,
+    *,
+    max_seqlen_q: int,
+    sm_scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    k_scale_K: torch.Tensor | None = None,
+    v_scale_K: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    got = paged_prefill(
+        q_THD, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, max_seqlen_q=max_seqlen_q,
+        sm_scale=sm_scale, sliding_window=sliding_window, soft_cap=soft_cap, k_scale_K=k_scale_K,
+        v_scale_K=v_scale_K, return_lse=True,
+    )  # fmt: skip
+    assert isinstance(got, tuple), "with return_lse there are two"
+    return got
+
+
+def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
+
+
+def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    left = ("skip_single", "out_THD", "lse_TH", "return_lse")
+    return {name: value for name, value in inputs.items() if name not in left}
 
 
 def paged_prefill_reference(
@@ -231,6 +265,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(_door, _fake, _door_inputs),
     bench={
         f"{name}, blocks of {block_size}": Bench(
             case=_case(rows, *heads, block_size), devices=("cuda",), aim=aim

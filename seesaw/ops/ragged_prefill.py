@@ -8,14 +8,15 @@ some hundred tokens on. On CPUs, and in plain torch, K and V count as a pool of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows.
@@ -83,6 +84,33 @@ def _as_pages(cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, list[int], list[i
     steps = torch.arange(max(lengths, default=0), dtype=torch.int32, device=cu_seqlens.device)
     table = (cu_seqlens[:-1, None] + steps).clamp_(max=max(offsets[-1] - 1, 0))
     return table, offsets, lengths
+
+
+def _door(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    *,
+    max_seqlen: int,
+    sm_scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    got = ragged_prefill(
+        q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen=max_seqlen, sm_scale=sm_scale,
+        sliding_window=sliding_window, soft_cap=soft_cap, return_lse=True,
+    )  # fmt: skip
+    assert isinstance(got, tuple), "with return_lse there are two"
+    return got
+
+
+def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
+
+
+def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "return_lse"}
 
 
 def ragged_prefill_reference(
@@ -156,6 +184,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
+    door=Door(_door, _fake, _door_inputs),
     bench={
         name: Bench(case=_case(rows, *heads, **more), devices=("cuda",), aim=aim)
         for name, rows, heads, more, aim in (

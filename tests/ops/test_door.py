@@ -62,5 +62,5 @@ def test_compiled_calls_give_the_same(name: str, device: str) -> None:
     expected = run(plain)
     got = torch.compile(run, backend="aot_eager", fullgraph=True)(compiled)
     torch.testing.assert_close(got, expected, equal_nan=True)
-    for argument in OPS[name].mutates:
+    for argument in compiled.keys() & set(OPS[name].mutates):
         torch.testing.assert_close(compiled[argument], plain[argument], equal_nan=True)
