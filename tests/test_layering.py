@@ -46,7 +46,7 @@ LAYERS = {
     "measure":     Allowed("_cpu",                         "torch"),
     "cuda":        Allowed("kernels",                      "torch cupy numpy"),
     "kvcache":     Allowed("layout plan hostmem cuda ops _cpu", "torch"),
-    "distributed": Allowed("layers layout plan hostmem _cpu", "torch"),
+    "distributed": Allowed("layers layout plan hostmem cuda _cpu", "torch"),
     "models":      Allowed("families layout plan kvcache ops layers _cpu", "torch"),
     "weights":     Allowed("families layout hostmem cuda tokenizer _cpu",
                            "torch numpy safetensors gguf huggingface_hub"),

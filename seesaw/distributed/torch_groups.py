@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 
+from seesaw.distributed.one_shot import Exchange, Memory, exchange_over, join_one_shot
 from seesaw.errors import ConfigError
+from seesaw.layers.comm import Comm
 from seesaw.plan.workspace import MAX_HANDOVERS
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ class TorchTransport:
         self._device = device
         self._timeout = timedelta(seconds=timeout_s)
         self._under_way: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._store = store
+        self._peer_memory: list[tuple[Memory, Exchange]] = []
+        self._num_comms = 0
         backend = _backend(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -91,11 +96,22 @@ class TorchTransport:
             backend, store=store, rank=rank, world_size=num_ranks, timeout=self._timeout
         )
 
-    def comm(self, stages: Sequence[Sequence[int]]) -> TorchGroup:
+    def comm(self, stages: Sequence[Sequence[int]]) -> Comm:
         # All ranks take part in making all groups.
         groups = [(stage, self._new_group(stage)) for stage in stages]
-        (own,) = (group for stage, group in groups if self._rank in stage)
-        return TorchGroup(own)
+        ((own_stage, own),) = ((stage, group) for stage, group in groups if self._rank in stage)
+        group = TorchGroup(own)
+        if self._device.type != "cuda":
+            return group
+        self._num_comms += 1
+        place = f"one shot {self._num_comms} {list(own_stage)}"
+        exchange = exchange_over(self._store, place, self._rank, own_stage)
+        joined = join_one_shot(group, self._device, exchange)
+        if joined is None:
+            return group
+        one_shot, memory = joined
+        self._peer_memory.append((memory, exchange))
+        return one_shot
 
     def send(self, x: torch.Tensor, to_rank: int) -> None:
         if len(self._under_way) == MAX_HANDOVERS:
@@ -122,6 +138,12 @@ class TorchTransport:
             # has died is not waited for.
             with contextlib.suppress(RuntimeError):
                 dist.barrier()
+        for memory, exchange in self._peer_memory:
+            torch.cuda.current_stream(self._device).synchronize()
+            memory.close_peers()
+            with contextlib.suppress(RuntimeError):
+                exchange("closed")
+            memory.close()
         dist.destroy_process_group()
 
     def _finish_oldest_send(self) -> None:
