@@ -51,6 +51,8 @@ TESTS = (
     "tests/weights/test_reshard.py",
     "tests/weights/test_arena.py",
 )
+IGNORED = "tests/kernels/test_aot.py"
+"""Needs no GPU, and takes a while."""
 MOST_WORKERS = 6
 SANITIZED = "tests/kernels/test_interpreted.py"
 SANITIZED_CASES = "-1-float16 or -3-float16"
@@ -135,7 +137,9 @@ def tests(folder: Path, limit_s: float) -> Outcome:
         "--no-showlocals",
         "--tb=short",
     ]
-    status, tail = command([*arguments, *parallel, f"--junitxml={report}", *found], limit_s)
+    status, tail = command(
+        [*arguments, *parallel, f"--ignore={IGNORED}", f"--junitxml={report}", *found], limit_s
+    )
     if not report.exists():
         return outcome("tests", status, tail[-2000:])
     counts, why = read_junit(report)

@@ -61,7 +61,8 @@ def test_a_command_is_shown_and_ended_in_time(
     status, tail = check.command([sys.executable, "-c", "print('said'); exit(3)"], 60)
     assert (status, tail) == (3, "said")
     assert "said" in capsys.readouterr().out
-    hangs = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    sleeps = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    hangs = f"import subprocess, sys; subprocess.run({sleeps})"
     status, _ = check.command([sys.executable, "-c", hangs], 0.5)
     assert status is None
 

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one function. `error`: why it did not compile; `too_much`: what it needs too much of."""
+    """Of one function. `error`: why it did not compile; `too_much`: what it needs too much of;
+    `seconds` that the compiler took, which no report holds as they differ each time."""
 
     kernel: str
     build: str
@@ -64,6 +65,7 @@ class Result:
     resources: Resources | None = None
     error: str = ""
     too_much: str = ""
+    seconds: float = 0.0
 
     def row(self) -> dict[str, Any]:
         """For the report."""
@@ -118,8 +120,10 @@ def _cuda_sources() -> list[str]:
 
 def run(task: Task) -> list[Result]:
     """In a process of its own or in this one; nothing that a kernel raises gets out."""
+    start_s = time.monotonic()
     try:
-        return _run_triton(task) if task.build is not None else _run_cuda(task)
+        found = _run_triton(task) if task.build is not None else _run_cuda(task)
+        return [replace(one, seconds=(time.monotonic() - start_s) / len(found)) for one in found]
     except Exception as error:
         label = "" if task.build is None else labels(kernels()[task.kernel])[task.build]
         said = f"{type(error).__name__}: {error}".strip()
@@ -204,14 +208,15 @@ def write_report(path: Path, results: Sequence[Result]) -> None:
 def table(results: Sequence[Result]) -> Iterator[str]:
     """The worst of each kernel over its builds, configurations and GPUs."""
     width = max([len("kernel"), *(len(one.kernel) for one in results)])
-    yield f"{'kernel':<{width}} compiled registers spill bytes  shared KiB"
+    yield f"{'kernel':<{width}} compiled registers spill bytes  shared KiB  seconds"
     for name in dict.fromkeys(one.kernel for one in results):
         own = [one for one in results if one.kernel == name]
         whole = [one.resources for one in own if one.resources is not None]
         worst = [max((getattr(one, field) for one in whole), default=0) for field in FIELDS]
         registers, spills, shared = worst
         yield (
-            f"{name:<{width}} {len(whole):8d} {registers:9d} {spills:11d} {shared / 1024:11.1f}"
+            f"{name:<{width}} {len(whole):8d} {registers:9d} {spills:11d} {shared / 1024:11.1f} "
+            f"{sum(one.seconds for one in own):8.0f}"
             + ("" if len(whole) == len(own) else f"  {len(own) - len(whole)} did not compile")
         )
 
