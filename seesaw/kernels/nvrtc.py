@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-import seesaw
 from seesaw import envs
 from seesaw.errors import UnsupportedError, nearest
 from seesaw.kernels.target import target_of
 
 OPTIONS = ("--std=c++17",)
-_PACKAGE = Path(seesaw.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # in a wheel and in a checkout
 _PLACES = (_PACKAGE / "csrc" / "cuda", _PACKAGE.parent / "csrc" / "cuda")
 
