@@ -41,9 +41,24 @@ def _find_row(cu_seqlens_ptr, num_rows, tile, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
+def _find_pages(table_ptr, start, stop, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where keys `start` to `start + BLOCK_N` lie: the block that holds them all, or one id for
+    each. Keys from `stop` on count as the last before it, so that every id is one of the row's.
+    """
+    if BLOCK_SIZE is None:
+        pages = 0  # not used
+    elif BLOCK_SIZE % BLOCK_N == 0:
+        pages = tl.load(table_ptr + tl.maximum(tl.minimum(start, stop - 1), 0) // BLOCK_SIZE)
+    else:
+        token = tl.minimum(start + tl.arange(0, BLOCK_N), stop - 1)
+        pages = tl.load(table_ptr + tl.maximum(token, 0) // BLOCK_SIZE)
+    return pages
+
+
+@triton.jit
 def _load_tile(
     source,
-    table_ptr,
+    pages,
     row_start,
     kv_head,
     start,
@@ -61,33 +76,22 @@ def _load_tile(
 ):
     """Keys or values `start` to `start + BLOCK_N` of a sequence, `[BLOCK_N, BLOCK_D]`.
 
-    With MASKED those from `stop` on are 0: they may be another sequence's, or NaN.
+    MASKED: some may be from `stop` on. Pointers leave these 0, descriptors read what is there.
     """
-    token = start + tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_D)
     if USE_TMA:
         if BLOCK_SIZE is None:
             tile = source.load([kv_head, row_start + start, 0])
-        else:  # one page holds the tile
-            page = tl.load(table_ptr + start // BLOCK_SIZE)
-            tile = source.load([page, kv_head, start % BLOCK_SIZE, 0])
+        else:
+            tile = source.load([pages, kv_head, start % BLOCK_SIZE, 0])
         tile = tl.reshape(tile, (BLOCK_N, BLOCK_D))
-        if MASKED:
-            tile = tl.where((token < stop)[:, None], tile, 0.0)
     else:
+        token = start + tl.arange(0, BLOCK_N)
+        column = tl.arange(0, BLOCK_D)
         if BLOCK_SIZE is None:
             offset = (row_start + token).to(tl.int64) * token_stride
-        elif BLOCK_SIZE % BLOCK_N == 0:  # one page holds the tile
-            page = tl.load(table_ptr + start // BLOCK_SIZE).to(tl.int64)
-            inner = (start % BLOCK_SIZE + tl.arange(0, BLOCK_N)).to(tl.int64)
-            offset = page * block_stride + inner * token_stride
         else:
-            if MASKED:
-                page = tl.load(table_ptr + token // BLOCK_SIZE, mask=token < stop, other=0)
-            else:
-                page = tl.load(table_ptr + token // BLOCK_SIZE)
             inner = (token % BLOCK_SIZE).to(tl.int64)
-            offset = page.to(tl.int64) * block_stride + inner * token_stride
+            offset = pages.to(tl.int64) * block_stride + inner * token_stride
         tiles = source + kv_head.to(tl.int64) * head_stride + offset[:, None] + column[None, :]
         inside = (column < HEAD_DIM)[None, :]
         if MASKED:
@@ -104,6 +108,7 @@ def _attend(
     acc,
     total,
     top,
+    pages,
     q,
     position,
     k,
@@ -130,10 +135,14 @@ def _attend(
     USE_TMA: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The online softmax over keys `first` to `last`: acc, sum and maximum (base 2) of each row."""
+    """The online softmax over keys `first` to `last`: acc, sum and maximum (base 2) of each row;
+    and the pages of the keys that follow."""
     for start in tl.range(first, last, BLOCK_N):
+        # an iteration ahead: a load whose address waits for another load is prefetched less far,
+        # and ids copied to shared memory would make each iteration wait for all copies in flight
+        next_pages = _find_pages(table_ptr, start + BLOCK_N, stop, BLOCK_SIZE, BLOCK_N)
         k_tile = _load_tile(
-            k, table_ptr, row_start, kv_head, start, stop, k_block_stride, k_token_stride,
+            k, pages, row_start, kv_head, start, stop, k_block_stride, k_token_stride,
             k_head_stride, q.dtype, HEAD_DIM, BLOCK_SIZE, BLOCK_N, BLOCK_D, USE_TMA, MASKED,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(k_tile), input_precision="ieee")
@@ -144,8 +153,8 @@ def _attend(
             doubled = tl.exp2(scores * (2 * LOG2_E * score_scale / soft_cap))
             scores = 1.0 - 2.0 / (doubled + 1.0)
             scale = soft_cap * LOG2_E
+        key = start + tl.arange(0, BLOCK_N)
         if MASKED:
-            key = start + tl.arange(0, BLOCK_N)
             visible = key[None, :] <= position[:, None]
             if window is not None:
                 visible = visible & (key[None, :] > position[:, None] - window)
@@ -160,12 +169,15 @@ def _attend(
         kept = tl.exp2(top - shift)
         total = total * kept + tl.sum(weights, 1)
         v_tile = _load_tile(
-            v, table_ptr, row_start, kv_head, start, stop, v_block_stride, v_token_stride,
+            v, pages, row_start, kv_head, start, stop, v_block_stride, v_token_stride,
             v_head_stride, q.dtype, HEAD_DIM, BLOCK_SIZE, BLOCK_N, BLOCK_D, USE_TMA, MASKED,
         )  # fmt: skip
+        if USE_TMA and MASKED:  # 0 * NaN would be NaN; of keys the scores are masked
+            v_tile = tl.where((key < stop)[:, None], v_tile, 0.0)
         acc = tl.dot(weights.to(q.dtype), v_tile, acc * kept[:, None], input_precision="ieee")
         top = new_top
-    return acc, total, top
+        pages = next_pages
+    return acc, total, top, pages
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -251,27 +263,29 @@ def prefill_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    pages = _find_pages(table_ptr, first, stop, BLOCK_SIZE, BLOCK_N)
     if window is not None:
-        acc, total, top = _attend(
-            acc, total, top, q, position, k, v, table_ptr, row_start, kv_head, first,
+        acc, total, top, pages = _attend(
+            acc, total, top, pages, q, position, k, v, table_ptr, row_start, kv_head, first,
             tl.minimum(shared, stop), stop, score_scale, soft_cap, window, k_block_stride,
             k_token_stride, k_head_stride, v_block_stride, v_token_stride, v_head_stride,
             HEAD_DIM, BLOCK_SIZE, BLOCK_N, BLOCK_D, USE_TMA, True,
         )  # fmt: skip
-    acc, total, top = _attend(
-        acc, total, top, q, position, k, v, table_ptr, row_start, kv_head, shared, diagonal, stop,
-        score_scale, soft_cap, window, k_block_stride, k_token_stride, k_head_stride,
+    acc, total, top, pages = _attend(
+        acc, total, top, pages, q, position, k, v, table_ptr, row_start, kv_head, shared, diagonal,
+        stop, score_scale, soft_cap, window, k_block_stride, k_token_stride, k_head_stride,
         v_block_stride, v_token_stride, v_head_stride,
         HEAD_DIM, BLOCK_SIZE, BLOCK_N, BLOCK_D, USE_TMA, False,
     )  # fmt: skip
-    acc, total, top = _attend(
-        acc, total, top, q, position, k, v, table_ptr, row_start, kv_head, diagonal, stop, stop,
-        score_scale, soft_cap, window, k_block_stride, k_token_stride, k_head_stride,
+    acc, total, top, pages = _attend(
+        acc, total, top, pages, q, position, k, v, table_ptr, row_start, kv_head, diagonal, stop,
+        stop, score_scale, soft_cap, window, k_block_stride, k_token_stride, k_head_stride,
         v_block_stride, v_token_stride, v_head_stride,
         HEAD_DIM, BLOCK_SIZE, BLOCK_N, BLOCK_D, USE_TMA, True,
     )  # fmt: skip
 
-    weight = 1.0 / tl.where(total == 0.0, 1.0, total)
+    seen = tl.where(total == 0.0, 1.0, total)  # a row that sees no key is 0, its lse -inf
+    weight = 1.0 / seen
     if v_scale_ptr is not None:
         weight = weight * tl.load(v_scale_ptr + kv_head)
     out = acc * weight[:, None]
@@ -281,5 +295,5 @@ def prefill_kernel(
         mask=inside,
     )  # fmt: skip
     if lse_ptr is not None:
-        lse = (top + tl.log2(total)) * LN_2
+        lse = (top + tl.log2(seen)) * LN_2
         tl.store(lse_ptr + token * (num_kv_heads * GROUP) + head, lse, mask=real)

@@ -1,5 +1,5 @@
-"""What the launchers of both forms of prefill attention share: refusals, the launch, builds for the
-compile check and configurations.
+"""What both forms of prefill attention share: the launch, configurations, and builds for the
+compile check.
 """
 
 from __future__ import annotations
@@ -8,73 +8,16 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from seesaw.kernels.checks import FLOATS, expect, expect_one_of, expect_tensors
 from seesaw.kernels.fp8 import readable
 from seesaw.kernels.kernel import Build, Config, Key, Target
 from seesaw.kernels.prefill import prefill_kernel
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows.
 
-MAX_GROUP = 16
 LARGE_SHARED_BYTES = 200 << 10
 TRITON_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32",
                 "float8_e4m3fn": "fp8e4nv", "uint8": "u8"}  # fmt: skip
 ITEM_BYTES: dict[object, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3fn": 1}
-
-
-def check_rows(
-    op: str,
-    q_THD: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    *,
-    sm_scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
-) -> None:
-    """What both forms refuse; `k` and `v` are `[.., K, D]`. Raises UnsupportedError."""
-    expect(op, "shape of q", list(q_THD.shape), "[T, H, D]", q_THD.dim() == 3)
-    heads, size = q_THD.shape[1:]
-    expect_tensors(op, FLOATS, q=q_THD)
-    for name, tensor in (("k", k), ("v", v)):
-        expect(op, f"device of {name}", tensor.device, q_THD.device, tensor.device == q_THD.device)
-        expect(
-            op, f"head_dim of {name}", tensor.shape[-1], f"{size}, as q", tensor.shape[-1] == size
-        )
-        expect(op, f"shape of {name}", list(tensor.shape), f"{list(k.shape)}, as k",
-               tensor.shape == k.shape)  # fmt: skip
-        expect(op, f"dtype of {name}", tensor.dtype, f"{k.dtype}, as k", tensor.dtype == k.dtype)
-    for name, tensor in (("q", q_THD), ("k", k), ("v", v)):
-        expect(
-            op, f"stride of the last dim of {name}", tensor.stride(-1), 1, tensor.stride(-1) == 1
-        )
-    expect(op, "head_dim", size, "16 to 256 in steps of 16", size in range(16, 257, 16))
-    kv_heads = k.shape[-2]
-    group = f"H = K * G with a group G of 1 to {MAX_GROUP}"
-    expect(op, "query and KV heads", (heads, kv_heads), group,
-           kv_heads > 0 and heads % kv_heads == 0 and heads // kv_heads in range(1, MAX_GROUP + 1)
-           )  # fmt: skip
-    expect_ints(op, "cu_seqlens", cu_seqlens, q_THD, (None,))
-    expect(op, "length of cu_seqlens", len(cu_seqlens), "R + 1", len(cu_seqlens) >= 1)
-    expect(op, "sm_scale", sm_scale, "above 0", sm_scale > 0)
-    expect(op, "sliding_window", sliding_window, "None, or at least 1",
-           sliding_window is None or sliding_window >= 1)  # fmt: skip
-    expect(op, "soft_cap", soft_cap, "None, or above 0", soft_cap is None or soft_cap > 0)
-
-
-def expect_ints(
-    op: str, name: str, tensor: torch.Tensor, q_THD: torch.Tensor, shape: tuple[int | None, ...]
-) -> None:
-    """int32 where q is, of `shape` (None: any), the last dim contiguous."""
-    expect_one_of(op, f"dtype of {name}", tensor.dtype, (torch.int32,))
-    expect(op, f"device of {name}", tensor.device, q_THD.device, tensor.device == q_THD.device)
-    fits = tensor.dim() == len(shape) and all(
-        extent in (None, got) for extent, got in zip(shape, tensor.shape, strict=True)
-    )
-    expect(op, f"shape of {name}", list(tensor.shape), list(shape), fits)
-    expect(op, f"stride of the last dim of {name}", tensor.stride(-1), 1,
-           tensor.stride(-1) == 1 or tensor.shape[-1] <= 1)  # fmt: skip
 
 
 def rows_of(max_seqlen: int, group: int) -> int:
@@ -100,7 +43,7 @@ def launch(
     v_scale_K: torch.Tensor | None = None,
     skip_single: bool = False,
 ) -> None:
-    """`k`, `v`: `[T, K, D]`, or with `block_table` `[num_blocks, block_size, K, D]`. All checked."""
+    """`k`, `v`: `[T, K, D]`, or with `block_table` `[num_blocks, block_size, K, D]`; checked."""
     num_tokens, heads, size = q_THD.shape
     num_rows, kv_heads = len(cu_seqlens) - 1, k.shape[-2]
     if num_rows == 0 or num_tokens == 0:
@@ -160,42 +103,52 @@ def _descriptor(x: torch.Tensor, block_n: int, block_d: int) -> TensorDescriptor
 
 
 def default(key: Key, target: Target) -> Config:
-    """By rule, where nothing is tuned: the largest tiles that fit and do not spill."""
-    rows, size = int(key["rows"]), triton.next_power_of_2(int(key["head_dim"]))
-    if key["dtype"] == "float32":  # multiplied without tensor cores, from registers
-        return Config(_blocks(min(rows, 32), 32 if size <= 64 else 16, False), 4, 1)
-    block_m, block_n, num_warps, num_stages = _tile(size, target)
-    if rows < block_m:
-        block_m, num_warps = rows, 4
-    use_tma = target.has_tma and size in (64, 128) and _tma_fits(key, block_n)
+    """By rule, where nothing is tuned: large tiles that fit and do not spill. Not measured."""
+    rows, size = int(key["rows"]), max(64, triton.next_power_of_2(int(key["head_dim"])))
+    if key["dtype"] == "float32":  # multiplied without tensor cores
+        block_m, block_n = {64: (32, 32), 128: (32, 16), 256: (16, 16)}[size]
+        return Config(_blocks(min(rows, block_m), block_n, False), 4, 1)
+    block_m, block_n, num_warps, num_stages = _tile(rows, size, key, target)
+    use_tma = target.has_tma and int(key["head_dim"]) in (64, 128) and _tma_fits(key, block_n)
     return Config(_blocks(block_m, block_n, use_tma), num_warps, num_stages)
 
 
-def _tile(size: int, target: Target) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps, stages) for rows enough, in 16 bits. Not measured: tiles that fill
-    the tensor cores (64 rows per 4 warps on sm_90 and sm_100), as deep as the memory allows."""
-    if target.shared_memory_bytes >= LARGE_SHARED_BYTES:
-        return {64: (128, 128, 4, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)}[max(64, size)]
-    if target.capability == 80:
-        return {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 2)}[max(64, size)]
-    return {64: (128, 64, 4, 3), 128: (128, 32, 8, 2), 256: (64, 32, 4, 1)}[max(64, size)]
+def _tile(rows: int, size: int, key: Key, target: Target) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, warps, stages) in 16 bits. With fewer than 3 stages the keys of an
+    iteration are asked for at the end of the one before, too late to hide their way."""
+    if rows == 16:
+        return (16, 32, 4, 2) if size == 256 else (16, 64, 4, 3)
+    large = target.shared_memory_bytes >= LARGE_SHARED_BYTES
+    if rows == 64:
+        narrow = {64: 64, 128: 32, 256: 16}[size]
+        wide = {64: 64, 128: 64, 256: 32}[size]
+        return 64, wide if large else narrow, 8 if size == 256 else 4, 3
+    if not large:
+        return {64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 16, 8, 3)}[size]
+    if size == 128:  # two blocks in a tile need ids per key, and decoding registers, for which 64
+        whole = _tma_fits(key, 128)
+        return 128, 128 if whole else 64, 8, 3
+    return {64: (128, 64, 4, 3), 256: (128, 32, 8, 3)}[size]
 
 
 def candidates(key: Key, target: Target) -> tuple[Config, ...]:
     """Tiles for the tuner to try: those whose keys and values fit the target's shared memory."""
     rows, size = int(key["rows"]), triton.next_power_of_2(int(key["head_dim"]))
-    wide = key["dtype"] == "float32"
-    block_ms, block_ns = ((16, 32, 64), (16, 32)) if wide else ((16, 64, 128), (32, 64, 128))
+    block_ms: tuple[int, ...] = (16,) if rows == 16 else (64, 128)
+    block_ns: tuple[int, ...] = (16, 32, 64) if size == 256 else (32, 64, 128)
+    stages: tuple[int, ...] = (2, 3, 4)
+    if key["dtype"] == "float32":
+        block_ms, block_ns, stages = (16, 32, 64), (16, 32), (1, 2)
     return tuple(
         Config(_blocks(block_m, block_n, use_tma), num_warps, num_stages)
         for block_m in block_ms
-        if block_m <= max(rows, 16)
+        if block_m <= rows
         for block_n in block_ns
-        for num_warps in (4, 8)
-        for num_stages in ((1, 2) if wide else (2, 3, 4))
+        for num_warps in ((4,) if block_m == 16 else (4, 8))
+        for num_stages in stages
         for use_tma in (False, True)
         if not use_tma or (target.has_tma and _tma_fits(key, block_n))
-        if _shared_bytes(key, size, block_m, block_n, num_stages) <= target.shared_memory_bytes
+        if _shared_bytes(key, block_m, block_n, num_stages, target) <= target.shared_memory_bytes
     )
 
 
@@ -209,11 +162,14 @@ def _tma_fits(key: Key, block_n: int) -> bool:
     return same and int(key.get("block_size", block_n)) % block_n == 0
 
 
-def _shared_bytes(key: Key, size: int, block_m: int, block_n: int, num_stages: int) -> int:
-    """About what a program needs: its queries, and keys and values of each stage."""
+def _shared_bytes(key: Key, block_m: int, block_n: int, num_stages: int, target: Target) -> int:
+    """About what a program needs: its queries, and the tiles in flight. Where the tensor cores read
+    shared memory by themselves a stage more is held, since they may still be reading it."""
+    held = num_stages if target.capability in (90, 100) else max(1, num_stages - 1)
     num_bytes = ITEM_BYTES[key["dtype"]]
     kv_bytes = ITEM_BYTES[key.get("kv_dtype", key["dtype"])]
-    return size * (block_m * num_bytes + 2 * num_stages * block_n * kv_bytes)
+    size = triton.next_power_of_2(int(key["head_dim"]))
+    return int(size * (block_m * num_bytes + 2 * held * block_n * kv_bytes))
 
 
 def build(

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import torch
 
-from seesaw.kernels.checks import expect
 from seesaw.kernels.kernel import Kernel
 from seesaw.kernels.prefill import prefill_kernel
+from seesaw.kernels.prefill_checks import check_prefill
 from seesaw.kernels.prefill_launch import (
     build,
     candidates,
-    check_rows,
     default,
     launch,
     rows_of,
@@ -37,11 +36,8 @@ def ragged_prefill(
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """As `ops.ragged_prefill`. Raises UnsupportedError."""
-    expect(OP, "shape of k", list(k_TKD.shape), "[T, K, D], T as q",
-           k_TKD.dim() == 3 and len(k_TKD) == len(q_THD))  # fmt: skip
-    expect(OP, "dtype of k", k_TKD.dtype, f"{q_THD.dtype}, as q", k_TKD.dtype == q_THD.dtype)
-    check_rows(OP, q_THD, k_TKD, v_TKD, cu_seqlens, sm_scale=sm_scale,
-               sliding_window=sliding_window, soft_cap=soft_cap)  # fmt: skip
+    given = {"q": q_THD, "k": k_TKD, "v": v_TKD, "cu_seqlens": cu_seqlens}
+    check_prefill(OP, given, sm_scale=sm_scale, sliding_window=sliding_window, soft_cap=soft_cap)
     num_tokens, heads, size = q_THD.shape
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_TH = None
@@ -68,15 +64,16 @@ KERNEL = Kernel(
         build("bfloat16", 128, 7, rows=64),
         build("bfloat16", 128, 8, rows=16),
         build("bfloat16", 64, 3),
-        build("float16", 64, 1),
-        build("bfloat16", 80, 1),
+        build("float16", 80, 1),
         build("float16", 96, 16),
         build("bfloat16", 256, 2, window=True),
         build("float32", 64, 3),
-        build("float32", 128, 4),
         build("float32", 256, 1, lse=True),
     ),
     default=default,
     candidates=candidates,
+    # one number, with all of window, soft cap and lse on sm_86 and sm_89; the alternative is tiles
+    # of half the size
+    max_spills=8,
 )
 KERNELS = (KERNEL,)
