@@ -28,6 +28,7 @@ from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
+from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.gated_activation import gated_activation
 from seesaw.ops.kv_write import kv_write
 from seesaw.ops.linear import linear
@@ -35,6 +36,8 @@ from seesaw.ops.native import native, usable
 from seesaw.ops.paged_attention import paged_attention
 from seesaw.ops.rms_norm import rms_norm
 from seesaw.ops.rope import rope
+from seesaw.ops.rope_kv_write import rope_kv_write
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.attention_workspace import AttentionShape
 from seesaw.plan.cost_model import HEAD_PASSES, MLP_PASSES, STREAM_PASSES
 from seesaw.plan.workspace import COPY_THREADS
@@ -168,14 +171,19 @@ def _attend(
     kv, table = _cache(sizes, device, dtype, rows, max(seq_lens))
     q_THD = _random((rows * queries, layer.kv_heads * layer.group, layer.head_dim), device, dtype)
     cu_seqlens = list(range(0, rows * queries + 1, queries))
-    plan = None if kernels else _attention_plan(sizes, device, table, cu_seqlens, seq_lens, dtype)
+    plan = device_rows = None
+    if on_triton(q_THD):
+        device_rows = DeviceRows.of(cu_seqlens, seq_lens, device)
+    elif not kernels:
+        plan = _attention_plan(sizes, device, table, cu_seqlens, seq_lens, dtype)
     layers = itertools.cycle(range(kv.pool.shape[0]))
 
     def run() -> object:
         index = next(layers)
         return paged_attention(
             q_THD, kv.k_cache(index), kv.v_cache(index), table, cu_seqlens, seq_lens,
-            sm_scale=layer.head_dim**-0.5, plan=plan, panels=_in_panels(sizes, kernels),
+            sm_scale=layer.head_dim**-0.5, plan=plan, device_rows=device_rows,
+            panels=_in_panels(sizes, kernels),
         )  # fmt: skip
 
     return run
@@ -220,8 +228,8 @@ def _cache(
 
 
 def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels: bool) -> Case:
-    """All of a layer, as `CostModel` counts it; with `kernels` the activation is a part of the
-    matrix product before it."""
+    """All of a layer, as `CostModel` counts it; with `kernels` (those in C++) the activation is a
+    part of the matrix product before it."""
     tokens, layer = sizes.tokens, sizes.layer
     group, size = layer.group, layer.head_dim
     weight = _random((layer.hidden,), device, dtype)
@@ -236,9 +244,13 @@ def _elementwise(sizes: Sizes, device: torch.device, dtype: torch.dtype, kernels
 
     def run() -> None:
         rms_norm(x, weight, 1e-6, residual_NH=residual)
-        q, k = rope(qkv[:, :, :group], qkv[:, :, group], cos, sin)
-        kv_write(k, qkv[:, :, -1], kv.k_cache(0), kv.v_cache(0), slots)
-        q.flatten(1, 2)
+        if kernels:
+            q, k = rope(qkv[:, :, :group], qkv[:, :, group], cos, sin)
+            kv_write(k, qkv[:, :, -1], kv.k_cache(0), kv.v_cache(0), slots)
+            q.flatten(1, 2)
+        else:
+            rope_kv_write(qkv, cos, sin, kv.k_cache(0), kv.v_cache(0), slots)
+            qkv[:, :, :group].flatten(1, 2)
         rms_norm(x, weight, 1e-6, residual_NH=residual)
         if not kernels:
             gated_activation(gate_up, "silu")
@@ -272,6 +284,7 @@ def _layers(
         cu_seqlens_q_list=[0, 1],
         seq_lens_list=[keys],
         sample_index_S=torch.zeros(1, dtype=torch.int64, device=device),
+        rows=DeviceRows.of([0, 1], [keys], device),
     )
     hidden = decoder.embed(inputs.token_ids_T)
 

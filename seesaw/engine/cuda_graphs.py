@@ -9,6 +9,7 @@ its weights are where they were. Owns graphs, their results and the memory for b
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -62,12 +63,13 @@ class CudaRecorder:
         try:
             launch()
         except Exception as error:
+            with contextlib.suppress(RuntimeError):  # that the graph is void is no news
+                graph.capture_end()
             raise RuntimeError(
                 f"a step could not be recorded as a CUDA graph: {error}. Use enforce_eager=True, "
                 "which records none."
             ) from error
-        finally:
-            graph.capture_end()
+        graph.capture_end()
         self._used_bytes += max(0, free_bytes - torch.cuda.mem_get_info(self._device)[0])
         self._num_recorded += 1
         if self._used_bytes >= self._limit_bytes:

@@ -64,20 +64,27 @@ class ModelRunner:
         self._phase: Phase = next(iter(phases))
         self._clock = clock
         self.steps_ahead = clock.steps_ahead
-        some = phases[self._phase]
         self._buffers: InputBuffers | None = None
-        if clock.steps_ahead or on_triton(some.kv.pool):
-            self._buffers = InputBuffers(limits, some.kv.block_size, device, clock)
         self._graphs: DecodeGraphs | None = None
-        if recorder is not None:
-            assert self._buffers is not None, "graphs of what is not on a device"
-            decoder = some.decoder
-            self._graphs = DecodeGraphs(
-                recorder, self._buffers, limits, decoder.spec.hidden_size, decoder.dtype, device
-            )
+        with clock.scope():  # which is where their memory is filled
+            self._make_buffers(phases[self._phase], limits, recorder)
         self._profile = StepClock(profile, device)
         for phase in phases.values():
             phase.decoder.set_profiling(profile)
+
+    def _make_buffers(
+        self, phase: RankPhase, limits: StepLimits, recorder: Recorder | None
+    ) -> None:
+        if not self._clock.steps_ahead and not on_triton(phase.kv.pool):
+            assert recorder is None, "graphs of what is not on a device"
+            return
+        self._buffers = InputBuffers(limits, phase.kv.block_size, self._device, self._clock)
+        if recorder is not None:
+            decoder = phase.decoder
+            self._graphs = DecodeGraphs(
+                recorder, self._buffers, limits, decoder.spec.hidden_size, decoder.dtype,
+                self._device,
+            )  # fmt: skip
 
     def needs_results(self, step: SchedulerOutput) -> bool:
         """Whether `step` can be begun only when those before it are finished: it changes the

@@ -25,7 +25,7 @@ from tests.engine.test_cuda_graphs import TwinRecorder
 from tests.reference import Greedy, count_near_ties, greedy
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "head_dim": 16}
 SETTINGS = {"max_num_seqs": 4, "max_model_len": 64, "max_num_batched_tokens": 40}
 
 
@@ -53,8 +53,9 @@ def expected_of(model: Path, prompts: list[list[int]], got: list[list[int]]) -> 
     return [greedy(reference, *pair) for pair in zip(prompts, got, strict=True)]
 
 
-def test_ids_equal_those_of_transformers(tiny_checkpoint, on_triton, caplog) -> None:
-    model, prompts = tiny_checkpoint("qwen3", **SMALL), random_prompts([1, 23, 9])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_ids_equal_those_of_transformers(family, tiny_checkpoint, on_triton, caplog) -> None:
+    model, prompts = tiny_checkpoint(family, **SMALL), random_prompts([1, 23, 9])
     with engine_on(None, model, "tp1", "tp1", policy="continuous", **SETTINGS) as engine:
         got = [one.token_ids for one in generate(engine, prompts, GREEDY)]
     assert count_near_ties(got, expected_of(model, prompts, got)) <= 1
@@ -68,7 +69,7 @@ def test_so_do_steps_begun_ahead_and_replayed(tiny_checkpoint, on_triton, monkey
     monkeypatch.setenv("SEESAW_DEBUG_BLOCKS", "1")
     monkeypatch.setattr(seesaw.engine.build, "clock_of", deferred.clock_of)
     monkeypatch.setattr(seesaw.engine.build, "recorder_for", lambda setup, phases: recorder)
-    model, prompts = tiny_checkpoint("mistral", head_dim=16, **SMALL), random_prompts([2, 30, 9])
+    model, prompts = tiny_checkpoint("mistral", **SMALL), random_prompts([2, 30, 9])
     sampled = SamplingParams(temperature=0.9, top_p=0.8, seed=3, max_tokens=5, ignore_eos=True)
     with engine_on(None, model, "tp1", "tp1", policy="continuous", **SETTINGS) as engine:
         engine.add_request("sampled", [5, 6, 7], sampled)
