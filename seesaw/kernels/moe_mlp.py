@@ -266,7 +266,7 @@ def moe_mlp(
     pairs = tokens * top_k
     max_held = tokens * min(top_k, num_experts)  # as a token's experts differ
     experts_TN, weights_TN = experts_TN.contiguous(), weights_TN.contiguous()
-    key = {
+    key: dict[str, int | str] = {
         "dtype": str(x_TH.dtype).removeprefix("torch."),
         "hidden": hidden,
         "inner": inner,
@@ -345,7 +345,8 @@ def _check(
 
 def _rows_per_expert(pairs: int, num_experts: int) -> int:
     """About so many rows a tile could have, as a power of two up to its largest size."""
-    return min(MAX_BLOCK_M, triton.next_power_of_2(triton.cdiv(pairs, num_experts)))
+    rows: int = triton.next_power_of_2(triton.cdiv(pairs, num_experts))
+    return min(MAX_BLOCK_M, rows)
 
 
 SORT = Kernel(

@@ -105,17 +105,22 @@ def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    def matrices(rows: int, columns: int, depth: int) -> torch.Tensor:
+        """One for each expert: one of them with rows longer or shorter, as drawing all numbers of
+        a real model would take a minute."""
+        scale: float = depth**-0.5
+        lengths = 0.5 + torch.rand((case["experts"], rows, 1), generator=generator)
+        return (random(rows, columns) * scale).to(dtype) * lengths.to(dtype)
+
     tokens, hidden, inner = case["tokens"], case["hidden"], case["inner"]
-    experts, first, held = case["experts"], case["first"], case["held"]
+    first, held = case["first"], case["held"]
     chosen = [
         torch.randperm(case["popular"], generator=generator)[: case["top_k"]] for _ in range(tokens)
     ]
     return {
         "x_TH": random(tokens, hidden).to(dtype),
-        "gate_up_EJH": (random(experts, 2 * inner, hidden) * hidden**-0.5).to(dtype)[
-            first : first + held
-        ],
-        "down_EIH": (random(experts, inner, hidden) * inner**-0.5).to(dtype)[first : first + held],
+        "gate_up_EJH": matrices(2 * inner, hidden, hidden)[first : first + held],
+        "down_EIH": matrices(inner, hidden, inner)[first : first + held],
         "weights_TN": random(tokens, case["top_k"]).softmax(-1),
         "experts_TN": torch.stack(chosen).int()
         if chosen

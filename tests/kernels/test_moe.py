@@ -11,13 +11,20 @@ import pytest
 import torch
 
 from seesaw.errors import UnsupportedError
+from seesaw.families import spec_from_hf
 from seesaw.kernels import moe_mlp as module
 from seesaw.kernels.kernel import Config, Kernel
 from seesaw.kernels.moe_mlp import moe_mlp
 from seesaw.kernels.moe_route import moe_route
 from seesaw.kernels.target import compile_targets
+from seesaw.layers.comm import ALONE
+from seesaw.layers.moe import MoE
+from seesaw.layout import ParallelLayout, rank_ranges
 from seesaw.ops.moe_mlp import moe_mlp_reference
 from seesaw.ops.moe_route import moe_route_reference
+from seesaw.ops.triton_backend import _runs_on
+from tests.checkpoints import tiny_config
+from tests.models.harness import random_params
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +218,27 @@ def test_what_is_not_supported_is_refused(generator: torch.Generator, device: st
         with pytest.raises(UnsupportedError) as caught:
             moe_route(**{"logits_TE": logits, "top_k": 2, "renormalize": True, **change})
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+def test_a_layer_runs_on_them(norm_topk_prob: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on plain torch, with its reads counted."""
+    config = tiny_config("qwen3_moe", norm_topk_prob=norm_topk_prob).to_dict()
+    spec = spec_from_hf({**config, "architectures": ["Qwen3MoeForCausalLM"]})
+    params = random_params(spec, torch.float32)
+    ranges = rank_ranges(ParallelLayout(), spec, 0)
+    x, found, loads = torch.randn(9, spec.hidden_size), [], []
+    for backend in ("torch", "triton"):
+        monkeypatch.setenv("SEESAW_KERNELS", backend)
+        _runs_on.cache_clear()
+        layer = MoE(spec, params, 0, ranges, ALONE)
+        found.append(layer(x))
+        loads.append(layer.loads_E)
+    monkeypatch.undo()
+    _runs_on.cache_clear()
+    torch.testing.assert_close(found[1], found[0], atol=2e-5, rtol=2e-5)
+    assert torch.equal(*loads)
+    assert loads[0].sum() >= spec.num_experts_per_tok
 
 
 @pytest.mark.parametrize("target", compile_targets().values(), ids=str)
