@@ -42,16 +42,19 @@ def product_default(key: Key, target: Target, matrices: int) -> Config:
 
 
 def product_candidates(key: Key, target: Target, matrices: int) -> tuple[Config, ...]:
-    rows = int(key["rows"])
-    sizes = [int(key["block_m"])] if "block_m" in key else [
-        size for size in (16, 32, 64, 128) if rows / 4 <= size <= max(16, 2 * rows)
+    """Around the default: what a tile holds in each dim, and how much is under way."""
+    rows = max(16, int(key["rows"]))
+    sizes = (16, 32, 64, MAX_BLOCK_M)
+    wanted = [m for m in sizes if rows // 2 <= m <= rows] if "block_m" not in key else [
+        int(key["block_m"])
     ]  # fmt: skip
+    depths = (16, 32) if key["dtype"] == "float32" else (64, 128)
     found = []
-    for m, n, k, group in itertools.product(sizes, (32, 64, 128, 256), (32, 64, 128), (1, 8)):
-        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": group}
-        if m * n * matrices > 256 * 128 or (group > 1 and rows <= 32):
+    for m, n, k in itertools.product(wanted, (32, 64, 128, 256), depths):
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 1 if rows <= 32 else 8}
+        if m * n * matrices > 256 * 128:
             continue
-        for stages, num_warps in itertools.product((2, 3, 4, 5), (4, 8)):
+        for stages, num_warps in itertools.product((2, 3, 4), (4, 8)):
             if stages * _stage_bytes(key, blocks, matrices) <= target.shared_memory_bytes:
                 found.append(Config(blocks, num_warps, stages))
     return tuple(found)
