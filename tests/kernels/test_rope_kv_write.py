@@ -75,15 +75,28 @@ def test_float8_without_scales(generator: torch.Generator, device: str) -> None:
 
 
 def test_what_is_not_named_stays(generator: torch.Generator, device: str) -> None:
+    """The pool stands between two others, which tokens without a slot must not reach either."""
     given = inputs(generator, torch.float32)
     slots = given["slot_mapping_T"].tolist()
-    got = launch(given, device)
-    for name in ("k_cache", "v_cache"):
+    pools = torch.randn(4, 2, 2, 16, 32, generator=generator)
+    before = pools.clone()
+    there = {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in given.items()}
+    qkv = there["qkv_TKJD"].cpu().clone()
+    pools = pools.to(device)
+    for part, name in enumerate(("k_cache", "v_cache")):
+        there[name] = pools[1:3, :, part].transpose(1, 2)
+    rope_kv_write(**there)
+    pools = pools.cpu()
+    assert torch.equal(pools[0], before[0])
+    assert torch.equal(pools[3], before[3])
+    for part in range(2):
         for slot in range(32):
-            same = torch.equal(got[name][slot // 16, slot % 16], given[name][slot // 16, slot % 16])
-            assert same == (slot not in slots), f"{name}, slot {slot}"
-    assert torch.equal(got["qkv_TKJD"][:, :, -1], given["qkv_TKJD"][:, :, -1])
-    assert not torch.equal(got["qkv_TKJD"][1, :, :-1], given["qkv_TKJD"][1, :, :-1])
+            place = (1 + slot // 16, slice(None), part, slot % 16)
+            same = torch.equal(pools[place], before[place])
+            assert same == (slot not in slots), f"part {part}, slot {slot}"
+    after = there["qkv_TKJD"].cpu()
+    assert torch.equal(after[:, :, -1], qkv[:, :, -1])
+    assert not torch.equal(after[1, :, :-1], qkv[1, :, :-1])
 
 
 @pytest.mark.parametrize("norm", [False, True])

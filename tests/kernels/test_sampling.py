@@ -135,6 +135,10 @@ def test_equals_are_kept_and_drawn_by_id(device: str) -> None:
     assert draw(logits, [0.9], device, temperature=0.0) == [7]
 
 
+def test_equals_over_several_blocks(device: str) -> None:
+    assert draw(torch.zeros(5003), [0.75, LAST], device, top_k=4500) == [3375, 4499]
+
+
 @pytest.mark.parametrize("given", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.0}], ids=str)
 def test_one_possible_token(given: dict[str, float], device: str) -> None:
     logits = torch.full((701,), -math.inf)
