@@ -202,8 +202,8 @@ def announce():
         say("Size: 3 GB to download, 7 GB on disk (PyTorch with CUDA).")
     else:
         say(
-            "Size: 0.9 GB to download, 3 GB on disk with a CPU-only PyTorch (nearly half of it are\n"
-            "the compilers for GPU kernels, which are checked without a GPU too). pip's default\n"
+            "Size: 0.9 GB to download, 3 GB on disk with a CPU-only PyTorch; nearly half of it\n"
+            "are compilers of GPU kernels, which are checked without a GPU too. pip's default\n"
             "index serves Linux the CUDA build instead (3 GB, 7 GB on disk): set\n"
             "PIP_EXTRA_INDEX_URL to PyTorch's CPU index to avoid it (docs/dependencies.md)."
         )

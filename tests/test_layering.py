@@ -56,7 +56,7 @@ LAYERS = {
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
                            "ops kernels measure tune _cpu",
-                           "torch click rich tqdm matplotlib"),
+                           "torch click rich tqdm matplotlib flashinfer"),
     # Finds its verbs by name, when one is asked for.
     "cli":         Allowed("",                             "click"),
     "__main__":    Allowed("cli",                          STDLIB_ONLY),
