@@ -287,7 +287,8 @@ def _default(key: Key, target: Target) -> Config:
     block = 128
     while block > 16 and (block * widened > most or 2 * block * _bytes_per_key(key) > room):
         block //= 2
-    warps = 8 if decoded_wide or int(key["head_dim"]) > 128 else 4  # fewer spill
+    # with 4 warps these spill: products of float32 are sums of each thread's own
+    warps = 8 if key["dtype"] == "float32" or int(key["head_dim"]) > 128 else 4
     return Config({"BLOCK_N": block, "LEAST_KEYS": 256, "PROGRAMS_PER_SM": 8}, warps, num_stages=5)
 
 

@@ -3,7 +3,10 @@ ragged batches, what is refused, and the door of `ops.paged_attention`."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,6 +145,21 @@ def test_the_same_call_gives_the_same_bits(seed: int, device: str) -> None:
     with tuning.forced(KERNEL, shares(least_keys=16)):
         first, again = launch(inputs), launch(inputs)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("splits", [1, 16, 17, 45])
+def test_parts_are_weighed_by_their_log_sum_exp(splits: int, seed: int, device: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randn(3, 2, splits, 24, generator=generator)
+    lse = torch.randn(3, 2, splits, generator=generator) * 9
+    unused = torch.rand(3, 2, splits, generator=generator) < 0.5
+    unused[0], unused[1] = True, False
+    parts[unused], lse[unused] = float("nan"), -float("inf")
+    out, merged = torch.zeros(3, 2, 24, device=device), torch.zeros(3, 2, device=device)
+    merge_splits.merge_splits(parts.to(device), lse.to(device), out, merged, None)
+    weights = (lse - lse.logsumexp(2, keepdim=True)).exp().nan_to_num(0.0)
+    want = (parts.nan_to_num(0.0) * weights[..., None]).sum(2)
+    assert_equal((out.cpu(), merged.cpu()), (want, lse.logsumexp(2)), TOLERANCE)
 
 
 def test_parts_stay_within_what_is_set_aside_for_them() -> None:
@@ -353,3 +371,32 @@ def test_panels_are_refused_on_kernels_that_do_not_read_them(seed: int, device: 
     made = {name: on(device, value) for name, value in made.items()}
     with pytest.raises(ValueError, match="panels are not read"):
         paged_attention(**made, panels=True)
+
+
+# -- machine code ----------------------------------------------------------------------------------
+
+_LOOKS = """
+import triton
+from triton.backends.compiler import GPUTarget
+from seesaw.kernels.compiling import _source
+from seesaw.kernels.paged_decode import KERNEL
+from seesaw.kernels.target import compile_targets
+for build in KERNEL.builds[:2]:
+    config = KERNEL.default(build.key, compile_targets()[90])
+    made = triton.compile(
+        _source(KERNEL, build, config), target=GPUTarget("cuda", 90, 32), options=config.options()
+    )
+    print(made.asm["ptx"].count("cp.async.cg.shared.global"))
+"""
+
+
+def test_keys_and_values_are_read_16_bytes_at_a_time_ahead_of_their_use() -> None:
+    """A loop that Triton cannot see through computes the same, many times as slowly."""
+    quiet = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    told = subprocess.run(
+        [sys.executable, "-c", _LOOKS], env=quiet, capture_output=True, text=True, check=True
+    )
+    counts = [int(count) for count in told.stdout.split()]
+    assert len(counts) == 2
+    # 8 loads of each thread for a tile: K and V, before the loop and in it
+    assert min(counts) >= 32
