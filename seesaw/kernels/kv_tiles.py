@@ -144,7 +144,8 @@ def _check(
     expect_one_of(op, "dims of pool and tier", (pool.dim(), tier.dim()), [(6, 6)])
     expect_one_of(op, "dtype of pool", pool.dtype, (*WIDE, FP8))
     allowed = (pool.dtype,) if pool.dtype == FP8 else (pool.dtype, FP8)
-    expect_one_of(op, f"dtype of tier beside a pool of {pool.dtype}", tier.dtype, allowed)
+    kind = str(pool.dtype).removeprefix("torch.")
+    expect_one_of(op, f"dtype of tier beside a pool of {kind}", tier.dtype, allowed)
     on_host = pool.is_cuda and tier.device.type == "cpu" and tier.is_pinned()
     expect(op, "device of tier", tier.device, f"{pool.device}, or page-locked memory of the host",
            tier.device == pool.device or on_host)  # fmt: skip

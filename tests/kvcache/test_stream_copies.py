@@ -270,6 +270,27 @@ def test_after_close_nothing_is_copied_or_reported(seed: int, wait_s: float) -> 
     setup.tier.close()
 
 
+def test_what_ends_while_it_is_closed_is_not_reported() -> None:
+    setup, gpu = Setup(7), FakeGpu(7)
+    jobs = [make_job(setup, key, True, 8) for key in range(3)]
+    reports = Reports(jobs)
+    copies = stream_copies(gpu, reports, lane=CheckedLane)
+    gpu.hold(True)
+    for job in jobs:
+        copies.submit(job)
+    eventually_begun(lanes(copies)[0], 1)
+    closer = threading.Thread(target=copies.close)
+    closer.start()
+    time.sleep(0.02)
+    assert closer.is_alive(), "it leaves work on the GPU"
+    gpu.hold(False)
+    closer.join(PATIENCE_S)
+    assert not closer.is_alive()
+    assert reports.seen == []
+    gpu.close()
+    setup.tier.close()
+
+
 def test_no_more_is_begun_than_there_are_slots() -> None:
     setup, gpu = Setup(2), FakeGpu(2)
     jobs = [make_job(setup, key, True, 8) for key in range(9)]
