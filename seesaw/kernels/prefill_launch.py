@@ -125,8 +125,8 @@ def _tile(rows: int, size: int, key: Key, target: Target) -> tuple[int, int, int
         return 64, wide if large else narrow, 8 if size == 256 else 4, 3
     if not large:
         return {64: (128, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 16, 8, 3)}[size]
-    if size == 128:  # two blocks in a tile need ids per key, and decoding registers, for which 64
-        whole = _tma_fits(key, 128)
+    if size == 128:  # pointers to 128 keys, most of all of several blocks, or decoding them, spill
+        whole = int(key["head_dim"]) == 128 and _tma_fits(key, 128)
         return 128, 128 if whole else 64, 8, 3
     return {64: (128, 64, 4, 3), 256: (128, 32, 8, 3)}[size]
 
