@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Triton decides at its import whether kernels are interpreted; without a GPU nothing else runs.
-if not any("cuda" in argument for argument in sys.argv):
+if not {"cuda", "--device=cuda"} & set(sys.argv):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from seesaw.ops.native import native

@@ -143,7 +143,9 @@ def parts_by_rank(case: Case, made: MemoryPlan) -> list[int]:
         if len(own) > 1:
             work += held_aside(case, fmt, held, rank)
         if case.uses_tier:
-            work += 2 * max(blocks) * case.settings["tier_block_size"] // made.block_size
+            part = max(blocks) * case.settings["tier_block_size"] // made.block_size
+            # three batches each way on a GPU; on a CPU one part, twice
+            work += 6 * max(16 * 2**20, part) if case.kind == "cuda" else 2 * part
         kv = made.num_blocks * blocks[-1] + made.prefill_blocks * blocks[0]
         parts.append(arena + work + kv)
     return parts
