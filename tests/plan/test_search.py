@@ -254,7 +254,7 @@ def test_nothing_fits() -> None:
 
 def test_requests_that_are_longer_than_what_kv_holds() -> None:
     with pytest.raises(DoesNotFit, match="requests of up to 16000 tokens"):
-        plan_of("8B", "l4", "15000:1000", max_model_len=None, device_memory="16.2GiB")
+        plan_of("8B", "l4", "15000:1000", max_model_len=None, device_memory="16.5GiB")
 
 
 @pytest.mark.parametrize(("limit", "says"), [(1000, "max_model_len"), (None, "the model")])
