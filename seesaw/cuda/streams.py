@@ -82,14 +82,12 @@ class CudaStream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Of one GPU. `compute` comes first where kernels of several streams wait for the same
-    multiprocessors. KV goes over the bus on `store` and `load`, and is put in order for it on
-    `gather` and `scatter`, so that one piece is put in order while another one is on its way.
-    `weights` brings those of the next layout. What ranks say to each other goes on streams that
-    NCCL makes itself.
+    """Of one GPU, beside that on which steps are computed (`engine.device_clock`). KV goes over the
+    bus on `store` and `load`, and is put in order for it on `gather` and `scatter`, so that one
+    piece is put in order while another one is on its way. `weights` brings those of the next
+    layout. What ranks say to each other goes on streams that NCCL makes itself.
     """
 
-    compute: CudaStream
     gather: CudaStream
     store: CudaStream
     load: CudaStream
@@ -105,8 +103,7 @@ def streams(device: torch.device) -> Streams:
 @functools.cache
 def _streams(index: int) -> Streams:
     device = torch.device("cuda", index)
-    others = (CudaStream(device) for _ in range(5))
-    return Streams(CudaStream(device, priority=-1), *others)
+    return Streams(*(CudaStream(device) for _ in range(5)))
 
 
 def now(device: torch.device) -> CudaEvent:

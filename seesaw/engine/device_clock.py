@@ -85,12 +85,13 @@ class CudaMark:
 
 class CudaClock:
     """Of a GPU: a stream of its own for what is computed, since the default stream cannot be
-    recorded in a graph and waits for others. With `ahead` one step is begun while the one before it
-    runs."""
+    recorded in a graph and waits for others. Its kernels come before those that copy KV; torch has
+    few streams and gives them out again in turn, those of a priority among themselves, so that
+    none that copies is this one. With `ahead` one step is begun while the one before it runs."""
 
     def __init__(self, device: torch.device, *, ahead: bool = True) -> None:
         self.steps_ahead = 1 if ahead else 0
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         # weights and pools were made on the stream that is current here
         self._stream.wait_stream(torch.cuda.current_stream(device))
 

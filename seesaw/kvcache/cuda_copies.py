@@ -19,11 +19,13 @@ from seesaw.kvcache.stream_copies import Direction, StreamCopies
 from seesaw.log import get_logger
 from seesaw.ops.kv_gather import kv_gather
 from seesaw.ops.kv_scatter import kv_scatter
+from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.workspace import KV_BATCH_BYTES, KV_SLOTS
 
 RULE_BYTES = 28 << 10
 """Of a crossover that was not measured: about that of an H100."""
 PROBED_BYTES = 16 << 20
+PROBED_DTYPE = torch.bfloat16
 PROBED_RUNS = tuple(1 << power for power in range(12, 19))  # 4 KiB to 256 KiB
 REPEATS = 3
 
@@ -72,7 +74,10 @@ def cuda_copies(report: Report, device: torch.device) -> StreamCopies:
 
 
 def measure_crossover(device: torch.device) -> Crossover:
-    """Of this GPU and its bus: some 16 MB each way, a few times. Once in a process."""
+    """Of this GPU and its bus: some 16 MB each way, a few times. Once in a process. Where plain torch
+    computes, no kernel reaches the host: all goes by copy engine."""
+    if not on_triton(torch.empty(0, device=device)):
+        return Crossover(0, 0)
     return _measure(torch.cuda.current_device() if device.index is None else device.index)
 
 
@@ -88,15 +93,17 @@ def _measure(index: int) -> Crossover:
 def _times(device: torch.device, store: bool) -> list[Times]:
     own = streams(device)
     stream = own.store if store else own.load
-    host = torch.empty(PROBED_BYTES, dtype=torch.uint8, pin_memory=True)
-    pool, staging = (torch.empty(PROBED_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+    # of a type that pools have, whose numbers do not matter
+    count = PROBED_BYTES // PROBED_DTYPE.itemsize
+    host = torch.zeros(count, dtype=PROBED_DTYPE, pin_memory=device.type == "cuda")
+    pool, staging = (torch.zeros(count, dtype=PROBED_DTYPE, device=device) for _ in range(2))
     move = kv_gather if store else kv_scatter
 
     def times(run_bytes: int) -> Times:
         count = PROBED_BYTES // run_bytes
         ids = torch.arange(count // 2, dtype=torch.int32, device=device)
         # blocks of one layer, one head, a run each for K and V
-        shape = (1, count // 2, 1, 2, 1, run_bytes)
+        shape = (1, count // 2, 1, 2, 1, run_bytes // PROBED_DTYPE.itemsize)
         blocks, aside = pool.view(shape), staging.view(shape).transpose(0, 1)
         there = host.view(shape).transpose(0, 1)
         ends = [
