@@ -33,7 +33,9 @@ def test_unknown_choice_of_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SEESAW_KERNELS", "cuda")
     native.cache_clear()
     try:
-        with pytest.raises(ConfigError, match="SEESAW_KERNELS='cuda': expected auto or torch"):
+        with pytest.raises(
+            ConfigError, match="SEESAW_KERNELS='cuda': expected auto, torch or triton"
+        ):
             native()
     finally:
         native.cache_clear()
