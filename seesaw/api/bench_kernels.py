@@ -19,6 +19,7 @@ from seesaw.errors import ConfigError, UnsupportedError, nearest
 from seesaw.measure.cuda_clock import CudaClock
 from seesaw.measure.cuda_limits import CudaLimitsProbe
 from seesaw.measure.limits import CACHES_IN_BUFFER, LimitsProbe, last_cache_bytes
+from seesaw.measure.page_locked import page_locked
 from seesaw.measure.timer import Call, Clock, Timing, alternate, host_clock
 from seesaw.ops import OPS
 from seesaw.ops.registry import Bench, Op
@@ -133,7 +134,7 @@ class Bencher:
         for provider in self.offered(job.op, providers):
             where = (job.op.name, job.name, provider)
             try:
-                own = _prepare(job.op, provider, copies, self.device)
+                own = _prepare(job, provider, copies, self.device)
                 # What is compared with must be the same thing; both are slow before they are warm.
                 if provider != "seesaw" and (job.op.name in PEERS or not job.op.mutates):
                     _compare(job, copies[0], own[0])
@@ -164,16 +165,19 @@ class Bencher:
             with torch.device(self.device):
                 inputs = job.op.make_inputs(generator, job.bench.case, job.bench.dtype)
             for name in job.bench.host if self.device.type == "cuda" else ():
-                inputs[name] = _pinned(inputs[name])
+                inputs[name] = page_locked(inputs[name])
             found.append(inputs)
         return found
 
 
-def _prepare(op: Op, provider: str, copies: Sequence[Inputs], device: torch.device) -> list[Call]:
+def _prepare(job: Job, provider: str, copies: Sequence[Inputs], device: torch.device) -> list[Call]:
+    op = job.op
     if provider == "seesaw":
         return [_call(op.function, inputs) for inputs in copies]
     if (why := why_not(provider, device)) is not None:
         raise UnsupportedError(why)
+    if job.bench.host and device.type == "cuda":
+        raise UnsupportedError("plain torch wants all tensors on one device")
     peer = PEERS[op.name][provider] if op.name in PEERS else plain(op.function)
     return [peer(inputs) for inputs in copies]
 
@@ -197,15 +201,6 @@ def _compare(job: Job, inputs: Inputs, call: Call) -> None:
 
 def _first(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same elements with the same strides in page-locked memory."""
-    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-    held = torch.empty(whole.shape, dtype=torch.uint8, pin_memory=True).copy_(whole)
-    return held.view(tensor.dtype).as_strided(
-        tensor.shape, tensor.stride(), tensor.storage_offset()
-    )
 
 
 def row(job: Job, provider: str, timing: Timing, limits: Limits | None) -> Row:

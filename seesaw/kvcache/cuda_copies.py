@@ -74,8 +74,8 @@ def cuda_copies(report: Report, device: torch.device) -> StreamCopies:
 
 
 def measure_crossover(device: torch.device) -> Crossover:
-    """Of this GPU and its bus: some 16 MB each way, a few times. Once in a process. Where plain torch
-    computes, no kernel reaches the host: all goes by copy engine."""
+    """Of this GPU and its bus: some 16 MB each way, a few times. Once in a process. Where plain
+    torch computes, no kernel reaches the host: all goes by copy engine."""
     if not on_triton(torch.empty(0, device=device)):
         return Crossover(0, 0)
     return _measure(torch.cuda.current_device() if device.index is None else device.index)

@@ -44,7 +44,7 @@ def _works(ops: Sequence[str], spec: ModelSpec | None) -> Iterator[Work]:
             known = (name, dtype, repr(sorted(case.items())))
             if known not in seen:
                 seen.add(known)
-                yield Work(name, case, dtype)
+                yield Work(name, case, dtype, bench.host)
 
 
 def fit(case: Case, spec: ModelSpec) -> dict[str, Any] | None:

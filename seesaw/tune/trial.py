@@ -6,13 +6,14 @@ Reads a request per line and answers each with a line, both JSON. Whatever a bad
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from seesaw.kernels.kernel import Config, Kernel, Key
 from seesaw.kernels.registry import kernels
 from seesaw.kernels.target import target_of
 from seesaw.measure.cuda_clock import CudaClock
-from seesaw.measure.timer import alternate
+from seesaw.measure.page_locked import page_locked
+from seesaw.measure.timer import Clock, alternate, host_clock
 from seesaw.ops import OPS
-from seesaw.ops.registry import Op, Tolerance
+from seesaw.ops.registry import Tolerance
 from seesaw.tune.units import Card, Outcome, Unit, Work
 
 BATCHES = 9
@@ -33,6 +35,8 @@ BATCH_S = 0.02
 CACHES = 3
 """Inputs go round in so many times the L2's size, so that none is read from there."""
 MOST_COPIES = 64
+REFERENCE_BYTES, REFERENCE_FLOPS = 32e6, 2e9
+"""A call that a reference, which loops over tokens or keys, is asked for costs at most so much."""
 
 Inputs = dict[str, Any]
 
@@ -46,7 +50,8 @@ class Bench:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._clock = CudaClock(device)
+        self._clock: Clock = CudaClock(device) if device.type == "cuda" else host_clock
+        self._expected: dict[str, list[torch.Tensor]] = {}
 
     def card(self) -> Card:
         target = target_of(self._device)
@@ -80,9 +85,14 @@ class Bench:
             return Outcome(status="wrong", why=str(error))
 
     def _inputs(self, work: Work, seed: int) -> Inputs:
+        """Drawn on the device: the host would take longer than all that is measured."""
         op, dtype = OPS[work.op], getattr(torch, work.dtype)
-        made = op.make_inputs(torch.Generator().manual_seed(seed), work.case, dtype)
-        return {name: _placed(value, self._device) for name, value in made.items()}
+        generator = torch.Generator(self._device).manual_seed(seed)
+        with self._device:
+            made = op.make_inputs(generator, work.case, dtype)
+        if self._device.type == "cuda":
+            made |= {name: page_locked(made[name]) for name in work.host}
+        return made
 
     def _keys(self, work: Work) -> list[tuple[Kernel, Key]]:
         heard: list[tuple[Kernel, Key]] = []
@@ -92,25 +102,37 @@ class Bench:
 
     def _verify(self, kernel: Kernel, unit: Unit, config: Config) -> None:
         """Against the reference on the op's own small cases with this key, or where there is none
-        on the unit's calls; and there against what the default computes."""
+        on those of the unit's calls that are small enough for it; and on all of the unit's calls
+        against what the default computes."""
         small = [work for work in self._small(unit) if self._has(work, unit)]
-        for work in small or unit.work:
-            op = OPS[work.op]
-            expected = self._run(op.reference, work)
+        for work in small or filter(_is_small, unit.work):
             with tuning.forced(kernel, config):
-                got = self._run(op.function, work)
-            _compare(op, work, got, expected, 1.0)
-        for work in unit.work if small else ():
+                got = self._run(OPS[work.op].function, work)
+            _compare(work, got, self._reference(work), 1.0)
+        default = kernel.default(unit.key, target_of(self._device))
+        for work in unit.work:
             op = OPS[work.op]
-            with tuning.forced(kernel, kernel.default(unit.key, target_of(self._device))):
+            with tuning.forced(kernel, default):
                 expected = self._run(op.function, work)
             with tuning.forced(kernel, config):
                 got = self._run(op.function, work)
-            _compare(op, work, got, expected, 2.0)  # either may be off by the tolerance
+            _compare(work, got, expected, 2.0)  # either may be off by the tolerance
+
+    def _reference(self, work: Work) -> list[torch.Tensor]:
+        """On the device, all of it, and what it makes itself too."""
+        name = repr(work)
+        if name not in self._expected:
+            with self._device:
+                self._expected[name] = self._run(OPS[work.op].reference, replace(work, host=()))
+        return self._expected[name]
 
     def _small(self, unit: Unit) -> list[Work]:
-        kinds = {(work.op, work.dtype) for work in unit.work}
-        return [Work(op, case, dtype) for op, dtype in sorted(kinds) for case in OPS[op].cases]
+        kinds = {(work.op, work.dtype, tuple(work.host)) for work in unit.work}
+        return [
+            Work(op, case, dtype, host)
+            for op, dtype, host in sorted(kinds)
+            for case in OPS[op].cases
+        ]
 
     def _has(self, work: Work, unit: Unit) -> bool:
         return any(
@@ -122,6 +144,8 @@ class Bench:
         """Results and what was changed, of the same random inputs each time."""
         inputs = self._inputs(work, seed=1)
         result = call(**inputs)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what is on the host is read from there
         results = result if isinstance(result, tuple) else (result,)
         changed = [inputs[name] for name in OPS[work.op].mutates]
         return [one for one in (*results, *changed) if isinstance(one, torch.Tensor)]
@@ -130,8 +154,9 @@ class Bench:
         default = kernel.default(unit.key, target_of(self._device))
         median_us = default_us = noise_us = 0.0
         for work in unit.work:
+            copies = self._copies(work)
             calls = {
-                name: self._timed_call(kernel, work, one)
+                name: _timed_call(kernel, work, one, copies)
                 for name, one in (("default", default), ("candidate", config))
             }
             times = alternate(calls, batches=BATCHES, batch_s=BATCH_S, clock=self._clock)
@@ -141,39 +166,43 @@ class Bench:
             noise_us += max(spreads) * 1e6
         return Outcome(status="ok", median_us=median_us, default_us=default_us, noise_us=noise_us)
 
-    def _timed_call(self, kernel: Kernel, work: Work, config: Config) -> Callable[[], object]:
-        op = OPS[work.op]
-        num_bytes = op.cost(work.case, getattr(torch, work.dtype)).num_bytes
+    def _copies(self, work: Work) -> list[Inputs]:
+        num_bytes = OPS[work.op].cost(work.case, getattr(torch, work.dtype)).num_bytes
         l2_bytes = torch.cuda.get_device_properties(self._device).L2_cache_size
         copies = max(2, min(MOST_COPIES, math.ceil(CACHES * l2_bytes / max(1, num_bytes))))
-        inputs = [self._inputs(work, seed) for seed in range(copies)]
-        turn = 0
-
-        def call() -> object:
-            nonlocal turn
-            turn = (turn + 1) % copies
-            with tuning.forced(kernel, config):
-                return op.function(**inputs[turn])
-
-        return call
+        return [self._inputs(work, seed) for seed in range(copies)]
 
 
-def _placed(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _timed_call(
+    kernel: Kernel, work: Work, config: Config, copies: Sequence[Inputs]
+) -> Callable[[], object]:
+    function = OPS[work.op].function
+    turns = itertools.cycle(copies)
+
+    def call() -> object:
+        with tuning.forced(kernel, config):
+            return function(**next(turns))
+
+    return call
+
+
+def _is_small(work: Work) -> bool:
+    cost = OPS[work.op].cost(work.case, getattr(torch, work.dtype))
+    return cost.num_bytes <= REFERENCE_BYTES and cost.flops <= REFERENCE_FLOPS
 
 
 def _compare(
-    op: Op, work: Work, got: list[torch.Tensor], expected: list[torch.Tensor], slack: float
+    work: Work, got: list[torch.Tensor], expected: list[torch.Tensor], slack: float
 ) -> None:
-    tolerance: Tolerance = op.tolerance[getattr(torch, work.dtype)]
+    tolerance: Tolerance = OPS[work.op].tolerance[getattr(torch, work.dtype)]
     for one, other in zip(got, expected, strict=True):
         try:
             torch.testing.assert_close(
-                one, other, atol=slack * tolerance.atol, rtol=slack * tolerance.rtol,
+                one, other.to(one.device), atol=slack * tolerance.atol, rtol=slack * tolerance.rtol,
                 equal_nan=True,
             )  # fmt: skip
         except AssertionError as error:
-            raise Wrong(f"{op.name} {dict(work.case)}: {error}") from error
+            raise Wrong(f"{work.op} {dict(work.case)}: {error}") from error
 
 
 def _clocks_mhz() -> dict[str, int]:

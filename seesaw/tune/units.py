@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,11 +14,13 @@ Status = Literal["ok", "wrong", "does not fit", "crashed", "hung"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One call of an op that launches are timed in: its case as `Op.make_inputs` takes it."""
+    """One call of an op that launches are timed in: its case as `Op.make_inputs` takes it, and the
+    arguments that lie in page-locked memory of the host."""
 
     op: str
     case: Mapping[str, Any]
     dtype: str
+    host: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
