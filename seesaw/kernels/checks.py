@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from seesaw.errors import UnsupportedError
+from seesaw.kernels.target import target_of
 
 LEAST_CAPABILITY = 80
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -62,11 +63,15 @@ def expect_tensor(
 
 
 def expect_device(op: str, device: torch.device) -> None:
+    """One that kernels run on; of several GPUs the current one, on whose stream Triton launches."""
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        capability = 10 * major + minor
+        capability = target_of(device).capability
         supported = f"sm_{LEAST_CAPABILITY} or newer"
         expect(op, "GPU", f"sm_{capability}", supported, capability >= LEAST_CAPABILITY)
+        current = torch.cuda.current_device()
+        if device.index not in (None, current):
+            supported = f"that of the tensors: with torch.cuda.device({device.index})"
+            expect(op, "current device", f"cuda:{current}", supported, False)
         return
     from triton import knobs
 
