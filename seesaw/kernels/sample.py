@@ -260,13 +260,14 @@ def _sample_kernel(
                         own_ptr, filled, 1.0, 0.0, 3.4028234e38, top_k, top_p, uniform, total,
                         SHIFT, BLOCK,
                     )  # fmt: skip
-                    place = tl.load(own_ids_ptr + place)
+                    # -1 where float64 has rounded the share of top_p: the first that is kept
+                    place = tl.load(own_ids_ptr + tl.maximum(place, 0))
                 else:
                     place = _draw_ordered(
                         base_ptr, vocab, temperature, top, limit, top_k, top_p, uniform, total,
                         SHIFT, BLOCK,
                     )  # fmt: skip
-                tl.store(token_ptr + row, place.to(tl.int64))
+                tl.store(token_ptr + row, place.to(tl.int64), mask=place >= 0)
         else:
             column = _draw_by_id(base_ptr, vocab, temperature, top, limit, uniform, SHIFT, BLOCK)
             if column >= 0:
