@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # `make gpu-check` does without it, see pytest_ignore_collect
+    settings = None  # type: ignore[assignment, misc]
 
 # Triton decides at its import whether kernels are interpreted; without a GPU nothing else runs.
 if not {"cuda", "--device=cuda"} & set(sys.argv):
@@ -18,12 +22,20 @@ from seesaw.ops.native import native
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 
 # Machines are slow at times, and no test is about speed; session fixtures are read, not changed.
-settings.register_profile(
-    "seesaw",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("seesaw")
+if settings is not None:
+    settings.register_profile(
+        "seesaw",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("seesaw")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leaves out files of property tests where Hypothesis is not installed."""
+    if settings is not None or collection_path.suffix != ".py":
+        return None
+    return "from hypothesis import" in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

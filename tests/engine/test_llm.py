@@ -8,6 +8,7 @@ import os
 import threading
 
 import pytest
+import torch
 
 from seesaw import LLM, ConfigError, Engine, EngineConfig, EngineDeadError, RequestError
 from seesaw.engine.model_runner import ModelRunner
@@ -190,7 +191,11 @@ def test_unknown_argument_is_refused_with_the_nearest(path):
         LLM(path, max_num_seq=3)
 
 
-def test_tensor_parallel_size_is_the_layout_of_both_phases(llm, path):
+def test_tensor_parallel_size_is_the_layout_of_both_phases(llm, path, device):
+    pytest.importorskip("zmq")
+    pytest.importorskip("msgspec")
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     prompts = [[5, 6, 7 + i] for i in range(4)]
     expected = [o.outputs[0].token_ids for o in llm.generate(prompts, GREEDY, use_tqdm=False)]
     with LLM(path, tensor_parallel_size=2, **SETTINGS) as two:

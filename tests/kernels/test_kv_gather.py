@@ -89,12 +89,15 @@ def good(device: str) -> dict[str, Any]:
          r"shape of scale: got \[2\], supported: \[3\]"),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_is_refused(change: dict[str, Any], message: str) -> None:
-    inputs = good("cpu")
+def test_what_is_not_supported_is_refused(
+    change: dict[str, Any], message: str, device: str
+) -> None:
+    inputs = good(device)
     kv_gather(**inputs)
     kv_scatter(**inputs)
     for name, changed in change.items():
-        inputs[name] = changed(inputs.get(name))
+        value = changed(inputs.get(name))
+        inputs[name] = value if value.is_meta else value.to(device)
     for launch in (kv_gather, kv_scatter):
         with pytest.raises(UnsupportedError, match=f"{launch.__name__}: {message}"):
             launch(**inputs)

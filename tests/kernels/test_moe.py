@@ -221,13 +221,15 @@ def test_what_is_not_supported_is_refused(generator: torch.Generator, device: st
 
 
 @pytest.mark.parametrize("norm_topk_prob", [True, False])
-def test_a_layer_runs_on_them(norm_topk_prob: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_runs_on_them(
+    norm_topk_prob: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on plain torch, with its reads counted."""
     config = tiny_config("qwen3_moe", norm_topk_prob=norm_topk_prob).to_dict()
     spec = spec_from_hf({**config, "architectures": ["Qwen3MoeForCausalLM"]})
-    params = random_params(spec, torch.float32)
+    params = {name: x.to(device) for name, x in random_params(spec, torch.float32).items()}
     ranges = rank_ranges(ParallelLayout(), spec, 0)
-    x, found, loads = torch.randn(9, spec.hidden_size), [], []
+    x, found, loads = torch.randn(9, spec.hidden_size, device=device), [], []
     for backend in ("torch", "triton"):
         monkeypatch.setenv("SEESAW_KERNELS", backend)
         _runs_on.cache_clear()

@@ -225,6 +225,7 @@ def test_an_error_in_a_copy_reaches_the_caller() -> None:
 
 
 def test_a_tier_closed_too_early_is_an_error_at_once_in_cpp() -> None:
+    pytest.importorskip("seesaw._cpu")
     tier = HostTier.create(SHAPE)
     transfers = KVTransfers(tier, Done(), CPU, 1, engine="cpp")
     tier.close()
@@ -288,6 +289,7 @@ def test_a_drain_does_not_outwait_close(tier: HostTier, engine: Engine) -> None:
 def test_without_the_cpp_part_python_threads_copy(
     tier: HostTier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    pytest.importorskip("seesaw._cpu")
     real = builtins.__import__
 
     def without_cpp(name: str, *args: Any, **kwargs: Any) -> Any:

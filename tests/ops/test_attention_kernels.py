@@ -203,6 +203,7 @@ def test_panels_and_back(dtype: torch.dtype) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    pytest.importorskip("seesaw._cpu")
     pool = Pool([(1, 40)], 1, 2, 64, 32, torch.float32)
     q, table = pool.q[0][-1:], pool.table
     caches = (pool.k, pool.v)
