@@ -43,7 +43,7 @@ class Adjustment(Protocol):
     def presence_penalty(self) -> float: ...
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def _adjust_logits_kernel(
     logits_ptr,
     row_ptr,

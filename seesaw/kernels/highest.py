@@ -45,7 +45,7 @@ def _highest_kernel(
         tl.store(key_ptr + row * tl.num_programs(1) + tl.program_id(1), key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _merge_kernel(key_ptr, value_ptr, id_ptr, chunks, first_id, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)

@@ -78,7 +78,7 @@ def gate_up_build(key: Key, gelu: bool = False) -> Build:
         key=key,
         signature={**pointers, **dict.fromkeys((*sizes, "num_tiles", "top_k"), "i32")},
         constants={"GELU": gelu},
-        aligned=("x_ptr", "gate_up_ptr", "inner_ptr", *sizes),
+        aligned=(*pointers, *sizes),
     )
 
 
@@ -91,7 +91,7 @@ def down_build(key: Key) -> Build:
     return Build(
         key={**key, "block_m": block_m},
         signature={**pointers, **dict.fromkeys((*sizes, "num_tiles"), "i32")},
-        aligned=("inner_ptr", "down_ptr", "rows_ptr", *sizes),
+        aligned=(*pointers, *sizes),
     )
 
 
@@ -115,13 +115,18 @@ def sum_candidates(key: Key, target: Target) -> tuple[Config, ...]:
 
 
 def sort_build(counts: bool, block_m: int, pairs: int) -> Build:
-    signature = {"experts_ptr": "*i32", **SORTED, "counts_ptr": "*i64", "num_pairs": "i32",
-                 "max_held": "i32", "num_tiles": "i32", "first_expert": "i32"}  # fmt: skip
+    pointers = {"experts_ptr": "*i32", **SORTED, "counts_ptr": "*i64"}
     constants: dict[str, object] = {"BLOCK_M": block_m}
     if not counts:
-        del signature["counts_ptr"]
+        del pointers["counts_ptr"]
         constants["counts_ptr"] = None
-    return Build(key={"experts": 128, "pairs": pairs}, signature=signature, constants=constants)
+    numbers = ("num_pairs", "max_held", "num_tiles", "first_expert")
+    return Build(
+        key={"experts": 128, "pairs": pairs},
+        signature={**pointers, **dict.fromkeys(numbers, "i32")},
+        constants=constants,
+        aligned=tuple(pointers),
+    )
 
 
 def sum_build(dtype: str, hidden: int, top_k: int) -> Build:

@@ -43,7 +43,7 @@ OP = "moe_mlp"
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "max_held", "num_tiles", "first_expert"])
 def _sort_kernel(
     experts_ptr,
     order_ptr,
@@ -110,7 +110,7 @@ def _place(num_tiles, num_blocks, GROUP: tl.constexpr):
     return first + within % size, within // size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _gate_up_kernel(
     x_ptr,
     gate_up_ptr,
@@ -167,7 +167,7 @@ def _gate_up_kernel(
     tl.store(inner_ptr + offsets, (gate * up).to(inner_ptr.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])
 def _down_kernel(
     inner_ptr,
     down_ptr,
@@ -278,8 +278,11 @@ def moe_mlp(
     down = config_for(DOWN, device, **key, block_m=block_m)
     num_tiles = pairs // block_m + num_experts
 
-    words = torch.empty(pairs + num_experts + 1 + num_tiles, dtype=torch.int32, device=device)
-    order_P, starts_E, tile_expert = words.split([pairs, num_experts + 1, num_tiles])
+    sizes = [-(-size // 4) * 4 for size in (pairs, num_experts + 1, num_tiles)]
+    # at addresses of 16 bytes: each alignment would be compiled for
+    order_P, starts_E, tile_expert = torch.empty(
+        sum(sizes), dtype=torch.int32, device=device
+    ).split(sizes)
     sort = config_for(SORT, device, experts=num_experts, pairs=triton.next_power_of_2(pairs))
     _sort_kernel[(num_experts,)](
         experts_TN, order_P, starts_E, tile_expert, counts_E,

@@ -23,7 +23,7 @@ MAX_TOKENS = 32
 OP = "moe_route"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _moe_route_kernel(
     logits_ptr,
     weights_ptr,

@@ -23,7 +23,7 @@ OP = "rope_kv_write"
 _MAX_HEAD_DIM = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rope_kv_write_kernel(
     qkv_ptr,
     cos_ptr,
@@ -284,7 +284,7 @@ def _build(
         key={"head_dim": head_dim},
         signature=signature,
         constants=constants,
-        aligned=(*pointers, "num_rows", *strides),
+        aligned=(*pointers, *strides),
     )
 
 
