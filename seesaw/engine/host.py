@@ -36,14 +36,12 @@ def cpu_backend() -> str:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether seesaw's own kernels compute on `device`: in C++ on CPUs, Triton's on GPUs."""
-    import torch
-
     from seesaw.ops.native import native
-    from seesaw.ops.triton_backend import on_triton
+    from seesaw.ops.triton_backend import runs_on
 
     if device.type == "cpu":
         return native() is not None
-    return on_triton(torch.empty(0, device=device))
+    return runs_on(device)
 
 
 def return_free_memory() -> None:

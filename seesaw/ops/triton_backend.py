@@ -25,7 +25,7 @@ _plain = False
 
 def on_triton(x: torch.Tensor) -> bool:
     """Whether Triton's kernels compute what lies where `x` does."""
-    return not _plain and _runs_on(x.device)
+    return not _plain and runs_on(x.device)
 
 
 @contextlib.contextmanager
@@ -40,8 +40,9 @@ def plain_torch() -> Iterator[None]:
 
 
 @functools.cache
-def _runs_on(device: torch.device) -> bool:
-    """Decided once per device; `_runs_on.cache_clear()` for tests that change the environment."""
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton's kernels compute on `device`. Decided once per device; `runs_on.cache_clear()`
+    for tests that change the environment."""
     asked = envs.kernels()
     if device.type == "cpu":
         return asked == "triton"

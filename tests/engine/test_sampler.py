@@ -35,7 +35,7 @@ STEPS = 3
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     def forget() -> None:
         native.cache_clear()
-        triton_backend._runs_on.cache_clear()
+        triton_backend.runs_on.cache_clear()
 
     monkeypatch.setenv("SEESAW_KERNELS", request.param)
     forget()
@@ -85,12 +85,12 @@ def test_backends_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for asked in ("torch", "triton"):
         monkeypatch.setenv("SEESAW_KERNELS", asked)
         native.cache_clear()
-        triton_backend._runs_on.cache_clear()
+        triton_backend.runs_on.cache_clear()
         states = make_states(KINDS | PENALTIES)
         drawn.append([draw(x, states)[0] for x in logits])
     monkeypatch.undo()
     native.cache_clear()
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
     assert drawn[0] == drawn[1]
 
 

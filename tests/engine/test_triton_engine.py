@@ -33,11 +33,11 @@ SETTINGS = {"max_num_seqs": 4, "max_model_len": 64, "max_num_batched_tokens": 40
 def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Triton's kernels on the CPU."""
     monkeypatch.setenv("SEESAW_KERNELS", "triton")
-    for cached in (native, triton_backend._runs_on):
+    for cached in (native, triton_backend.runs_on):
         cached.cache_clear()
     yield
     monkeypatch.undo()
-    for cached in (native, triton_backend._runs_on):
+    for cached in (native, triton_backend.runs_on):
         cached.cache_clear()
 
 

@@ -22,7 +22,7 @@ from seesaw.layers.moe import MoE
 from seesaw.layout import ParallelLayout, rank_ranges
 from seesaw.ops.moe_mlp import moe_mlp_reference
 from seesaw.ops.moe_route import moe_route_reference
-from seesaw.ops.triton_backend import _runs_on
+from seesaw.ops.triton_backend import runs_on
 from tests.checkpoints import tiny_config
 from tests.models.harness import random_params
 
@@ -232,12 +232,12 @@ def test_a_layer_runs_on_them(
     x, found, loads = torch.randn(9, spec.hidden_size, device=device), [], []
     for backend in ("torch", "triton"):
         monkeypatch.setenv("SEESAW_KERNELS", backend)
-        _runs_on.cache_clear()
+        runs_on.cache_clear()
         layer = MoE(spec, params, 0, ranges, ALONE)
         found.append(layer(x))
         loads.append(layer.loads_E)
     monkeypatch.undo()
-    _runs_on.cache_clear()
+    runs_on.cache_clear()
     torch.testing.assert_close(found[1], found[0], atol=2e-5, rtol=2e-5)
     assert torch.equal(*loads)
     assert loads[0].sum() >= spec.num_experts_per_tok

@@ -24,7 +24,7 @@ from seesaw.ops import OPS
 from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.native import native
 from seesaw.ops.paged_attention import paged_attention
-from seesaw.ops.triton_backend import _runs_on
+from seesaw.ops.triton_backend import runs_on
 from seesaw.plan.attention_workspace import SPLIT_PROGRAMS
 from tests.ops.test_registry import assert_equal, check_call, on
 
@@ -322,11 +322,11 @@ def test_configurations_are_the_kernels_own(kernel: Any) -> None:
 @pytest.fixture
 def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SEESAW_KERNELS", "triton")
-    _runs_on.cache_clear()
+    runs_on.cache_clear()
     native.cache_clear()
     yield
     monkeypatch.undo()
-    _runs_on.cache_clear()
+    runs_on.cache_clear()
     native.cache_clear()
 
 

@@ -20,10 +20,10 @@ RUN_BYTES = (512, 4096)
 @pytest.fixture
 def in_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SEESAW_KERNELS", "triton")
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
     yield
     monkeypatch.undo()
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
 
 
 @pytest.mark.usefixtures("in_interpreter")
@@ -60,5 +60,5 @@ def test_both_ways_are_carried_out_by_the_ops(
 
 
 def test_without_kernels_all_goes_by_copy_engine(plain_torch: None) -> None:
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
     assert cuda_copies.measure_crossover(torch.device("cpu")) == (0, 0)

@@ -30,10 +30,10 @@ def in_interpreter(device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     if device != "cpu":
         pytest.skip("in the interpreter alone")
     monkeypatch.setenv("SEESAW_KERNELS", "triton")
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
     yield
     monkeypatch.undo()
-    triton_backend._runs_on.cache_clear()
+    triton_backend.runs_on.cache_clear()
 
 
 @pytest.fixture
