@@ -62,7 +62,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (host, at_hand):
         monkeypatch.setattr(module, "host_memory", lambda: (64 * 2**30, 64 * 2**30))
     monkeypatch.setattr(device_memory, "workspace_bytes", lambda spec, **sizes: 64 * MIB)
-    monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
+    monkeypatch.setattr(layouts, "has_kernels", lambda device: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (23 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
