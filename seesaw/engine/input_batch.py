@@ -20,6 +20,7 @@ from seesaw.engine.messages import StepLimits
 from seesaw.engine.request_state import RequestState
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.device_rows import DeviceRows
+from seesaw.ops.triton_backend import on_triton
 from seesaw.scheduler.output import Row
 
 # Shape letters: T tokens, R rows, S rows that sample, P blocks of the longest row.
@@ -170,6 +171,8 @@ class InputBuffers:
         # Two, since the copy of a step's inputs waits behind the step before it.
         self._host = [_HostBuffer(nbytes, pin=device.type == "cuda") for _ in range(_SLOTS)]
         self._next = 0
+        # Kernels read no blocks past those of a row; plain torch does, and leaves the keys out.
+        self._clears = not on_triton(self._device)
         self.drawn = torch.zeros(limits.num_rows, dtype=torch.int64, device=device)
 
     def upload(self, rows: RowArrays) -> StepInputs:
@@ -210,7 +213,7 @@ class InputBuffers:
     def _copy(self, rows: RowArrays, places: _Places) -> None:
         host = self._host[self._next]
         self._next = (self._next + 1) % _SLOTS
-        nbytes = host.fill(rows, places, self._columns)
+        nbytes = host.fill(rows, places, self._columns, clear=self._clears)
         self._device[:nbytes].copy_(host.tensor[:nbytes], non_blocking=True)
         host.copied = self._clock.mark()
 
@@ -252,9 +255,10 @@ class _HostBuffer:
         whole = memoryview(address).cast("B")
         self._words, self._halves = whole.cast("q"), whole.cast("i")
 
-    def fill(self, rows: RowArrays, places: _Places, columns: int) -> int:
+    def fill(self, rows: RowArrays, places: _Places, columns: int, *, clear: bool) -> int:
         """Put a step's numbers to their places; how many bytes they take. Waits where the copy from
-        here is not done."""
+        here is not done. `clear`: rows of the table are padded with 0, else with whatever is there.
+        """
         if self.copied is not None:
             self.copied.wait()
         for start, values in (
@@ -271,8 +275,11 @@ class _HostBuffer:
             self._halves[start // 4 : start // 4 + len(numbers)] = array("i", numbers)
         start = places.table // 4
         for table in rows.tables:
-            self._halves[start : start + len(table)] = table
+            end = start + len(table)
+            self._halves[start:end] = table
             start += columns
+            if clear:
+                self._halves[end:start] = array("i", bytes(4 * (start - end)))
         return 4 * start
 
 

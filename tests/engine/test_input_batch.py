@@ -88,6 +88,16 @@ def test_buffers_hold_what_the_rows_say(rng: random.Random) -> None:
         assert len({x.data_ptr() % 64 for x in pointers}) == 1, "Triton would compile anew"
 
 
+def test_where_plain_torch_reads_the_table_no_block_in_it_is_unknown(rng: random.Random) -> None:
+    """It reads rows up to the longest of a group, and leaves out what is past their end."""
+    buffers = InputBuffers(LIMITS, BLOCK, CPU, DeferredClock())
+    for _ in range(20):
+        rows, requests = random_step(rng)
+        inputs = buffers.upload(gather_rows(rows, requests, BLOCK, embeds=True))
+        for table, seq_len in zip(inputs.block_table_RP, inputs.seq_lens_list, strict=True):
+            assert not table[-(-seq_len // BLOCK) :].any()
+
+
 def decode_rows(count: int, rng: random.Random) -> tuple[list[Row], dict[str, RequestState]]:
     requests = {str(index): request(rng.randrange(1, 90), rng) for index in range(count)}
     rows = [Row(name, len(state.tokens) - 1, 1, 0, 1, True) for name, state in requests.items()]
