@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -273,14 +274,19 @@ def run(
     providers: Sequence[str],
     bencher: Bencher,
     progress: Callable[[str], None],
+    within_s: float | None = None,
 ) -> Findings:
-    """Times all jobs. An op that fails stops no other one."""
+    """Times all jobs, beginning none after `within_s`. An op that fails stops no other one."""
     findings = Findings()
+    end_s = math.inf if within_s is None else time.monotonic() + within_s
     for op, own in itertools.groupby(jobs, key=lambda job: job.op.name):
-        limits = bencher.limits()
+        limits = bencher.limits() if time.monotonic() < end_s else None
         if limits is not None:
             findings.limits[op] = limits.figures()
         for job in own:
+            if time.monotonic() >= end_s:
+                findings.skipped.append((op, job.name, "shapes", "no time was left"))
+                continue
             progress(f"{op}: {job.name}")
             try:
                 timings = bencher.time(job, providers, findings)

@@ -59,6 +59,7 @@ def measure(
     device: str,
     *,
     quick: bool,
+    within_s: float | None,
     plot: str | None,
 ) -> Measured:
     """Raises ConfigError before any work for an unknown op or provider, a device that is not there,
@@ -73,7 +74,7 @@ def measure(
         bencher = Bencher(where, quick=quick)
         if where.type == "cuda":
             states["before"] = gpu_state(where)
-        findings = run(jobs, chosen, bencher, _Progress(len(jobs)))
+        findings = run(jobs, chosen, bencher, _Progress(len(jobs)), within_s)
         if where.type == "cuda":
             states["after"] = gpu_state(where)
     return Measured(

@@ -47,6 +47,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
+def test_what_there_is_no_time_for_is_listed() -> None:
+    jobs = choose(["rms_norm"], None, CPU, quick=True)
+    found = bench_kernels.run(jobs, ["seesaw"], Bencher(CPU, quick=True), lambda _: None, 0.0)
+    assert [one[1] for one in found.skipped] == [job.name for job in jobs]
+    assert not found.rows
+    assert not found.failed
+
+
 def test_figures_table_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "figures.json"
     written = ("--output-json", str(target), "--plot", str(tmp_path / "plots"))

@@ -139,6 +139,12 @@ def startup(repeats: int, output_json: str | None, **values: Any) -> None:
             help="auto = cuda where there is one",
         ),
         Flag(["--quick"], is_flag=True, help="a few shapes of each op, a few batches of each"),
+        Flag(
+            ["--within"],
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="begin no shape after that; what is left out is listed",
+        ),
         Flag(["--plot"], metavar="DIR", help="draw DIR/OP.png: shares of the limit, by provider"),
         output_json_flag("all figures"),
     ],
@@ -154,6 +160,7 @@ def kernels(
     providers: str,
     device: str,
     quick: bool,
+    within: float | None,
     plot: str | None,
     output_json: str | None,
 ) -> None:
@@ -164,7 +171,7 @@ def kernels(
     with machine_output(output_json) as write:
         from seesaw.api.bench_kernels_run import measure
 
-        found = measure(ops, dtype, providers, device, quick=quick, plot=plot)
+        found = measure(ops, dtype, providers, device, quick=quick, within_s=within, plot=plot)
         write(found.figures())
     if output_json != STDOUT:
         click.echo("\n".join(found.lines()))
