@@ -10,6 +10,7 @@ its weights are where they were. Owns graphs, their results and the memory for b
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -58,7 +59,10 @@ class CudaRecorder:
             return None
         free_bytes, _ = torch.cuda.mem_get_info(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads page-lock and copy meanwhile: what they call is no part of the graph.
+        # Other threads page-lock and copy meanwhile: what they call is no part of the graph. A
+        # collection here might free page-locked memory, which records an event on this stream.
+        collects = gc.isenabled()
+        gc.disable()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             launch()
@@ -69,6 +73,9 @@ class CudaRecorder:
                 f"a step could not be recorded as a CUDA graph: {error}. Use enforce_eager=True, "
                 "which records none."
             ) from error
+        finally:
+            if collects:
+                gc.enable()
         graph.capture_end()
         self._used_bytes += max(0, free_bytes - torch.cuda.mem_get_info(self._device)[0])
         self._num_recorded += 1

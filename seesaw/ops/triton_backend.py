@@ -41,8 +41,8 @@ def plain_torch() -> Iterator[None]:
 
 @functools.cache
 def runs_on(device: torch.device) -> bool:
-    """Whether Triton's kernels compute on `device`. Decided once per device; `runs_on.cache_clear()`
-    for tests that change the environment."""
+    """Whether Triton's kernels compute on `device`. Decided once per device: tests that change the
+    environment call `runs_on.cache_clear()`."""
     asked = envs.kernels()
     if device.type == "cpu":
         return asked == "triton"
