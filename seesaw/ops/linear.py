@@ -14,9 +14,19 @@ import torch
 
 from seesaw.layout.panels import PANEL
 from seesaw.ops.gated_activation import Activation, gated_activation_reference
+from seesaw.ops.linear_cases import (
+    CASES,
+    add_cost,
+    add_inputs,
+    gated_inputs,
+    highest_cost,
+    highest_inputs,
+    linear_cost,
+    linear_inputs,
+)
 from seesaw.ops.native import native, usable
-from seesaw.ops.panels import pack, pack_bias, unpack
-from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.panels import unpack
+from seesaw.ops.registry import EXACT, FLOAT_TOLERANCE, Bench, Door, Op
 from seesaw.ops.shapes import LLAMA_1B, SMALL, SMOLLM2_135M
 
 # Shape letters: M rows, K depth, N columns, I intermediate size, J = 2 I, P panels, Z = 32 columns
@@ -259,68 +269,6 @@ def linear_highest_reference(
     return _highest(linear_reference(x_MK, panels_PKZ, num_columns, bias, torch.float64))
 
 
-def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    rows, columns, depth = case["rows"], case["columns"], case["depth"]
-    gated = "activation" in case
-    weight_NK = torch.randn(columns, depth, generator=generator).mul_(depth**-0.5).to(dtype)
-    bias = torch.randn(columns, generator=generator).to(dtype)
-    return {
-        "x_MK": torch.randn(rows, depth, generator=generator).to(dtype),
-        "panels_PKZ": pack(weight_NK, gated),
-        "bias": pack_bias(bias, gated) if case["bias"] else None,
-    }
-
-
-def _linear_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    return {**_make_inputs(generator, case, dtype), "num_columns": case["columns"]}
-
-
-def _add_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    out_MN = torch.randn(case["rows"], case["columns"], generator=generator).to(dtype)
-    return {**_make_inputs(generator, case, dtype), "out_MN": out_MN}
-
-
-def _gated_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    inputs = _make_inputs(generator, case, dtype)
-    return {**inputs, "intermediate": case["columns"] // 2, "activation": case["activation"]}
-
-
-def _highest_inputs(
-    generator: torch.Generator, case: Case, dtype: torch.dtype
-) -> dict[str, object]:
-    """Small whole numbers: sums are exact and often equal."""
-
-    def whole(*shape: int) -> torch.Tensor:
-        return torch.randint(-1, 2, shape, generator=generator).to(dtype)
-
-    rows, columns, depth = case["rows"], case["columns"], case["depth"]
-    return {
-        "x_MK": whole(rows, depth),
-        "panels_PKZ": pack(whole(columns, depth)),
-        "num_columns": columns,
-        "bias": pack_bias(whole(columns)) if case["bias"] else None,
-    }
-
-
-def _cost(case: Case, dtype: torch.dtype) -> Cost:
-    rows, columns, depth = case["rows"], case["columns"], case["depth"]
-    weights = columns * depth + (columns if case["bias"] else 0)
-    out = rows * (columns // 2 if "activation" in case else columns)
-    num_bytes = (weights + rows * depth + out) * dtype.itemsize
-    return Cost(num_bytes, 2 * rows * columns * depth)
-
-
-def _add_cost(case: Case, dtype: torch.dtype) -> Cost:
-    cost = _cost(case, dtype)
-    return cost._replace(num_bytes=cost.num_bytes + case["rows"] * case["columns"] * dtype.itemsize)
-
-
-def _highest_cost(case: Case, dtype: torch.dtype) -> Cost:
-    cost = _cost(case, dtype)
-    logits = case["rows"] * case["columns"] * dtype.itemsize
-    return cost._replace(num_bytes=cost.num_bytes - logits + 12 * case["rows"])
-
-
 def _fake(
     x_MK: torch.Tensor,
     panels_PKZ: torch.Tensor,
@@ -335,20 +283,6 @@ def _fake_highest(x_MK: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.T
     rows = len(x_MK)
     return x_MK.new_empty(rows, dtype=torch.float32), x_MK.new_empty(rows, dtype=torch.int64)
 
-
-_CASES = tuple(
-    {"rows": rows, "columns": columns, "depth": depth, "bias": bias}
-    for rows, columns, depth, bias in (
-        (0, 40, 6, True),
-        (1, 2, 2, False),
-        (1, 576, 576, False),
-        (3, 32, 46, True),
-        (12, 100, 46, False),
-        (13, 64, 576, True),
-        (50, 226, 2, True),
-        (257, 96, 46, False),
-    )
-)
 
 _ROWS = (1, 4, 8, 16, 32, 64, 256, 1024)
 
@@ -366,10 +300,10 @@ OPS = (
         name="linear",
         function=linear,
         reference=linear_reference,
-        make_inputs=_linear_inputs,
-        cases=_CASES,
+        make_inputs=linear_inputs,
+        cases=CASES,
         tolerance=FLOAT_TOLERANCE,
-        cost=_cost,
+        cost=linear_cost,
         bench={
             f"{SMOLLM2_135M.name}, qkv, {rows} rows": _bench(
                 rows, SMOLLM2_135M.qkv, SMOLLM2_135M.hidden
@@ -382,10 +316,10 @@ OPS = (
         name="linear_add",
         function=linear_add,
         reference=linear_add_reference,
-        make_inputs=_add_inputs,
-        cases=_CASES,
+        make_inputs=add_inputs,
+        cases=CASES,
         tolerance=FLOAT_TOLERANCE,
-        cost=_add_cost,
+        cost=add_cost,
         bench={
             f"{model.name}, down, {rows} rows": _bench(rows, model.hidden, model.inner)
             for model in (SMOLLM2_135M, LLAMA_1B)
@@ -398,14 +332,14 @@ OPS = (
         name="linear_gated",
         function=linear_gated,
         reference=linear_gated_reference,
-        make_inputs=_gated_inputs,
+        make_inputs=gated_inputs,
         cases=tuple(
             {**case, "activation": activation}
-            for case in _CASES
+            for case in CASES
             for activation in ("silu", "gelu_pytorch_tanh")
         ),
         tolerance=FLOAT_TOLERANCE,
-        cost=_cost,
+        cost=linear_cost,
         bench={
             f"{model.name}, {rows} rows{label}": _bench(
                 rows, 2 * model.inner, model.hidden, dtype, activation=model.activation
@@ -423,10 +357,10 @@ OPS = (
         name="linear_highest",
         function=linear_highest,
         reference=linear_highest_reference,
-        make_inputs=_highest_inputs,
-        cases=_CASES,
+        make_inputs=highest_inputs,
+        cases=CASES,
         tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), EXACT),
-        cost=_highest_cost,
+        cost=highest_cost,
         bench={
             f"{SMOLLM2_135M.name}, {rows} rows": _bench(
                 rows, SMOLLM2_135M.vocab, SMOLLM2_135M.hidden

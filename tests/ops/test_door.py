@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -20,6 +22,16 @@ CASES = [
 
 def test_every_op_has_a_door() -> None:
     assert {op.name for op in WITH_DOOR} == set(OPS)
+
+
+def test_ops_work_where_the_engine_was_never_imported() -> None:
+    code = (
+        "import sys, torch, seesaw.ops as ops; ops.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-5);"
+        "parts = {name.split('.')[1] for name in sys.modules if name.startswith('seesaw.')};"
+        "print(*sorted(parts & {'engine', 'scheduler', 'models', 'layers', 'weights', 'api'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def inputs_of(name: str, index: int, device: str) -> dict[str, Any]:
