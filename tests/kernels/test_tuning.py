@@ -31,6 +31,15 @@ def tuned(**changes: object) -> TunedConfig:
 
 
 @pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What seesaw's logger, which hands nothing on, is told."""
+    logger = logging.getLogger("seesaw")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SEESAW_TUNED_CONFIG_FOLDER", str(tmp_path))
     tuning.forget()
@@ -86,34 +95,33 @@ def test_nothing_for_another_key_or_capability(folder: Path) -> None:
     ],
 )
 def test_what_must_not_be_launched_is_named_and_left(
-    folder: Path, caplog: pytest.LogCaptureFixture, change: dict[str, object], said: str
+    folder: Path, warnings: pytest.LogCaptureFixture, change: dict[str, object], said: str
 ) -> None:
     path = write(folder, tuned(**change))
-    logging.getLogger("seesaw").propagate = True
-    with caplog.at_level(logging.WARNING):
+    with warnings.at_level(logging.WARNING):
         assert tuning.pick(KERNEL, KEY, "NVIDIA H100 80GB HBM3", H100) is None
-    assert said in caplog.text
-    assert path.name in caplog.text
+    assert said in warnings.text
+    assert path.name in warnings.text
 
 
 def test_a_broken_file_does_not_stop_a_launch(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, warnings: pytest.LogCaptureFixture
 ) -> None:
     (folder / "rms_norm").mkdir()
     (folder / "rms_norm" / "broken.json").write_text("{")
-    with caplog.at_level(logging.WARNING):
+    with warnings.at_level(logging.WARNING):
         assert tuning.pick(KERNEL, KEY, "NVIDIA H100 80GB HBM3", H100) is None
-    assert "broken.json" in caplog.text
+    assert "broken.json" in warnings.text
 
 
 def test_one_warning_names_all_ops_without_a_configuration(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, warnings: pytest.LogCaptureFixture
 ) -> None:
     write(folder, tuned())
-    with caplog.at_level(logging.WARNING):
+    with warnings.at_level(logging.WARNING):
         for _ in range(3):
             tuning._warn_of_missing("NVIDIA H100 80GB HBM3", H100)
-    (record,) = caplog.records
+    (record,) = warnings.records
     said = record.getMessage()
     assert "seesaw tune --op" in said
     assert "--op paged_decode" in said

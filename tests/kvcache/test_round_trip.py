@@ -229,7 +229,8 @@ def test_requests_come_and_go(engine: Engine | None, device: str) -> None:
         for truth, theirs in leaving:
             count = ceil(truth.num_tokens, block_size)
             if len(reader_blocks) < count:
-                reader_blocks = pick(400, 400, rng)
+                taken = {block for _, own, _ in loads for block in own}
+                reader_blocks = [block for block in pick(400, 400, rng) if block not in taken]
                 readers.finish()
                 readers.assert_pools()
             loads.append((truth, [reader_blocks.pop() for _ in range(count)], theirs))
