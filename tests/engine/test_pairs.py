@@ -72,7 +72,8 @@ def as_greedy(completion: Any) -> Greedy:
 
 
 def check_logits(got: list[Any], expected: list[Any]) -> None:
-    """Log-probabilities within 5e-4 (30 layers whose sums are cut otherwise) as long as the tokens before are the same."""
+    """Log-probabilities within 5e-4 (ranks cut the sums of 30 layers otherwise) as long as the
+    tokens before are the same."""
     for ours, theirs in zip(got, expected, strict=True):
         for mine, reference in zip(ours.logprobs, theirs.logprobs, strict=True):
             common = mine.keys() & reference.keys()
