@@ -6,6 +6,7 @@ Everything that is not listed here is configuration.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from seesaw.errors import ConfigError
@@ -27,7 +28,12 @@ DESCRIPTIONS: dict[str, str] = {
         "themselves (default: the fastest of this processor)"
     ),
     "SEESAW_COMM_HOST": (
-        "address that a rank listens on for the others, with collectives=tcp (default 127.0.0.1)"
+        "address that a rank listens on for the others, with collectives=tcp; several joined by "
+        "commas = one for each rank (default 127.0.0.1)"
+    ),
+    "SEESAW_RANK_COMMAND": (
+        "what each rank's process is started with, {rank} being its number, such as "
+        "'ip netns exec ns{rank}' or 'numactl --cpunodebind={rank}' (default nothing)"
     ),
     "SEESAW_CACHE_ROOT": (
         "folder for what seesaw measured of this machine "
@@ -79,8 +85,29 @@ def kernels() -> str:
     return value
 
 
-def comm_host() -> str:
-    return os.environ.get("SEESAW_COMM_HOST") or "127.0.0.1"
+def comm_host(rank: int) -> str:
+    """Of a rank; ranks are counted over all replicas. Raises ConfigError where it has none."""
+    given = os.environ.get("SEESAW_COMM_HOST") or "127.0.0.1"
+    hosts = [host.strip() for host in given.split(",")]
+    if len(hosts) > 1 and rank >= len(hosts):
+        raise ConfigError(
+            f"SEESAW_COMM_HOST={given}: {len(hosts)} addresses, and there is a rank {rank}. Give "
+            "one for all, or one for each rank."
+        )
+    return hosts[rank] if len(hosts) > 1 else hosts[0]
+
+
+def rank_command(rank: int) -> list[str]:
+    """What the process of a rank is started with; empty for nothing. Ranks are counted over all
+    replicas. Raises ConfigError."""
+    given = os.environ.get("SEESAW_RANK_COMMAND", "")
+    try:
+        return [word.replace("{rank}", str(rank)) for word in shlex.split(given)]
+    except ValueError as error:
+        raise ConfigError(
+            f"SEESAW_RANK_COMMAND={given!r}: cannot be read ({error}). Expected a command as in a "
+            "shell, such as 'ip netns exec ns{rank}'."
+        ) from error
 
 
 def cache_root() -> Path:

@@ -45,8 +45,10 @@ def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTra
 
 
 def check_host() -> None:
-    """Raises ConfigError where a rank cannot listen at SEESAW_COMM_HOST."""
-    _listen().close()
+    """Raises ConfigError where a rank cannot listen at SEESAW_COMM_HOST. Where ranks are started
+    with a command of their own they may have networks of their own: each looks for itself then."""
+    if not envs.rank_command(0):
+        _listen().close()
 
 
 def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[int, socket.socket]:
@@ -78,7 +80,7 @@ def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[
 
 
 def _listen() -> socket.socket:
-    host = envs.comm_host()
+    host = envs.comm_host(0)  # of a rank, its own only: `engine/rank_command.py`
     try:
         family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, 0), family=family)

@@ -9,7 +9,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import IO
 
 from seesaw.distributed import new_shared_file
 from seesaw.engine.calibrate_rank import RankTask
+from seesaw.engine.rank_command import rank_command, rank_environment
 from seesaw.engine.rank_loader import cores_of_rank
 from seesaw.errors import EngineDeadError
 
@@ -80,7 +80,8 @@ def _of_rank(task: RankTask, rank: int, num_threads: int) -> RankTask:
 def _start(task: RankTask, errors: Path) -> subprocess.Popen[str]:
     with errors.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "seesaw.engine.calibrate_rank", task.to_json()],
+            rank_command(task.rank, "seesaw.engine.calibrate_rank", [task.to_json()]),
+            env=rank_environment(task.rank),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=file,

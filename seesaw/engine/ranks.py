@@ -16,7 +16,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,8 +23,9 @@ from collections.abc import Sequence
 import zmq
 
 from seesaw.engine.messages import FromWorker, Setup, Stop, ToWorker
+from seesaw.engine.rank_command import rank_command, rank_environment
 from seesaw.engine.wire import decode, encode
-from seesaw.errors import EngineDeadError
+from seesaw.errors import ConfigError, EngineDeadError
 
 STOP_S = 5.0
 """How long workers may take to end by themselves."""
@@ -76,7 +76,7 @@ class Ranks:
         atexit.register(self.close)
         try:
             for rank in range(num_ranks):
-                self._start(rank, {**os.environ, **(environment or {})})
+                self._start(rank, rank_environment(rank, environment))
         except BaseException:
             self.close()
             raise
@@ -84,16 +84,23 @@ class Ranks:
     def _start(self, rank: int, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
         self._controls.append(ours)
-        command = [sys.executable, "-m", "seesaw.engine.worker", str(rank), self.folder]
         with theirs:
-            process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                # A Ctrl-C at the terminal is the driver's to handle.
-                start_new_session=True,
-            )
+            arguments = [str(rank), self.folder, str(theirs.fileno())]
+            command = rank_command(rank, "seesaw.engine.worker", arguments)
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    # A Ctrl-C at the terminal is the driver's to handle.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ConfigError(
+                    f"rank {rank} cannot be started with {command[0]!r} ({error}). Check "
+                    "SEESAW_RANK_COMMAND."
+                ) from error
         self._processes.append(process)
         self._pidfds.append(os.pidfd_open(process.pid))
         self._poller.register(self._pidfds[-1], zmq.POLLIN)
