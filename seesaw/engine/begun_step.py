@@ -3,6 +3,8 @@ that tell what took how long."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from seesaw.engine.device_clock import DeviceClock, Mark
 from seesaw.engine.messages import StepReport
 from seesaw.engine.profile import StepClock
@@ -11,12 +13,17 @@ from seesaw.engine.sampler import PendingDraw
 
 
 class ModelStep:
-    """A `BegunStep`. To be made where a change of layout is over, inside the clock's scope."""
+    """A `BegunStep`. To be made where a change of layout is over, inside the clock's scope. Given a
+    `name` it reports its spans: those in which it computed, and between them those in which it
+    waited."""
 
-    def __init__(self, report: StepReport, clock: DeviceClock, profile: StepClock) -> None:
+    def __init__(
+        self, report: StepReport, clock: DeviceClock, profile: StepClock, name: str | None = None
+    ) -> None:
         self._report = report
         self._clock = clock
         self._profile = profile
+        self._name = name
         self._draws: list[tuple[list[RequestState], PendingDraw]] = []
         self._waits: list[tuple[Mark, Mark]] = []
         self._start = self._end = clock.mark()
@@ -54,6 +61,19 @@ class ModelStep:
             report.token_ids += tokens
         waited_s = sum(self._clock.seconds(*wait) for wait in self._waits)
         report.busy_s = max(0.0, self._clock.seconds(self._start, self._end) - waited_s)
+        if self._name is not None:
+            report.spans += self._spans(self._name)
         self._profile.mark("stores and rest")
         report.parts = self._profile.end()
         return report
+
+    def _spans(self, name: str) -> Iterator[tuple[str, str, float, float]]:
+        """One after another from its beginning to its end."""
+        at_s = self._clock.time_s
+        last_s = at_s(self._start)
+        for start, end in self._waits:
+            start_s, end_s = at_s(start), at_s(end)
+            yield "compute", name, last_s, start_s
+            yield "compute", f"wait {name.rpartition(' ')[2]}", start_s, end_s
+            last_s = end_s
+        yield "compute", name, last_s, at_s(self._end)

@@ -4,6 +4,7 @@ its arena, pools and groups.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,9 @@ class _Builder:
         rank, report = self.setup.rank, self._report
         transfers = KVTransfers(
             tier,
-            lambda *done: report(TransferReport(rank, *done)),
+            lambda transfer_id, num_bytes, seconds: report(
+                TransferReport(rank, transfer_id, num_bytes, seconds, time.perf_counter() - seconds)
+            ),
             self.device,
             COPY_THREADS,
             on_error=report,
@@ -244,6 +247,7 @@ class _Builder:
             recorder=recorder_for(setup, phases.values()),
             release=self.release,
             profile=setup.profile,
+            trace=setup.trace,
         )
 
 

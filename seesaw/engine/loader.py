@@ -63,8 +63,11 @@ def load_replicas(
     checkpoint: Checkpoint,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    *,
+    trace: bool = False,
 ) -> Loaded:
-    """Plan, then load. Raises ConfigError before any weight is read."""
+    """Plan, then load. Raises ConfigError before any weight is read. `trace`: ranks report their
+    spans."""
     device = pick_device(config.device)
     dtype = pick_dtype(config, checkpoint.spec, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
@@ -98,7 +101,7 @@ def load_replicas(
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
     logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
-    setup = _setup(config, checkpoint, plan, layouts, dtype, device, weights)
+    setup = _setup(config, checkpoint, plan, layouts, dtype, device, weights, trace)
     if layouts.num_ranks == 1 and ranks is None:
         replicas = _load_here(schedulers, setup, checkpoint, progress)
     else:
@@ -112,7 +115,7 @@ def load_replicas(
 
 def _setup(
     config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, layouts: LayoutChoice,
-    dtype: torch.dtype, device: torch.device, weights: FormatName,
+    dtype: torch.dtype, device: torch.device, weights: FormatName, trace: bool,
 ) -> RankSetup:  # fmt: skip
     """Of the first rank; `_of_rank` makes the others of it."""
     return RankSetup(
@@ -143,6 +146,7 @@ def _setup(
         cores=None if config.cpu_cores is None else list(parse_cores(config.cpu_cores)),
         pinned=config.cpu_cores is not None,
         profile=config.profile,
+        trace=trace,
     )
 
 

@@ -67,6 +67,8 @@ class RankSetup:
     has one of its own, in this order."""
     pinned: bool
     profile: bool
+    trace: bool
+    """Steps report when their parts began and ended."""
 
     def layout(self, phase: Phase) -> ParallelLayout:
         return self.prefill if phase == "prefill" else self.decode
@@ -111,7 +113,9 @@ class StepReport:
     """One rank's part of a step. `token_ids` is None on ranks that do not draw, else one per row
     with `samples`. Seconds: `busy_s` computing, `reshard_s` held up by a change of layout.
     `weight_bytes` by source, of the change of layout in this step. `parts`: seconds by part of the
-    step, where `profile` asks for them.
+    step, where `profile` asks for them. `spans`: what the rank did when, (lane, name, start_s,
+    end_s) of `time.perf_counter()` as `seesaw.trace` has them, where `trace` asks for them: of the
+    step, and of what ended in the background since the one before.
     """
 
     rank: int
@@ -122,16 +126,19 @@ class StepReport:
     reshard_s: float = 0.0
     weight_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, str, float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class TransferReport:
-    """One rank's part of a store or load is complete."""
+    """One rank's part of a store or load is complete. Its copies began at `start_s` of
+    `time.perf_counter()`."""
 
     rank: int
     transfer_id: int
     num_bytes: int
     seconds: float
+    start_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,7 @@ class ModelRunner:
         recorder: Recorder | None = None,
         release: Sequence[Callable[[], None]] = (),
         profile: bool = False,
+        trace: bool = False,
     ) -> None:
         self._rank = rank
         self._phases = phases
@@ -69,6 +70,7 @@ class ModelRunner:
         with clock.scope():  # which is where their memory is filled
             self._make_buffers(phases[self._phase], limits, recorder)
         self._profile = StepClock(profile, device)
+        self._trace = trace
         for phase in phases.values():
             phase.decoder.set_profiling(profile)
 
@@ -113,9 +115,13 @@ class ModelRunner:
         if step.reshard and self._weights is not None:
             began_s = time.perf_counter()
             report.weight_bytes = self._weights.switch(step.phase)
-            report.reshard_s = time.perf_counter() - began_s
+            ended_s = time.perf_counter()
+            report.reshard_s = ended_s - began_s
             self._profile.mark("reshard")
-        begun = ModelStep(report, self._clock, self._profile)
+            if self._trace:
+                report.spans.append(("compute", f"to {step.phase}", began_s, ended_s))
+        name = f"{step.phase} {step.step_id}" if self._trace and step.num_tokens else None
+        begun = ModelStep(report, self._clock, self._profile, name)
         phase = self._phases[step.phase]
         if phase.following is None:
             report.token_ids = []

@@ -7,6 +7,7 @@ step fails, and when the driver is gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import shutil
@@ -127,7 +128,7 @@ class WorkerProcess:
             self._where = "a KV store or load"
             self._fail(done)
             os._exit(1)  # the main thread may be waiting for a peer
-        self._send(TransferReport(self._rank, done.transfer_id, done.num_bytes, done.seconds))
+        self._send(dataclasses.replace(done, rank=self._rank))
 
     def _inspect(self) -> Inspected:
         assert self._runner is not None, "nothing to look at before the setup"

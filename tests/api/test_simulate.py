@@ -16,6 +16,7 @@ from seesaw.errors import ConfigError
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.workload import Arrivals, parse_workload
 from seesaw.simulate.faults import Death, Faults, SlowRank
+from seesaw.trace import read_trace
 from tests.api.command import run, run_json
 
 CONFIG = {
@@ -120,8 +121,7 @@ def test_a_trace_and_a_plot(job: list[str], tmp_path: Path) -> None:
     files = ["--trace", str(trace), "--plot", str(plot), "--plot-latency", str(waits)]
     assert run([*job, *SPLIT, *files]) == 0
     assert "last token" in waits.read_text()
-    events = json.loads(trace.read_text())["traceEvents"]
-    assert {event["pid"] for event in events} == {0, 1, 2, 3}
+    assert {span.rank for span in read_trace(trace).spans} == {0, 1, 2, 3}
     assert plot.read_text().lstrip().startswith("<?xml")
 
 

@@ -59,6 +59,10 @@ class DeferredClock:
         assert end.is_done(), "a mark that is not done has no time"
         return end.time_s - start.time_s
 
+    def time_s(self, mark: DeferredMark) -> float:
+        assert mark.is_done(), "a mark that is not done has no time"
+        return mark.time_s
+
 
 def clock_of(device: object, *, profile: bool) -> DeferredClock:
     return DeferredClock()

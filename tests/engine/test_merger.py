@@ -47,7 +47,7 @@ def test_a_step_is_done_with_its_last_rank_whatever_the_order(seed: int) -> None
         for step in range(num_steps)
     ]
     reports += [
-        TransferReport(rank, transfer, 100 + rank, float(rank))
+        TransferReport(rank, transfer, 100 + rank, float(rank), 0.0)
         for rank in range(num_ranks)
         for transfer in range(5)
     ]

@@ -16,7 +16,7 @@ from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import rank_ranges
 from seesaw.plan.curve import Curve
 from seesaw.simulate.simulation import Scenario, simulate
-from seesaw.simulate.trace import Spans
+from seesaw.trace import Spans
 from tests.simulate.scenarios import random_scenario, watched
 
 SEEDS = range(40)

@@ -13,7 +13,7 @@ import pytest
 from seesaw.errors import ConfigError
 from seesaw.simulate.faults import Death, Faults, SlowRank
 from seesaw.simulate.simulation import simulate
-from seesaw.simulate.trace import Spans
+from seesaw.trace import Spans
 from tests.simulate.scenarios import make_scenario, random_scenario, watched
 
 INF = math.inf

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from seesaw.api.simulation_inputs import Asked
     from seesaw.simulate.results import Result
     from seesaw.simulate.simulation import Progress
-    from seesaw.simulate.trace import Spans
+    from seesaw.trace import Spans
 
 POSITIVE = click.IntRange(min=1)
 SETTINGS = (
@@ -257,7 +257,7 @@ def _run(
     from seesaw.api.simulation_inputs import read
     from seesaw.api.simulation_report import describe
     from seesaw.simulate.simulation import simulate as run
-    from seesaw.simulate.trace import Spans
+    from seesaw.trace import Spans
 
     inputs = read(asked, compares=compare is not None)
     candidates = inputs.scenarios(compare)
@@ -289,7 +289,7 @@ def _run(
 def _write_files(
     files: Mapping[str, Path], spans: Spans, labels: list[str], result: Result
 ) -> None:
-    from seesaw.simulate.trace import write_trace
+    from seesaw.trace import write_trace
 
     title = f"{result.layouts}, {result.policy}"
     if "trace" in files:

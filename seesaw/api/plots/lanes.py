@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from seesaw.api.plots.figure import COLOURS, drawing, legend
 from seesaw.errors import ConfigError
-from seesaw.simulate.trace import LANES
+from seesaw.trace import LANES
 
 KIND_COLOURS: Mapping[str, str] = {
     "prefill": "#0072B2",
@@ -34,7 +34,7 @@ def timeline(
 ) -> None:
     """Rows = ranks x lanes, bars coloured by kind (a span's name without its number).
 
-    `spans`: (rank, lane, name, start_s, end_s) in any order, as `simulate.trace.Spans` keeps
+    `spans`: (rank, lane, name, start_s, end_s) in any order, as `trace.Spans` keeps
     them; `name` is a kind and a number, such as `decode 17`.
     Raises ConfigError: no spans, a span that ends before it starts.
     """
