@@ -135,7 +135,9 @@ class EngineConfig:
         None, "the same as a fraction of the device's memory (cpu: of the machine's)"
     )
     prefill_layout: str | None = _opt(
-        None, "how prompts are computed: replicas, cut and stages, such as pp2 or dp2-tp2"
+        None,
+        "how prompts are computed: replicas, cut and stages, such as pp2 or dp2-tp2; pp7+5 has "
+        "stages of 7 and 5 layers",
     )
     decode_layout: str | None = _opt(
         None, "how answers are computed, over the same devices (one of the two stands for both)"

@@ -6,7 +6,7 @@ bytes, tensors or devices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from seesaw.errors import ConfigError
@@ -45,6 +45,14 @@ def split_tiles(total: int, tile: int, parts: int, index: int) -> Range:
         return split(total, parts, index)
     part = split(tiles, parts, index)
     return Range(part.start * tile, min(part.stop * tile, total))
+
+
+def stage_layers(layout: ParallelLayout, num_layers: int, stage: int) -> Range:
+    """Layers of one stage: those that `layout` gives it, else an equal share."""
+    if not layout.stages:
+        return split(num_layers, layout.pp, stage)
+    start = sum(layout.stages[:stage])
+    return Range(start, start + layout.stages[stage])
 
 
 MLP_TILE = 16
@@ -97,6 +105,14 @@ def check_fits(layout: ParallelLayout, spec: ModelSpec) -> None:
             f"stages at most, got pp={layout.pp}. Use pp{spec.num_hidden_layers} or less; "
             "replicas (dp) take the other devices."
         )
+    if layout.stages and sum(layout.stages) != spec.num_hidden_layers:
+        equal = replace(layout, stages=())
+        sizes = (stage_layers(equal, spec.num_hidden_layers, s).size for s in range(layout.pp))
+        raise ConfigError(
+            f"layout {layout}: its stages have {sum(layout.stages)} layers, {spec.architecture} "
+            f"has {spec.num_hidden_layers}. Give each layer to one stage, such as "
+            f"pp{'+'.join(map(str, sizes))}."
+        )
 
 
 def rank_ranges(layout: ParallelLayout, spec: ModelSpec, rank: int) -> RankRanges:
@@ -106,7 +122,7 @@ def rank_ranges(layout: ParallelLayout, spec: ModelSpec, rank: int) -> RankRange
     kv_heads, query_heads = _heads(spec, layout.tp, at.tp)
     columns = spec.intermediate_size if spec.num_plain_layers else 0
     return RankRanges(
-        layers=split(spec.num_hidden_layers, layout.pp, at.pp),
+        layers=stage_layers(layout, spec.num_hidden_layers, at.pp),
         kv_heads=kv_heads,
         query_heads=query_heads,
         mlp=split_tiles(columns, MLP_TILE, layout.tp, at.tp),

@@ -184,6 +184,36 @@ def test_any_size_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
         assert ties <= 2
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "settings"),
+    [
+        ("pp4+1", "tp2", {}),
+        ("pp1+4", "tp2", {"reshard_from": "peers"}),
+        ("tp2", "pp2+3", {"reload": "missing"}),
+        ("pp4+1", "pp1+4", {"reshard_from": "peers"}),
+        ("pp1+4", "pp1+4", {"policy": "continuous"}),
+    ],
+)
+def test_stages_of_any_number_of_layers_answer_as_one_rank(
+    prefill, decode, settings, tiny_checkpoint, pool
+):
+    model = tiny_checkpoint("llama", **LAYERS)
+    prompts = random_prompts(10, 70, VOCAB_SIZE)
+    expected = one_rank(model, prompts, max_model_len=96)
+    one, other = ParallelLayout.parse(prefill), ParallelLayout.parse(decode)
+    with engine_on(pool.of(2), model, one, other, **(TIER | settings)) as engine:
+        got = generate(engine, prompts, GREEDY)
+        engine.settle()
+        moved = engine.stats.transfers
+        assert moved.kv_store_bytes == moved.predicted.kv_store_bytes
+        assert moved.weight_bytes_moved == moved.predicted.weight_bytes_moved
+        if one != other:
+            assert moved.kv_store_bytes > 0
+            check_walk(engine, checkpoint_of(model), one, other, 4)
+    assert count_near_ties([o.token_ids for o in got], [as_greedy(o) for o in expected]) <= 2
+    check_logits(got, expected)
+
+
 def test_ranks_serve_the_next_engine_whatever_was_in_flight(tiny_checkpoint, pool):
     model = tiny_checkpoint("llama")
     answers = []

@@ -23,6 +23,7 @@ from seesaw.layout.kv import (
     transfer_bytes,
 )
 from tests.kvcache.kv_harness import make_spec
+from tests.layout.models import with_any_stages
 
 TIER = TierShape(
     num_blocks=5, num_kv_heads=4, num_layers=7, block_tokens=48, head_dim=3, element_bytes=2
@@ -141,6 +142,7 @@ def test_every_head_of_every_layer_has_one_owner(
         tp=data.draw(st.integers(1, kv_heads * group)),
         pp=data.draw(st.integers(1, layers)),
     )
+    layout = data.draw(with_any_stages(st.just(layout), layers))
     owners: dict[tuple[int, int, int], int] = {}
     for rank in range(layout.num_ranks):
         held, owned = rank_ranges(layout, spec, rank), owned_heads(layout, spec, rank)

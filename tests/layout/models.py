@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
@@ -94,12 +95,28 @@ def models(draw: st.DrawFn) -> ModelSpec:
 
 
 @st.composite
+def with_any_stages(
+    draw: st.DrawFn, layouts: st.SearchStrategy[ParallelLayout], num_layers: int
+) -> ParallelLayout:
+    """Of `layouts`, half of those with several stages with a number of layers for each."""
+    layout = draw(layouts)
+    if layout.pp == 1 or draw(st.booleans()):
+        return layout
+    inner = st.lists(
+        st.integers(1, num_layers - 1), min_size=layout.pp - 1, max_size=layout.pp - 1, unique=True
+    )
+    bounds = [0, *sorted(draw(inner)), num_layers]
+    return replace(layout, stages=tuple(stop - start for start, stop in pairwise(bounds)))
+
+
+@st.composite
 def models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, ParallelLayout]:
     """A model and two layouts of one replica over 1 to 8 ranks."""
     spec = draw(models())
     counts = [count for count in range(1, 9) if layouts_for(count, spec, dp=1)]
     layouts = st.sampled_from(layouts_for(draw(st.sampled_from(counts)), spec, dp=1))
-    return spec, draw(layouts), draw(layouts)
+    cut = with_any_stages(layouts, spec.num_hidden_layers)
+    return spec, draw(cut), draw(cut)
 
 
 @st.composite
@@ -147,7 +164,8 @@ def panel_models_and_pairs(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout, 
     spec = draw(panel_models())
     counts = [count for count in range(1, 9) if panel_layouts(count, spec)]
     layouts = st.sampled_from(panel_layouts(draw(st.sampled_from(counts)), spec))
-    return spec, draw(layouts), draw(layouts)
+    cut = with_any_stages(layouts, spec.num_hidden_layers)
+    return spec, draw(cut), draw(cut)
 
 
 FormatCase = tuple[type[PlainFormat | PanelFormat], ModelSpec, ParallelLayout, ParallelLayout]

@@ -12,6 +12,7 @@ from seesaw.errors import ConfigError
 from seesaw.families.spec import LayerSpec, ModelSpec, RopeSpec
 from seesaw.layout import ParallelLayout, Range, rank_ranges
 from seesaw.layout.ranges import split, split_tiles
+from tests.layout.models import with_any_stages
 
 
 def make_spec(
@@ -60,7 +61,7 @@ def models_and_layouts(draw: st.DrawFn) -> tuple[ModelSpec, ParallelLayout]:
         tp=draw(st.integers(1, min(query_heads, experts or query_heads))),
         pp=draw(st.integers(1, spec.num_hidden_layers)),
     )
-    return spec, layout
+    return spec, draw(with_any_stages(st.just(layout), layers))
 
 
 def assert_partition(ranges: list[Range], total: int) -> None:
@@ -95,6 +96,8 @@ def test_ranks_cover_the_model(case: tuple[ModelSpec, ParallelLayout]) -> None:
     assert_partition([ranges.vocab for ranges in first], spec.vocab_size)
     stages = [ranges for at, ranges in by_place.items() if at.dp == 0 and at.tp == 0]
     assert_partition([ranges.layers for ranges in stages], spec.num_hidden_layers)
+    if layout.stages:
+        assert tuple(ranges.layers.size for ranges in stages) == layout.stages
 
 
 @given(models_and_layouts())
@@ -194,6 +197,11 @@ def test_columns_limit_plain_layers_only() -> None:
     [
         (ParallelLayout(tp=9), "with 8 query heads can be cut 8 ways"),
         (ParallelLayout(pp=5), "4 layers make 4 stages at most, got pp=5"),
+        (
+            ParallelLayout(pp=3, stages=(2, 2, 1)),
+            "its stages have 5 layers, LlamaForCausalLM has 4. Give each layer to one stage, such "
+            "as pp2+1+1.",
+        ),
     ],
 )
 def test_layouts_that_leave_a_rank_empty_are_refused(layout: ParallelLayout, says: str) -> None:

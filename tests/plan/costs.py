@@ -13,7 +13,7 @@ from seesaw.layout import ParallelLayout, PlainFormat, layouts_for, rank_ranges
 from seesaw.plan.cost_model import CostModel
 from seesaw.plan.machine import Device, Machine
 from seesaw.plan.work import Work, WorkCounter
-from tests.layout.models import models
+from tests.layout.models import models, with_any_stages
 from tests.plan.devices import make_device, make_machine
 
 Row = tuple[int, int, bool]
@@ -35,7 +35,8 @@ def models_and_layouts(
     spec = draw(models())
     assume(sparse is None or sparse == bool(spec.num_experts))
     counts = [count for count in range(1, 9) if layouts_for(count, spec, dp=1)]
-    return spec, draw(st.sampled_from(layouts_for(draw(st.sampled_from(counts)), spec, dp=1)))
+    layouts = st.sampled_from(layouts_for(draw(st.sampled_from(counts)), spec, dp=1))
+    return spec, draw(with_any_stages(layouts, spec.num_hidden_layers))
 
 
 def costs_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,10 @@ def random_scenario(rng: random.Random, *, with_faults: bool = False) -> Scenari
     spec = tiny_spec(rng.choice([3, 4]), rng.choice([1, 2, 4]))
     num_devices = rng.choice([1, 2, 2, 4, 4])
     options = layouts_for(num_devices, spec)
+    layers = spec.num_hidden_layers
+    options += [
+        replace(one, stages=(1, layers - 1)) for one in options if one.pp == 2 and layers % 2
+    ]
     decode = rng.choice(options)
     prefill = rng.choice([one for one in options if one.dp == decode.dp])
     policy = rng.choice(["seesaw", "seesaw-cost"])
