@@ -1,7 +1,7 @@
-"""A Llama of random weights that two ranks share well: 192 million parameters, 12 layers, hidden
-1024, intermediate 2816, 16 query and 8 KV heads, tied embedding of 49152 rows.
+"""A Llama of random weights that two ranks share well: 12 layers, 16 query and 8 KV heads, tied
+embedding of 49152 rows; 192 million parameters as it is, 667 million with hidden 2048.
 
-usage: random_llama.py OUT_DIR --tokenizer DIR [--seed 0]
+usage: random_llama.py OUT_DIR --tokenizer DIR [--hidden 1024] [--seed 0]
     DIR: a model whose tokenizer has at most 49152 tokens, such as SmolLM2's
 """
 
@@ -13,17 +13,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCAB = 1024, 2816, 12, 16, 8, 49152
-HEAD_DIM = HIDDEN // HEADS
+LAYERS, HEADS, KV_HEADS, VOCAB = 12, 16, 8, 49152
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "intermediate_size": INNER,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "num_key_value_heads": KV_HEADS,
-    "head_dim": HEAD_DIM,
     "vocab_size": VOCAB,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
@@ -37,25 +33,31 @@ CONFIG = {
 }
 
 
-def weights(seed: int) -> dict[str, torch.Tensor]:
+def inner_size(hidden: int) -> int:
+    """Of the MLP: 11/4 of the hidden size."""
+    return hidden * 11 // 4
+
+
+def weights(hidden: int, seed: int) -> dict[str, torch.Tensor]:
+    inner, head_dim = inner_size(hidden), hidden // HEADS
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         values = torch.randn(rows, columns, generator=generator) * columns**-0.5
         return values.to(torch.bfloat16)
 
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    found = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN), "model.norm.weight": ones.clone()}
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    found = {"model.embed_tokens.weight": matrix(VOCAB, hidden), "model.norm.weight": ones.clone()}
     for layer in range(LAYERS):
         name = f"model.layers.{layer}."
         found |= {
-            name + "self_attn.q_proj.weight": matrix(HIDDEN, HIDDEN),
-            name + "self_attn.k_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-            name + "self_attn.v_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-            name + "self_attn.o_proj.weight": matrix(HIDDEN, HIDDEN),
-            name + "mlp.gate_proj.weight": matrix(INNER, HIDDEN),
-            name + "mlp.up_proj.weight": matrix(INNER, HIDDEN),
-            name + "mlp.down_proj.weight": matrix(HIDDEN, INNER),
+            name + "self_attn.q_proj.weight": matrix(hidden, hidden),
+            name + "self_attn.k_proj.weight": matrix(KV_HEADS * head_dim, hidden),
+            name + "self_attn.v_proj.weight": matrix(KV_HEADS * head_dim, hidden),
+            name + "self_attn.o_proj.weight": matrix(hidden, hidden),
+            name + "mlp.gate_proj.weight": matrix(inner, hidden),
+            name + "mlp.up_proj.weight": matrix(inner, hidden),
+            name + "mlp.down_proj.weight": matrix(hidden, inner),
             name + "input_layernorm.weight": ones.clone(),
             name + "post_attention_layernorm.weight": ones.clone(),
         }
@@ -66,11 +68,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file(weights(args.seed), args.out / "model.safetensors", metadata={"format": "pt"})
-    (args.out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    save_file(
+        weights(args.hidden, args.seed), args.out / "model.safetensors", metadata={"format": "pt"}
+    )
+    sizes = {
+        "hidden_size": args.hidden,
+        "intermediate_size": inner_size(args.hidden),
+        "head_dim": args.hidden // HEADS,
+    }
+    (args.out / "config.json").write_text(json.dumps(CONFIG | sizes, indent=2) + "\n")
     for file in args.tokenizer.glob("tokenizer*"):
         shutil.copy(file, args.out)
 

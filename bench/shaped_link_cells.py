@@ -1,0 +1,109 @@
+"""What `shaped_link.py` measures: cells (a model, a job, a link) and systems (ways to run them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+INPUT_LEN = 1024
+LEAST_REQUESTS = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`resident` requests at once, each with `output_len` tokens of answer, on ranks joined by a
+    link of `rate` (as tc has it; none = not limited)."""
+
+    hidden: int
+    resident: int
+    output_len: int
+    rate: str
+    input_len: int = INPUT_LEN
+
+    @property
+    def name(self) -> str:
+        return f"h{self.hidden}-r{self.resident}-o{self.output_len}-{self.rate}"
+
+    @property
+    def num_requests(self) -> int:
+        return max(LEAST_REQUESTS, 4 * self.resident)
+
+
+CELLS = (
+    *(Cell(2048, 8, 128, rate) for rate in ("1gbit", "3gbit", "10gbit", "none", "300mbit")),
+    *(Cell(2048, 8, output, "1gbit") for output in (256, 64, 512, 16)),
+    *(Cell(2048, resident, 128, "1gbit") for resident in (4, 16)),
+    Cell(1024, 8, 256, "3gbit"),
+    Cell(1024, 8, 64, "100mbit"),
+)
+"""The most telling ones first, since a session may end before the last."""
+
+WEAK_CELLS = (Cell(2048, 8, 1, "1gbit"), Cell(2048, 4, 1024, "1gbit"))
+"""Where nothing is to be gained: answers of one token, and very long ones."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to run a cell. `settings` of the engine beside those of the cell; layouts that say
+    `pp2` for static runs stand for the best balance that tuning has found."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Static: has chunks, and stages where it has some, of the sizes that were best."""
+        return self.name in ("tp2", "pp2")
+
+
+SPLIT = {"prefill_layout": "pp2", "decode_layout": "tp2", "host_kv_memory": "4GiB"}
+SYSTEMS = (
+    System("pp2 -> tp2", SPLIT),
+    System("tp2", {"prefill_layout": "tp2"}),
+    System("pp2", {"prefill_layout": "pp2"}),
+    System("auto", {"layouts": "auto", "num_devices": 2, "host_kv_memory": "4GiB"}),
+)
+
+BASE = Cell(2048, 8, 128, "1gbit")
+"""Where the worth of single decisions is measured."""
+
+MISSING = SPLIT | {"reload": "missing"}
+ABLATIONS = (
+    System("pp2 -> tp2, as it is", SPLIT),
+    System("tier of 24 prompts", SPLIT | {"host_kv_memory": "1152MiB"}),
+    System("tier of 12 prompts", SPLIT | {"host_kv_memory": "576MiB"}),
+    System("tier of 4 prompts", SPLIT | {"host_kv_memory": "192MiB"}),
+    System("tier order: layer", SPLIT | {"tier_order": "layer"}),
+    System("tier order: token", SPLIT | {"tier_order": "token"}),
+    System("tier blocks of 32 tokens", SPLIT | {"tier_block_size": 32}),
+    System("tier blocks of 256 tokens", SPLIT | {"tier_block_size": 256}),
+    System("no overlap", SPLIT | {"overlap": False}),
+    System("weights move: missing", MISSING),
+    System("weights move: missing, no overlap", MISSING | {"overlap": False}),
+    System("weights move: all", SPLIT | {"reload": "all"}),
+    System("weights move: all, no overlap", SPLIT | {"reload": "all", "overlap": False}),
+    System("switch: prefill-first", SPLIT | {"policy_options": {"switch": "prefill-first"}}),
+    System("switch: decode-first", SPLIT | {"policy_options": {"switch": "decode-first"}}),
+)
+
+CHUNKS = (256, 512, 1024, 2048)
+STAGES = ("pp2", "pp7+5", "pp8+4")
+TUNED_ON = {2048: Cell(2048, 8, 64, "1gbit"), 1024: Cell(1024, 8, 64, "1gbit")}
+"""Where chunks and stages of static layouts are tuned, by hidden size: a quarter of a cell's
+requests each."""
+
+
+def settings_of(cell: Cell, system: System, model: str) -> dict[str, Any]:
+    """All settings of an engine but what is tuned."""
+    settings: dict[str, Any] = {
+        "model": model,
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "device_memory": "5GiB",
+        "max_model_len": cell.input_len + cell.output_len,
+        "max_num_seqs": cell.resident,
+        "max_num_batched_tokens": 1024,
+        "enable_prefix_caching": False,
+        "collectives": "tcp",
+    }
+    return settings | system.settings
