@@ -76,8 +76,8 @@ def number(value: float | None, form: str = ".1f") -> str:
 
 def cell_table(runs: Runs, figure: Figure) -> list[str]:
     lines = [
-        "| hidden | resident | output | link | tp2 | pp2 | pp2 -> tp2 | auto | gain of pp2 -> tp2 | "
-        "predicted | auto / best static | auto ran |",
+        "| hidden | resident | output | link | tp2 | pp2 | pp2 -> tp2 | auto "
+        "| gain of pp2 -> tp2 | predicted | auto / best static | auto ran |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in (*CELLS, *WEAK_CELLS):
