@@ -41,6 +41,9 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
     def num_free_among(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` are free now; sharing them takes that many away from `num_free`."""
         return sum(block in self._free for block in blocks)

@@ -13,6 +13,7 @@ class TierConfig:
 
     `prefill_blocks` device blocks in the prefill pool; `tier_blocks` blocks of `tier_block_size`
     tokens in the host tier, a multiple of the device block; pipeline stages of either layout.
+    `relays`: prompts for which the decode pool has room go there from rank to rank.
     """
 
     prefill_blocks: int
@@ -20,6 +21,7 @@ class TierConfig:
     tier_block_size: int
     prefill_stages: int = 1
     decode_stages: int = 1
+    relays: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

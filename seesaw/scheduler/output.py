@@ -70,9 +70,25 @@ class Load(NamedTuple):
     num_tokens: int
 
 
+class Relay(NamedTuple):
+    """Blocks of the prefill pool to blocks of the decode pool, from rank to rank without the tier,
+    in the background once the rows of this step have run.
+
+    The first `num_tokens` positions of the request, in order; what each rank takes from which
+    follows from the layouts. `to_blocks` become the request's table; no row of it runs before all
+    ranks are done.
+    """
+
+    transfer_id: int
+    request_id: str
+    blocks: list[int]
+    to_blocks: list[int]
+    num_tokens: int
+
+
 class TransferDone(NamedTuple):
-    """A store or load is complete on every rank. `num_bytes` over all ranks; `seconds` of the
-    slowest, from the begin of its copies."""
+    """A store, load or relay is complete on every rank. `num_bytes` over all ranks; `seconds` of
+    the slowest, from the begin of its copies."""
 
     transfer_id: int
     num_bytes: int = 0
@@ -100,8 +116,8 @@ class SchedulerOutput:
     position on that a rank may not know: those drawn by the last stage of a pipeline, or in the
     other layout. `poison_blocks` (debug runs only) were freed in the pool of `phase`: filled with
     NaN, so that a stale read shows. `block_copies` are (source, destination) pairs done before any
-    row runs. `loads` begin, `lanes` run, `stores` begin. A step without rows is allowed where it
-    moves something.
+    row runs. `loads` begin, `lanes` run, `stores` and `relays` begin. A step without rows is
+    allowed where it moves something.
     """
 
     step_id: int
@@ -117,6 +133,7 @@ class SchedulerOutput:
     loads: list[Load] = field(default_factory=list)
     lanes: list[Batch] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
+    relays: list[Relay] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

@@ -18,12 +18,15 @@ ALL = sys.maxsize
 class RequestStatus(Enum):
     WAITING = "waiting"
     PREFILLING = "prefilling"
-    """Has blocks of the prefill pool, and tier blocks to be stored to."""
+    """Has blocks of the prefill pool, and tier blocks to be stored to or blocks of the decode pool
+    to be relayed to."""
     STORING = "storing"
     """Its device blocks are being copied to its tier blocks."""
     STORED = "stored"
     LOADING = "loading"
     """Its tier blocks are being copied to its blocks of the decode pool."""
+    RELAYING = "relaying"
+    """Its blocks of the prefill pool are being copied to its blocks of the decode pool."""
     RUNNING = "running"
     """Has blocks of the decode pool."""
     DRAINING = "draining"
@@ -45,9 +48,9 @@ class Request:
     __slots__ = (
         "arrived", "blocks", "content", "end_token_ids", "eos_token_ids", "finish_reason",
         "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed", "num_known",
-        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool", "request_id",
-        "sampling", "seed", "status", "stop_reason", "table_room", "tier_blocks", "tokens",
-        "transfer_id", "was_sent",
+        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool", "relay_blocks",
+        "request_id", "sampling", "seed", "status", "stop_reason", "table_room", "tier_blocks",
+        "tokens", "transfer_id", "was_sent",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +92,8 @@ class Request:
         self.last_step = -1
         self.was_sent = False
         self.tier_blocks: list[int] = []
-        self.transfer_id: int | None = None  # of the store or load in flight
+        self.relay_blocks: list[int] = []  # of the decode pool, beside those of the prefill pool
+        self.transfer_id: int | None = None  # of the store, load or relay in flight
         self.logprobs: list[TokenLogprobs | None] | None = None if sampling.logprobs is None else []
         # Drawn tokens by position whose predecessors have not arrived yet.
         self.arrived: dict[int, tuple[int, TokenLogprobs | None]] = {}

@@ -13,7 +13,7 @@ from collections.abc import MutableSequence
 from seesaw.scheduler.blocks import ROOT, BlockPool
 from seesaw.scheduler.config import SchedulerConfig
 from seesaw.scheduler.kv_tier import TierBlocks
-from seesaw.scheduler.output import Load, Phase, Store
+from seesaw.scheduler.output import Load, Phase, Relay, Store
 from seesaw.scheduler.request import Request, RequestStatus
 
 
@@ -39,6 +39,7 @@ class Residency:
         self.storing: list[Request] = []
         self.stored: list[Request] = []
         self.loading: list[Request] = []
+        self.relaying: list[Request] = []
         self.running: list[Request] = []
         self.draining: list[Request] = []
         self._lists: dict[RequestStatus, MutableSequence[Request]] = {
@@ -47,6 +48,7 @@ class Residency:
             RequestStatus.STORING: self.storing,
             RequestStatus.STORED: self.stored,
             RequestStatus.LOADING: self.loading,
+            RequestStatus.RELAYING: self.relaying,
             RequestStatus.RUNNING: self.running,
             RequestStatus.DRAINING: self.draining,
         }
@@ -62,6 +64,12 @@ class Residency:
     @property
     def num_transfers(self) -> int:
         return len(self._transfers)
+
+    @property
+    def num_seats(self) -> int:
+        """Requests that run in the decode phase, or will without being admitted or loaded."""
+        pledged = sum(1 for request in self.prefilling if request.relay_blocks)
+        return pledged + sum(map(len, (self.relaying, self.loading, self.running)))
 
     def add(self, request: Request) -> None:
         assert request.request_id not in self.requests, f"{request} is known already"
@@ -91,9 +99,7 @@ class Residency:
 
     def load(self, request: Request, blocks: list[int]) -> Load:
         """Begin to copy the request's tier blocks to `blocks`, which it holds from now on."""
-        request.pool = self.pools["decode"]
-        request.blocks = blocks
-        request.table_room = len(blocks) * self.config.block_size
+        self._take_table(request, blocks)
         request.transfer_id = self._begin_transfer(request)
         self.move(request, RequestStatus.LOADING)
         return Load(
@@ -101,6 +107,18 @@ class Residency:
             request.request_id,
             list(request.tier_blocks),
             list(blocks),
+            request.num_computed,
+        )
+
+    def relay(self, request: Request) -> Relay:
+        """Begin to copy what is computed to the request's blocks of the decode pool."""
+        request.transfer_id = self._begin_transfer(request)
+        self.move(request, RequestStatus.RELAYING)
+        return Relay(
+            request.transfer_id,
+            request.request_id,
+            list(request.blocks),
+            list(request.relay_blocks),
             request.num_computed,
         )
 
@@ -122,8 +140,19 @@ class Residency:
         elif request.status is RequestStatus.LOADING:
             self._release_tier(request)
             self.move(request, RequestStatus.RUNNING)
+        elif request.status is RequestStatus.RELAYING:
+            blocks, request.relay_blocks = request.relay_blocks, []
+            self._release_blocks(request)
+            self._take_table(request, blocks)
+            self.move(request, RequestStatus.RUNNING)
         else:
             self.release_drained()
+
+    def _take_table(self, request: Request, blocks: list[int]) -> None:
+        """`blocks` of the decode pool."""
+        request.pool = self.pools["decode"]
+        request.blocks = blocks
+        request.table_room = len(blocks) * self.config.block_size
 
     # -- ends -----------------------------------------------------------------------------------
 
@@ -147,6 +176,8 @@ class Residency:
 
     def _take_back(self, request: Request) -> None:
         self._release_blocks(request)
+        self.pools["decode"].release(request.relay_blocks)
+        request.relay_blocks = []
         self._release_tier(request)
         request.num_computed = 0
         if request.finish_reason is None:
@@ -184,8 +215,11 @@ class Residency:
     def check(self) -> None:
         """Raise AssertionError unless blocks, lists and counters agree."""
         requests = self.requests.values()
-        for pool in self.pools.values():
-            pool.check(request.blocks for request in requests if request.pool is pool)
+        for phase, pool in self.pools.items():
+            tables = [request.blocks for request in requests if request.pool is pool]
+            if phase == "decode":
+                tables += [request.relay_blocks for request in requests]
+            pool.check(tables)
         if self.tier is not None:
             self.tier.check(request.tier_blocks for request in requests)
         for request in requests:

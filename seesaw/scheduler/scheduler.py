@@ -2,8 +2,8 @@
 engine and tests.
 
 `schedule()` plans a step from what is known; `update()` takes in what a step drew, `transferred()`
-that a store or load is complete. Several steps may be in flight, so a plan counts on tokens that
-are still being drawn, and what was computed past a stop is dropped when it arrives.
+that a copy of KV is complete. Several steps may be in flight, so a plan counts on tokens that are
+still being drawn, and what was computed past a stop is dropped when it arrives.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class Scheduler:
     def num_running(self) -> int:
         """Requests that have been admitted: those in a device pool, in the tier or between."""
         at = self._residency
-        return sum(map(len, (at.prefilling, at.storing, at.stored, at.loading, at.running)))
+        moving = (at.storing, at.stored, at.loading, at.relaying)
+        return sum(map(len, (at.prefilling, *moving, at.running)))
 
     @property
     def num_waiting(self) -> int:
@@ -147,7 +148,7 @@ class Scheduler:
 
     @property
     def num_transfers(self) -> int:
-        """Stores and loads in flight."""
+        """Stores, loads and relays in flight."""
         return self._residency.num_transfers
 
     @property
@@ -250,8 +251,8 @@ class Scheduler:
         return result
 
     def transferred(self, done: TransferDone) -> None:
-        """Take in that a store or load is complete on all ranks, in any order. Raises KeyError for
-        a transfer that is not in flight."""
+        """Take in that a store, load or relay is complete on all ranks, in any order. Raises
+        KeyError for a transfer that is not in flight."""
         self._residency.transferred(done.transfer_id)
         if self.config.debug:
             self.check()
@@ -261,7 +262,7 @@ class Scheduler:
         at = self._residency
         at.check()
         most = self.config.max_num_seqs
-        assert len(at.running) + len(at.loading) <= most, "too many requests run"
+        assert at.num_seats <= most, "too many requests run"
         assert len(at.prefilling) <= most, "too many prompts at once"
 
     # -- inside ----------------------------------------------------------------------------------
@@ -291,6 +292,7 @@ class Scheduler:
             stats.num_stored += len(output.stores)
             stats.num_stored_back += sum(store.phase == "decode" for store in output.stores)
             stats.num_loaded += len(output.loads)
+            stats.num_relayed += len(output.relays)
             stats.tier_peak_blocks = self._residency.tier.peak
 
     def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:

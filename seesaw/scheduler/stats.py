@@ -32,6 +32,8 @@ class SchedulerStats:
     num_stored_back: int = 0
     """Residents that yielded for want of blocks and went to the tier."""
     num_loaded: int = 0
+    num_relayed: int = 0
+    """Prompts that went from the prefill pool straight to the decode pool."""
     tier_peak_blocks: int = 0
     """Most tier blocks that were held at once."""
 

@@ -47,7 +47,8 @@ class StepBuilder:
 
     `waiting` (next first). With a host tier: `prefilling` have blocks of the prefill pool,
     `storing` are on their way to the tier, `stored` are in it (next to be loaded first), `loading`
-    are on their way to the decode pool. `running` (oldest first) have blocks of the decode pool.
+    are on their way to the decode pool, `relaying` are so straight from the prefill pool. `running`
+    (oldest first) have blocks of the decode pool.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class StepBuilder:
         self.storing = residency.storing
         self.stored = residency.stored
         self.loading = residency.loading
+        self.relaying = residency.relaying
         self.running = residency.running
         self.tokens_left = self.budget = self.config.max_num_batched_tokens
         """Tokens that still fit this step, and that may be in it."""
@@ -105,11 +107,11 @@ class StepBuilder:
     @property
     def blocks_draining(self) -> int:
         """Blocks of this phase's pool that come back by themselves: steps in flight use them or
-        draw the last token of who has them, or they are being stored."""
+        draw the last token of who has them, or they are being stored or relayed."""
         ending = (request for request in self.running if request.num_tokens >= request.limit)
         return sum(
             len(request.blocks)
-            for requests in (self._residency.draining, self.storing, ending)
+            for requests in (self._residency.draining, self.storing, self.relaying, ending)
             for request in requests
             if request.pool is self._pool
         )
@@ -126,6 +128,12 @@ class StepBuilder:
             return 0
         others = (*self.prefilling, *self._residency.draining)
         return self._tier.num_used - sum(len(request.tier_blocks) for request in others)
+
+    @property
+    def num_seats(self) -> int:
+        """Requests that run in the decode phase, or will without being admitted or loaded: those
+        on their way to the decode pool and those to be relayed."""
+        return self._residency.num_seats
 
     @property
     def num_stored_ever(self) -> int:
@@ -148,6 +156,18 @@ class StepBuilder:
     def fits_tier(self, request: Request) -> bool:
         """Whether the tier has room for a waiting request now."""
         return self.tier_blocks_for(request) <= self.num_free_tier_blocks
+
+    def can_relay(self, request: Request, *, reserve_blocks: int = 0) -> bool:
+        """Whether a waiting request could be admitted in the prefill phase to go straight to the
+        decode pool, in which `reserve_blocks` stay free. Not where its next token is its last."""
+        tier = self.config.tier
+        if tier is None or not tier.relays or request.num_tokens + 1 >= request.limit:
+            return False
+        pool = self._residency.pools["decode"]
+        return (
+            pool.blocks_for(request.num_tokens) + reserve_blocks <= pool.num_free
+            and self._residency.num_seats < self.config.max_num_seqs
+        )
 
     def has_outgrown(self, request: Request) -> bool:
         """Whether a waiting request, which was computed before, has become too long for the whole
@@ -174,7 +194,7 @@ class StepBuilder:
         a later step. True is also returned where there is nothing to run: all of its tokens are
         already being drawn, or the last one is, in a layout of several stages, and so is not known
         to the first stage. A request has at most one row in a step. In the prefill phase a prompt's
-        last row has it stored to the tier.
+        last row has it stored to the tier, or relayed where it was admitted so.
         """
         assert request.last_step != self.step_id, f"{request} has a row in this step already"
         assert request.status is self._runs, f"{request} does not run in phase {self.phase}"
@@ -237,23 +257,25 @@ class StepBuilder:
 
     # -- in and out -----------------------------------------------------------------------------
 
-    def admit(self, request: Request, *, reserve_blocks: int = 0) -> bool:
+    def admit(self, request: Request, *, reserve_blocks: int = 0, relay: bool = False) -> bool:
         """Move a waiting request to `running`, or in the prefill phase to `prefilling`, with blocks
         for all of its tokens, if `reserve_blocks` stay free. In the prefill phase it also takes the
-        tier blocks that it will be stored to.
+        tier blocks that it will be stored to; with `relay`, which `can_relay` allowed just now,
+        blocks of the decode pool instead.
 
         The beginning that other requests have computed is shared. Runs nothing yet: `schedule`
         does.
         """
         assert request.status is RequestStatus.WAITING, f"{request} does not wait"
         prefills = self.phase == "prefill"
-        active = len(self.prefilling) if prefills else len(self.running) + len(self.loading)
-        num_tier_blocks = self.tier_blocks_for(request) if prefills else 0
+        assert prefills or not relay, "relays are for prompts of the prefill phase"
+        active = len(self.prefilling) if prefills else self._residency.num_seats
+        num_tier_blocks = self.tier_blocks_for(request) if prefills and not relay else 0
         if active >= self.config.max_num_seqs or num_tier_blocks > self.num_free_tier_blocks:
             return False
         # At least one token is run, so that there are logits to draw from.
         shared, content = self._pool.match(request.tokens, request.num_tokens - 1)
-        total = -(-request.num_tokens // self._pool.block_size)
+        total = self._pool.blocks_for(request.num_tokens)
         fresh = total - len(shared)
         if fresh + self._pool.num_free_among(shared) + reserve_blocks > self._pool.num_free:
             return False
@@ -265,6 +287,8 @@ class StepBuilder:
         request.num_computed = len(shared) * self._pool.block_size
         if num_tier_blocks and self._tier is not None:
             request.tier_blocks = self._tier.allocate(num_tier_blocks)
+        if relay:
+            request.relay_blocks = self._take_decode_blocks(request.num_tokens)
         if request.num_preemptions == 0:
             # What a request finds again of its own after it yielded is not a saving.
             request.num_cached_tokens = request.num_computed
@@ -325,19 +349,24 @@ class StepBuilder:
         stay free there. It joins `running` when all ranks are done."""
         assert request.status is RequestStatus.STORED, f"{request} is not in the tier"
         pool = self._residency.pools["decode"]
-        count = -(-request.num_computed // pool.block_size)
         if (
-            count + reserve_blocks > pool.num_free
-            or len(self.running) + len(self.loading) >= self.config.max_num_seqs
+            pool.blocks_for(request.num_computed) + reserve_blocks > pool.num_free
+            or self._residency.num_seats >= self.config.max_num_seqs
         ):
             return False
-        blocks = pool.allocate(count)
-        if pool.poisonable:
-            # They would be poisoned in the next step of their phase, perhaps after the load.
-            taken = set(blocks)
-            pool.poisonable = [block for block in pool.poisonable if block not in taken]
+        blocks = self._take_decode_blocks(request.num_computed)
         self._output.loads.append(self._residency.load(request, blocks))
         return True
+
+    def _take_decode_blocks(self, num_tokens: int) -> list[int]:
+        """For copies to fill, in any phase."""
+        pool = self._residency.pools["decode"]
+        blocks = pool.allocate(pool.blocks_for(num_tokens))
+        if pool.poisonable:
+            # They would be poisoned in the next step of their phase, perhaps after the copy.
+            taken = set(blocks)
+            pool.poisonable = [block for block in pool.poisonable if block not in taken]
+        return blocks
 
     def switch(self) -> None:
         """Go over to the other phase with this step. Before any row; nothing is waited for: the
@@ -352,6 +381,10 @@ class StepBuilder:
         self._enter(self._output.phase)
 
     def close(self) -> None:
-        """All is planned: those whose prompt runs to its end in this step are stored after it."""
+        """All is planned: those whose prompt runs to its end in this step are stored or relayed
+        after it."""
         for request in self._prefilled:
-            self._output.stores.append(self._residency.store(request, "prefill"))
+            if request.relay_blocks:
+                self._output.relays.append(self._residency.relay(request))
+            else:
+                self._output.stores.append(self._residency.store(request, "prefill"))

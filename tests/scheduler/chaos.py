@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 
 from seesaw.scheduler.policies.continuous import Continuous, ContinuousOptions
+from seesaw.scheduler.request import Request
 from seesaw.scheduler.step import StepBuilder
 
 
@@ -66,8 +67,12 @@ class Chaos:
     def _admit_some(self, step: StepBuilder, share: float) -> None:
         rng = self._rng
         for request in rng.sample(list(step.waiting), len(step.waiting)):
-            if rng.random() < share and step.admit(request, reserve_blocks=rng.randint(0, 2)):
+            if rng.random() < share and self._admit(step, request, rng.randint(0, 2)):
                 step.schedule(request, rng.randint(1, 9))
+
+    def _admit(self, step: StepBuilder, request: Request, reserve: int) -> bool:
+        relay = step.phase == "prefill" and self._rng.random() < 0.5 and step.can_relay(request)
+        return step.admit(request, reserve_blocks=reserve, relay=relay)
 
     def _move_some(self, step: StepBuilder) -> bool:
         rng, moved = self._rng, False
@@ -92,7 +97,7 @@ class Chaos:
                 return True
         for request in list(step.waiting):
             outgrown = step.phase == "decode" and step.has_outgrown(request)
-            if (step.phase == "prefill" or outgrown) and step.admit(request):
+            if (step.phase == "prefill" or outgrown) and self._admit(step, request, 0):
                 step.schedule(request, 9)
                 return True
         loads = [step.load(request) for request in list(step.stored)]

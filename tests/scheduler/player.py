@@ -258,6 +258,8 @@ def state_of(worker: WorkerModel, request: Request) -> str:
     if known is None:
         return "waiting"
     is_moving = worker.transfers.is_moving(request.request_id)
+    if known.stored is None and known.pool == "decode" and is_moving:
+        return "relaying"
     if known.stored is not None:
         if known.pool is not None:
             return "loading"

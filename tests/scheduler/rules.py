@@ -52,6 +52,7 @@ class Rules:
             if self.is_alive(store.request_id):
                 most = self._most(store.request_id)
                 assert store.num_tokens + 1 < most, f"{store}: nothing is left to decode"
+        self._check_relays(step)
         if self.trace.policy in PHASED:
             self._check_phase(step, rows)
         if step.reshard:
@@ -108,6 +109,22 @@ class Rules:
             assert len(decoding) <= -(-residents // stages), (
                 f"{len(decoding)} of {residents} residents decode in one step of {stages} stages"
             )
+
+    def _check_relays(self, step: SchedulerOutput) -> None:
+        """Only what is run in the decode phase, and nobody is overtaken who is in the tier."""
+        stored = {
+            request_id
+            for request_id, known in self.worker.requests.items()
+            if known.stored is not None and known.pool is None and self.is_alive(request_id)
+        }
+        stored.difference_update(load.request_id for load in step.loads)
+        for relay in step.relays:
+            self.seen["relays"] += 1
+            overtaken = self.trace.policy in PHASED and stored
+            assert not overtaken, f"{relay} overtakes {stored}, which are in the tier"
+            if self.is_alive(relay.request_id):
+                most = self._most(relay.request_id)
+                assert relay.num_tokens + 1 < most, f"{relay}: nothing is left to decode"
 
     # -- phases -----------------------------------------------------------------------------------
 

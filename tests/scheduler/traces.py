@@ -15,7 +15,8 @@ from tests.scheduler.worker_model import serial_tokens
 
 EOS = 0
 STOP = 1
-STATES = ("waiting", "prefilling", "storing", "stored", "loading", "resident", "yielded")
+STATES = ("waiting", "prefilling", "storing", "stored", "loading", "relaying", "resident",
+          "yielded")  # fmt: skip
 """Of a request's life, as workers see it: `player.state_of`."""
 
 
@@ -110,6 +111,8 @@ class Profile:
     """Device blocks in a tier block."""
     spare_tier_blocks: tuple[int, int] = (0, 20)
     spare_prefill_blocks: tuple[int, int] = (0, 20)
+    relays: float = 0.4
+    """How often prompts may go from pool to pool."""
     all_at_once: float = 0.3
     """How often all requests are there from the begin."""
 
@@ -170,6 +173,10 @@ TIER_PROFILES = {
     "shared": replace(_TIER, shared_prompts=1.0, prompt_len=(4, 24), spare_blocks=(0, 12)),
     "large-blocks": replace(_TIER, block_size=(4, 16), prompt_len=(1, 60), max_tokens=(1, 40)),
     "large-tier": replace(_TIER, spare_blocks=(0, 4), spare_tier_blocks=(400, 800)),
+    "relays": replace(_TIER, relays=1.0, abort_rate=0.6),
+    "relays-tiny": replace(
+        _STRICT, relays=1.0, spare_blocks=(0, 12), spare_tier_blocks=(0, 3), abort_rate=0.3
+    ),
     "strict": _STRICT,
     "strict-tiny": replace(_STRICT, spare_blocks=(0, 6), spare_tier_blocks=(0, 4)),
     "chaos": replace(
@@ -235,6 +242,7 @@ def _random_tier(
         tier_block_size=tier_block_size,
         prefill_stages=rng.randint(*profile.stages),
         decode_stages=rng.randint(*profile.stages),
+        relays=rng.random() < profile.relays,
     )
 
 

@@ -1,5 +1,5 @@
-"""Stores and loads of the worker model: copies between its pools and its tier, block by block, at
-any moment between the step that begins them and the report that they are complete.
+"""Stores, loads and relays of the worker model: copies between its pools and its tier, block by
+block, at any moment between the step that begins them and the report that they are complete.
 
 Knows fingerprints and block numbers, no requests. From the step that begins a copy until the
 scheduler has been told of its end, nobody else may use the blocks in a way that the copy would
@@ -9,9 +9,10 @@ notice; that is asked here (`reading`, `writing`, `tier_blocks`) and judged in `
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from seesaw.scheduler.output import Load, Phase, Store
+from seesaw.scheduler.output import Load, Phase, Relay, Store
 
 STALE = -1
 
@@ -23,12 +24,18 @@ def make_pool(num_blocks: int, block_size: int) -> Pool:
     return [[STALE] * block_size for _ in range(num_blocks)]
 
 
+Order = Store | Load | Relay
+
+
 @dataclass(slots=True)
 class _Transfer:
-    order: Store | Load
-    pool: Phase
+    order: Order
+    reads: dict[Phase, Sequence[int]]
+    """Device blocks, by pool, that it may still read; and write."""
+    writes: dict[Phase, Sequence[int]]
     pieces: list[tuple[int, int, int]]
-    """What is left to copy: device block, tier block, first token inside the tier block."""
+    """What is left to copy: device block, tier block, first token inside the tier block; of a relay
+    the block of the prefill pool, that of the decode pool and 0."""
 
 
 @dataclass(slots=True)
@@ -42,17 +49,28 @@ class TransferModel:
     open: dict[int, _Transfer] = field(default_factory=dict)
     num_begun: int = 0
 
-    def begin(self, order: Store | Load) -> None:
+    def begin(self, order: Order) -> None:
         assert order.transfer_id not in self.open, f"{order}: this id is in use"
-        pool: Phase = order.phase if isinstance(order, Store) else "decode"
         size, wide = self.block_size, self.tier_block_size
-        assert len(order.tier_blocks) == -(-order.num_tokens // wide), f"{order}: tier blocks"
+        count = -(-order.num_tokens // size)
         assert order.num_tokens > 0, f"{order} moves nothing"
-        pieces = [
-            (order.blocks[index], order.tier_blocks[index * size // wide], index * size % wide)
-            for index in range(-(-order.num_tokens // size))
-        ]
-        self.open[order.transfer_id] = _Transfer(order, pool, pieces)
+        reads: dict[Phase, Sequence[int]] = {}
+        writes: dict[Phase, Sequence[int]] = {}
+        if isinstance(order, Relay):
+            assert len(order.blocks) == len(order.to_blocks) == count, f"{order}: blocks"
+            pieces = [(*pair, 0) for pair in zip(order.blocks, order.to_blocks, strict=True)]
+            reads["prefill"], writes["decode"] = order.blocks, order.to_blocks
+        else:
+            assert len(order.tier_blocks) == -(-order.num_tokens // wide), f"{order}: tier blocks"
+            pieces = [
+                (order.blocks[index], order.tier_blocks[index * size // wide], index * size % wide)
+                for index in range(count)
+            ]
+            if isinstance(order, Store):
+                reads[order.phase] = order.blocks
+            else:
+                writes["decode"] = order.blocks
+        self.open[order.transfer_id] = _Transfer(order, reads, writes, pieces)
         self.num_begun += 1
 
     def copy_some(self, rng: random.Random) -> None:
@@ -61,7 +79,7 @@ class TransferModel:
             for _ in range(rng.randint(0, len(transfer.pieces))):
                 self._copy_one(transfer, rng)
 
-    def complete(self, transfer_id: int, rng: random.Random) -> Store | Load:
+    def complete(self, transfer_id: int, rng: random.Random) -> Order:
         """What is left of it, and the report to the scheduler."""
         transfer = self.open.pop(transfer_id)
         while transfer.pieces:
@@ -69,32 +87,31 @@ class TransferModel:
         return transfer.order
 
     def reading(self, pool: Phase) -> set[int]:
-        """Device blocks that a store may still read."""
-        return self._blocks(pool, Store)
+        """Device blocks that a store or relay may still read."""
+        return {block for transfer in self.open.values() for block in transfer.reads.get(pool, ())}
 
     def writing(self, pool: Phase) -> set[int]:
-        """Device blocks that a load may still write."""
-        return self._blocks(pool, Load)
+        """Device blocks that a load or relay may still write."""
+        return {block for transfer in self.open.values() for block in transfer.writes.get(pool, ())}
 
     @property
     def tier_blocks(self) -> set[int]:
-        return {block for transfer in self.open.values() for block in transfer.order.tier_blocks}
+        return {
+            block
+            for transfer in self.open.values()
+            if not isinstance(transfer.order, Relay)
+            for block in transfer.order.tier_blocks
+        }
 
     def is_moving(self, request_id: str) -> bool:
         return any(transfer.order.request_id == request_id for transfer in self.open.values())
 
-    def _blocks(self, pool: Phase, kind: type[Store] | type[Load]) -> set[int]:
-        return {
-            block
-            for transfer in self.open.values()
-            if transfer.pool == pool and isinstance(transfer.order, kind)
-            for block in transfer.order.blocks
-        }
-
     def _copy_one(self, transfer: _Transfer, rng: random.Random) -> None:
-        block, tier_block, first = transfer.pieces.pop(rng.randrange(len(transfer.pieces)))
-        device, host = self.pools[transfer.pool], self.tier[tier_block]
-        if isinstance(transfer.order, Store):
-            host[first : first + self.block_size] = device[block]
+        block, other, first = transfer.pieces.pop(rng.randrange(len(transfer.pieces)))
+        order, end = transfer.order, first + self.block_size
+        if isinstance(order, Relay):
+            self.pools["decode"][other] = list(self.pools["prefill"][block])
+        elif isinstance(order, Store):
+            self.tier[other][first:end] = self.pools[order.phase][block]
         else:
-            device[block] = host[first : first + self.block_size]
+            self.pools["decode"][block] = self.tier[other][first:end]

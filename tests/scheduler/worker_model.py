@@ -18,6 +18,7 @@ from seesaw.scheduler.output import (
     ModelOutput,
     NewRequest,
     Phase,
+    Relay,
     Row,
     SchedulerOutput,
     Store,
@@ -115,6 +116,8 @@ class WorkerModel:
         self.num_drawn += len(drawn)
         for store in step.stores:
             self._begin_store(store)
+        for relay in step.relays:
+            self._begin_relay(relay)
         return ModelOutput(step.step_id, drawn)
 
     def transferred(self, transfer_id: int, rng: random.Random) -> None:
@@ -256,6 +259,20 @@ class WorkerModel:
         self.transfers.begin(load)
         known.pool, known.blocks = "decode", list(load.blocks)
         known.computed, known.started = load.num_tokens, True
+        self._check_table(known)
+
+    def _begin_relay(self, relay: Relay) -> None:
+        known = self.requests[relay.request_id]
+        tier = self.config.tier
+        assert tier is not None
+        assert tier.relays, f"{relay}: not wanted"
+        assert known.pool == "prefill", f"{relay}: the table is of {known.pool}"
+        assert relay.num_tokens == known.computed, f"{relay}: {known.computed} computed"
+        assert list(relay.blocks) == known.blocks, f"{relay}: the table is {known.blocks}"
+        taken = self._held_blocks("decode") & set(relay.to_blocks)
+        assert not taken, f"{relay}: blocks {taken} of the decode pool are in use"
+        self.transfers.begin(relay)
+        known.pool, known.blocks = "decode", list(relay.to_blocks)
         self._check_table(known)
 
     def held_tier_blocks(self) -> set[int]:

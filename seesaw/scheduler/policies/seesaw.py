@@ -4,7 +4,8 @@ The paper's section 4.2 (MLSys 2025).
 
 Prompts are prefilled back to back and go to the host tier until it cannot take the next one; then
 residents decode, and loads from the tier refill the decode pool, until the tier is drained. Loads
-run in both phases. Residents stay where they are when the phase changes.
+run in both phases. Residents stay where they are when the phase changes. Where prompts may be
+relayed, those that would be loaded next anyway go straight to the decode pool.
 
 Tail mode spares the last requests transitions that they cannot repay: a few prompts that are left
 once the tier is drained are prefilled in the decode layout, beside the rows that decode; and once
@@ -111,11 +112,11 @@ class Seesaw:
         if any(request.num_left for request in step.prefilling):
             return False
         if not step.waiting:
-            return bool(step.storing or step.stored or step.loading or step.running)
+            return _has_work(step)
         request = step.waiting[0]
         if step.has_outgrown(request):
             return True
-        return not (step.fits_tier(request) or step.tier_is_clearing)
+        return not (self._has_room(step, request) or step.tier_is_clearing)
 
     def prompt_fits(self, step: StepBuilder) -> bool:
         """Whether prefill would have something to do."""
@@ -124,14 +125,23 @@ class Seesaw:
         if not step.waiting:
             return False
         request = step.waiting[0]
-        return step.fits_tier(request) and not step.has_outgrown(request)
+        return self._has_room(step, request) and not step.has_outgrown(request)
+
+    def _has_room(self, step: StepBuilder, request: Request) -> bool:
+        """For its KV once it is computed."""
+        return step.fits_tier(request) or self._relays(step, request)
+
+    def _relays(self, step: StepBuilder, request: Request) -> bool:
+        """Whether a waiting prompt would be the next in the decode pool, and fits it now."""
+        stored = step.stored or step.storing or any(one.tier_blocks for one in step.prefilling)
+        return not stored and step.can_relay(request, reserve_blocks=self._reserve(step))
 
     def wants_prefill(self, step: StepBuilder) -> bool:
         """Whether decode gives way, where a prompt fits."""
         if self._switch == "prefill-first":
             return True
         if self._switch == "decode-first":
-            return not (step.storing or step.stored or step.loading or step.running)
+            return not _has_work(step)
         return self.is_drained(step)
 
     def is_drained(self, step: StepBuilder) -> bool:
@@ -160,7 +170,9 @@ class Seesaw:
             step.schedule(request, chunk)
         while step.waiting and step.tokens_left:
             request = step.waiting[0]
-            if step.has_outgrown(request) or not step.admit(request):
+            if step.has_outgrown(request):
+                return
+            if not step.admit(request, relay=self._relays(step, request)):
                 return
             step.schedule(request, chunk)
 
@@ -189,9 +201,14 @@ class Seesaw:
     def _reserve(self, step: StepBuilder) -> int:
         """Blocks kept for residents to grow. None where there is nobody to keep them for: the
         next one may need them all."""
-        if not (step.running or step.loading):
+        if not step.num_seats:
             return 0
         return math.ceil(self._watermark * step.config.num_blocks)
+
+
+def _has_work(step: StepBuilder) -> bool:
+    """Something is in the decode pool, or in the tier, or on its way there."""
+    return bool(step.storing or step.stored or step.loading or step.relaying or step.running)
 
 
 def _tokens_to_come(request: Request) -> int:
