@@ -5,6 +5,7 @@ Everything that is not listed here is configuration.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from pathlib import Path
@@ -34,6 +35,17 @@ DESCRIPTIONS: dict[str, str] = {
     "SEESAW_RANK_COMMAND": (
         "what each rank's process is started with, {rank} being its number, such as "
         "'ip netns exec ns{rank}' or 'numactl --cpunodebind={rank}' (default nothing)"
+    ),
+    "SEESAW_RANK_TIMEOUT": (
+        "seconds after which a rank that answers nothing is given up, 0 = never (default 6)"
+    ),
+    "SEESAW_STEP_TIMEOUT": (
+        "seconds after which ranks that answer but finish no step are given up, 0 = never "
+        "(default 600)"
+    ),
+    "SEESAW_DUMP_FOLDER": (
+        "folder for the text that says what an engine was doing when it failed "
+        "(default the system's folder for temporary files)"
     ),
     "SEESAW_CACHE_ROOT": (
         "folder for what seesaw measured of this machine "
@@ -83,6 +95,34 @@ def kernels() -> str:
             "of these."
         )
     return value
+
+
+def _seconds(name: str, default: float) -> float:
+    given = os.environ.get(name, "")
+    try:
+        value = float(given or default)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name}={given!r}: expected seconds from 0 (0 = never).")
+    return value
+
+
+def rank_timeout_s() -> float:
+    """0 = ranks are not asked. The default is far beyond what a busy machine makes a thread wait
+    that only answers (tenths of a second, with ten processes to a core), and with the end of all
+    ranks within the 10 seconds in which a failure is to be told."""
+    return _seconds("SEESAW_RANK_TIMEOUT", 6.0)
+
+
+def step_timeout_s() -> float:
+    """0 = never. The default is what ranks wait for each other at most."""
+    return _seconds("SEESAW_STEP_TIMEOUT", 600.0)
+
+
+def dump_folder() -> str | None:
+    """None = where temporary files are."""
+    return os.environ.get("SEESAW_DUMP_FOLDER") or None
 
 
 def comm_host(rank: int) -> str:

@@ -7,6 +7,8 @@
 #include <system_error>
 #include <utility>
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,6 +21,8 @@ namespace seesaw {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // Added at a time, by all ranks or in shares: what is on its way stays in caches, and is large
 // against a round trip.
 constexpr std::int64_t kChunkBytes = 256 * 1024;
@@ -26,8 +30,36 @@ constexpr std::int64_t kSharedChunkBytes = 1 << 20;
 // Up to this many bytes to all others a second round trip costs more than sending all to all.
 constexpr std::int64_t kAloneBytes = 64 * 1024;
 
-std::runtime_error gone(int rank, const std::string& why) {
-    return std::runtime_error("rank " + std::to_string(rank) + " is gone: " + why);
+// A link that has acknowledged nothing for so long is taken for cut. Far more than a round trip over
+// a slow and full link (the other host's kernel answers, whatever its rank does), and below the 10
+// seconds in which a cut is to be told.
+constexpr std::chrono::seconds kCutAfter{6};
+constexpr std::uint32_t kCutRetransmissions = 3;
+// How often one that waits looks at that.
+constexpr std::chrono::milliseconds kLook{500};
+
+// Whether the kernel sends the same bytes again and again and hears nothing. TCP_USER_TIMEOUT would
+// also end a link whose reader is busy: then there is nothing to acknowledge, as its window is shut.
+bool is_cut(int socket) {
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return false;  // not TCP
+    const auto silent = std::chrono::milliseconds(info.tcpi_last_ack_recv);
+    return info.tcpi_unacked > 0 && info.tcpi_retransmits >= kCutRetransmissions &&
+           silent >= kCutAfter;
+}
+
+std::string gone(int rank, const std::string& why) {
+    return "rank " + std::to_string(rank) + " is gone: " + why;
+}
+
+std::string cut(int rank, int peer, const std::string& why) {
+    return "the link between ranks " + std::to_string(rank) + " and " + std::to_string(peer) +
+           " is cut, or the host of rank " + std::to_string(peer) + " is gone: " + why;
+}
+
+std::string nothing_acknowledged() {
+    return "nothing was acknowledged in " + seconds_text(kCutAfter);
 }
 
 int milliseconds(std::chrono::duration<double> time) {
@@ -81,13 +113,24 @@ std::string TcpLinks::in_time() const { return " in " + seconds_text(timeout_); 
 
 void TcpLinks::check(int peer) const {
     if (closed_) throw std::runtime_error("rank " + std::to_string(rank_) + " has left its group");
-    if (!at(peer).trouble.empty()) throw gone(peer, at(peer).trouble);
+    if (!at(peer).trouble.empty()) throw std::runtime_error(at(peer).trouble);
+}
+
+void TcpLinks::check_link(int peer) const {
+    if (is_cut(at(peer).socket)) {
+        throw std::runtime_error(cut(rank_, peer, nothing_acknowledged()));
+    }
+}
+
+std::string TcpLinks::failure(int peer, int error) const {
+    const bool link = error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
+    return link ? cut(rank_, peer, std::strerror(error)) : gone(peer, std::strerror(error));
 }
 
 // -- writing ---------------------------------------------------------------------------------------
 
-void TcpLinks::give_up(Peer& peer, const char* why) {
-    if (peer.trouble.empty()) peer.trouble = why;
+void TcpLinks::give_up(Peer& peer, std::string trouble) {
+    if (peer.trouble.empty()) peer.trouble = std::move(trouble);
     peer.rests.clear();
 }
 
@@ -99,7 +142,7 @@ void TcpLinks::write_some(Peer& peer) {
         if (sent < 0) {
             if (errno == EINTR) continue;
             if (errno == EAGAIN || errno == EWOULDBLOCK) return;
-            give_up(peer, std::strerror(errno));
+            give_up(peer, failure(static_cast<int>(&peer - peers_.data()), errno));
             return;
         }
         rest.data += sent;
@@ -154,7 +197,7 @@ void TcpLinks::flush(int peer, std::size_t but) {
             check(peer);
             if (at(peer).rests.size() <= but) return;
         }
-        if (!wait(peer, false)) throw gone(peer, "it took nothing" + in_time());
+        if (!wait(peer, false)) throw std::runtime_error(gone(peer, "it took nothing" + in_time()));
     }
 }
 
@@ -166,7 +209,11 @@ bool TcpLinks::wait(int peer, bool to_read) {
             if (!other.rests.empty()) waiting_.push_back({other.socket, POLLOUT, 0});
         }
     }
-    if (poll(waiting_.data(), waiting_.size(), milliseconds(timeout_)) == 0) return false;
+    const auto deadline = Clock::now() + timeout_;
+    while (poll(waiting_.data(), waiting_.size(), milliseconds(kLook)) == 0) {
+        if (Clock::now() >= deadline) return false;
+        check_link(peer);
+    }
     if (waiting_.size() == 1) return true;
     const std::lock_guard lock(mutex_);
     for (Peer& other : peers_) write_some(other);
@@ -182,7 +229,7 @@ void TcpLinks::send(int peer, const void* data, std::int64_t nbytes) {
         return to.rests.size() < most_under_way_ || !to.trouble.empty();
     });
     check(peer);
-    if (!room) throw gone(peer, "it took nothing" + in_time());
+    if (!room) throw std::runtime_error(gone(peer, "it took nothing" + in_time()));
     queue(to, {static_cast<const unsigned char*>(data), static_cast<std::size_t>(nbytes), {}});
     check(peer);
     if (to.rests.empty()) return;
@@ -211,11 +258,13 @@ void TcpLinks::receive(int peer, void* data, std::int64_t nbytes) {
             return got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
         };
         if (!spin_until(read)) {
-            if (!wait(peer, true)) throw gone(peer, "it sent nothing" + in_time());
+            if (!wait(peer, true)) {
+                throw std::runtime_error(gone(peer, "it sent nothing" + in_time()));
+            }
             continue;
         }
-        if (got < 0) throw gone(peer, std::strerror(errno));
-        if (got == 0) throw gone(peer, "it has closed its connection");
+        if (got < 0) throw std::runtime_error(failure(peer, errno));
+        if (got == 0) throw std::runtime_error(gone(peer, "it has closed its connection"));
         to += got;
         left -= static_cast<std::size_t>(got);
     }
@@ -230,7 +279,9 @@ void TcpLinks::with_posts(Body&& body) {
         for (Peer& peer : peers_) {
             const bool posted = std::any_of(peer.rests.begin(), peer.rests.end(),
                                             [](const Rest& rest) { return rest.own.empty(); });
-            if (posted) give_up(peer, "what was on its way to it has been dropped");
+            if (!posted) continue;
+            const auto number = static_cast<int>(&peer - peers_.data());
+            give_up(peer, gone(number, "what was on its way to it has been dropped"));
         }
         throw;
     }

@@ -52,7 +52,7 @@ private:
     struct Peer {
         int socket = -1;
         std::deque<Rest> rests;
-        std::string trouble;  // why nothing more can be written
+        std::string trouble;  // why nothing more can be written, in words for people
     };
 
     // Begins to send; the bytes must stay until flush() has seen them written, all sends to that
@@ -67,12 +67,14 @@ private:
     bool wait(int peer, bool to_read);
     std::string in_time() const;
     void check(int peer) const;  // with the mutex held
+    void check_link(int peer) const;  // throws where it is cut
+    std::string failure(int peer, int error) const;  // what a call on its socket failed with
 
     void write_rests();
     // These with the mutex held. write_some: as much as the socket takes.
     void write_some(Peer& peer);
     void queue(Peer& peer, Rest rest);
-    void give_up(Peer& peer, const char* why);
+    void give_up(Peer& peer, std::string trouble);
     Peer& at(int peer) { return peers_[static_cast<std::size_t>(peer)]; }
     const Peer& at(int peer) const { return peers_[static_cast<std::size_t>(peer)]; }
 

@@ -162,4 +162,19 @@ class Failed:
     traceback: str
 
 
-FromWorker = Ready | StepReport | TransferReport | Inspected | Failed
+PING = bytes(1)
+"""To a worker's control socket, on which a byte above 0 says how many files come with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The answer to a ping, by a thread that does nothing else: `doing` says what the rank's main
+    thread has been at for `seconds`, `num_copies` how many stores and loads are under way."""
+
+    rank: int
+    doing: str
+    seconds: float
+    num_copies: int
+
+
+FromWorker = Ready | StepReport | TransferReport | Inspected | Alive | Failed

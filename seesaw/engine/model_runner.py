@@ -144,6 +144,12 @@ class ModelRunner:
                 held[storage.data_ptr()] = storage.nbytes()
         return self._phase, param_hashes(self._phases[self._phase].params), sum(held.values())
 
+    @property
+    def num_copies(self) -> int:
+        """Stores and loads under way. For any thread."""
+        transfers = self._transfers
+        return 0 if transfers is None else transfers.num_under_way
+
     def close(self) -> None:
         """End copies, leave the group, drop weights and pools. Safe to call twice."""
         for release in self._release:

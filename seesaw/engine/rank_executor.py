@@ -5,10 +5,12 @@ merges what they report, and names rank and phase where one fails.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from seesaw import envs
 from seesaw.engine.merger import Merger
 from seesaw.engine.messages import (
     Failed,
@@ -22,7 +24,8 @@ from seesaw.engine.messages import (
     StepReport,
     TransferReport,
 )
-from seesaw.engine.ranks import RankDied, Ranks
+from seesaw.engine.ranks import RankLost, Ranks
+from seesaw.engine.watchdog import LOOK_S, Watchdog
 from seesaw.engine.wire import encode
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
@@ -48,6 +51,7 @@ class RankExecutor:
         *,
         keep_ranks: bool = False,
         released: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ranks = ranks
         self._keep_ranks = keep_ranks
@@ -57,13 +61,15 @@ class RankExecutor:
         self._doing: list[deque[tuple[int, str]]] = [deque() for _ in setups]
         self._copying: list[set[int]] = [set() for _ in setups]
         self._starting = set(range(len(setups)))
+        self._step_timeout_s = envs.step_timeout_s()
+        self._watchdog = Watchdog(len(setups), clock)
         self._dead: EngineDeadError | None = None
         self._shut_down = False
         try:
             for rank, setup in enumerate(setups):
                 ranks.set_up(rank, Setup(setup), files[rank])
-        except RankDied as died:
-            self._fail(died.rank, str(died), died)
+        except RankLost as lost:
+            self._fail(lost.rank, str(lost), lost)
 
     def wait_ready(self) -> None:
         """Until all ranks hold their weights. Raises EngineDeadError."""
@@ -84,6 +90,7 @@ class RankExecutor:
         for rank in ranks:
             self._doing[rank].append((step.step_id, what))
             self._copying[rank].update(moves)
+            self._watchdog.owe(rank)
         self._ranks.send_encoded(ranks, encode(Step(step)))
 
     def collect(self) -> tuple[int, ModelOutput | TransferDone]:
@@ -100,6 +107,8 @@ class RankExecutor:
             else:
                 self._copying[message.rank].discard(message.transfer_id)
                 done = self._mergers[replica].add_transfer(message)
+            busy = bool(self._doing[message.rank] or self._copying[message.rank])
+            self._watchdog.heard(message.rank, still_owes=busy)
             if done is not None:
                 return replica, done
 
@@ -146,9 +155,10 @@ class RankExecutor:
         message: FromWorker | None = None
         try:
             while message is None:
-                message = self._ranks.receive()
-        except RankDied as died:
-            self._fail(died.rank, str(died), died)
+                self._look()
+                message = self._ranks.receive(LOOK_S)
+        except RankLost as lost:
+            self._fail(lost.rank, str(lost), lost)
         if isinstance(message, Failed):
             killed = self._ranks.first_killed(ROOT_CAUSE_S)
             if killed is not None:
@@ -159,6 +169,19 @@ class RankExecutor:
                 f"{message.traceback}",
             )
         return message
+
+    def _look(self) -> None:
+        """Whether ranks still get on with what they were given."""
+        silent_s = self._watchdog.look()
+        most_s = max(silent_s)
+        if not self._step_timeout_s or most_s <= self._step_timeout_s:
+            return
+        rank = silent_s.index(most_s)
+        self._fail(
+            rank,
+            f"rank {rank} answers but has finished nothing for {most_s:.0f} s "
+            f"(SEESAW_STEP_TIMEOUT; it {self._ranks.last_words(rank)})",
+        )
 
     def _fail(self, rank: int, what: str, cause: BaseException | None = None) -> NoReturn:
         """End everything: the other ranks wait for one that is gone."""

@@ -1,4 +1,5 @@
-"""Worker processes of one machine: starts them, talks to them, sees at once when one ends.
+"""Worker processes of one machine: starts them, talks to them, sees at once when one ends and soon
+when one no longer answers.
 
 Knows messages and processes, nothing of steps. Each worker gets one end of a socket pair, over
 which files (weights, tier) are handed to it and by whose end it learns that the driver is gone;
@@ -20,10 +21,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import psutil
 import zmq
 
-from seesaw.engine.messages import FromWorker, Setup, Stop, ToWorker
+from seesaw import envs
+from seesaw.engine.messages import PING, Alive, FromWorker, Setup, Stop, ToWorker
 from seesaw.engine.rank_command import rank_command, rank_environment
+from seesaw.engine.watchdog import LOOK_S, Watchdog
 from seesaw.engine.wire import decode, encode
 from seesaw.errors import ConfigError, EngineDeadError
 
@@ -36,11 +40,23 @@ LAST_WORDS_MS = 50
 MOST_PATH = 90  # bytes; the system allows 107 in the path of a socket
 
 
-class RankDied(EngineDeadError):
-    """A worker process ended. `rank` counts over all replicas."""
+START_S = 120.0
+"""How long a worker may take to its first word: Python and torch are read from a cold disk, by as
+many processes as there are ranks."""
+
+
+class RankLost(EngineDeadError):
+    """A worker process is of no use any more. `rank` counts over all replicas."""
+
+    def __init__(self, rank: int, what: str) -> None:
+        self.rank = rank
+        super().__init__(f"rank {rank} {what}")
+
+
+class RankDied(RankLost):
+    """It ended."""
 
     def __init__(self, rank: int, returncode: int) -> None:
-        self.rank = rank
         if returncode < 0:
             name = signal.Signals(-returncode).name
             how = f"was killed by {name}"
@@ -48,11 +64,30 @@ class RankDied(EngineDeadError):
                 how += " (the system does that when memory runs out)"
         else:
             how = f"ended with exit code {returncode}"
-        super().__init__(f"rank {rank} {how}")
+        super().__init__(rank, how)
+
+
+class RankSilent(RankLost):
+    """It lives and does not answer."""
+
+    def __init__(self, rank: int, pid: int, seconds: float) -> None:
+        try:
+            state = f"process {pid} is {psutil.Process(pid).status()}"
+        except psutil.Error:
+            state = f"process {pid} cannot be looked at"
+        super().__init__(
+            rank,
+            f"does not answer since {seconds:.0f} s ({state}): it was stopped, or its host is "
+            "stuck. Where the machine is only slow, raise SEESAW_RANK_TIMEOUT",
+        )
 
 
 class Ranks:
-    """`num_ranks` worker processes, numbered over all replicas."""
+    """`num_ranks` worker processes, numbered over all replicas.
+
+    For who plays them in tests: the executor calls `set_up`, `send`, `send_encoded`, `receive`
+    (which may raise RankLost), `last_words`, `first_killed` and `close`.
+    """
 
     def __init__(self, num_ranks: int, *, environment: dict[str, str] | None = None) -> None:
         self.num_ranks = num_ranks
@@ -72,6 +107,12 @@ class Ranks:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._num_setups = [0] * num_ranks
+        self._timeout_s = envs.rank_timeout_s()
+        self._watchdog = Watchdog(num_ranks, time.monotonic)
+        self._next_look_s = 0.0
+        self._heard = [False] * num_ranks  # since the last look
+        self._started = [False] * num_ranks
+        self._last_words: list[Alive | None] = [None] * num_ranks
         self._closed = False
         atexit.register(self.close)
         try:
@@ -133,16 +174,57 @@ class Ranks:
 
     def receive(self, timeout_s: float | None = None) -> FromWorker | None:
         """The next message; None where the time is over. Raises RankDied as soon as a worker ends,
-        though messages that it sent before are returned first."""
-        timeout_ms = None if timeout_s is None else max(0, round(timeout_s * 1000))
-        ready = dict(self._poller.poll(timeout_ms))
-        # What a worker sent last may be seen after its end.
-        if self._inbox in ready or (ready and self._inbox.poll(LAST_WORDS_MS)):
-            message: FromWorker = decode(self._inbox.recv())
-            return message
-        if ready:
-            self._raise_if_died()
-        return None
+        though messages that it sent before are returned first, and RankSilent where one has
+        answered nothing for SEESAW_RANK_TIMEOUT."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._look()
+            wait_s = LOOK_S
+            if deadline_s is not None:
+                wait_s = min(wait_s, max(0.0, deadline_s - time.monotonic()))
+            ready = dict(self._poller.poll(round(wait_s * 1000)))
+            # What a worker sent last may be seen after its end.
+            if self._inbox in ready or (ready and self._inbox.poll(LAST_WORDS_MS)):
+                message: FromWorker = decode(self._inbox.recv())
+                if not self._note(message):
+                    return message
+            elif ready:
+                self._raise_if_died()
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                return None
+
+    def _note(self, message: FromWorker) -> bool:
+        """Whether it was an answer to a ping, and nothing else. Any message is one too."""
+        rank = message.rank
+        self._heard[rank] = self._started[rank] = True
+        self._watchdog.heard(rank)
+        if isinstance(message, Alive):
+            self._last_words[rank] = message
+            return True
+        return False
+
+    def _look(self) -> None:
+        """Now and then: ask ranks that have been silent since the last time. Raises RankSilent."""
+        now_s = time.monotonic()
+        if now_s < self._next_look_s or not self._timeout_s:
+            return
+        self._next_look_s = now_s + LOOK_S
+        for rank, silent_s in enumerate(self._watchdog.look()):
+            most_s = self._timeout_s if self._started[rank] else max(START_S, self._timeout_s)
+            if silent_s > most_s:
+                raise RankSilent(rank, self.pids[rank], silent_s)
+            if not self._heard[rank] and not self._watchdog.owes(rank):
+                self._watchdog.owe(rank)
+                with contextlib.suppress(OSError):  # it has ended, which is seen otherwise
+                    self._controls[rank].send(PING)
+            self._heard[rank] = False
+
+    def last_words(self, rank: int) -> str:
+        """What the rank said when it was last asked, for people."""
+        said = self._last_words[rank]
+        if said is None:
+            return "was not asked" if self._started[rank] else "has not said anything"
+        return f"said {said.doing} for {said.seconds:.1f} s, {said.num_copies} copies under way"
 
     def _raise_if_died(self) -> None:
         """The one that was killed, rather than one that ended because it had lost its peer."""

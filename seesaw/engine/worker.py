@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import NoReturn
 
@@ -21,7 +22,10 @@ import psutil
 import zmq
 
 from seesaw.engine.build import build_runner
+from seesaw.engine.last_words import describe
 from seesaw.engine.messages import (
+    PING,
+    Alive,
     Failed,
     FromWorker,
     Inspect,
@@ -48,10 +52,19 @@ class WorkerProcess:
     def __init__(self, rank: int, folder: str, control: socket.socket) -> None:
         self._rank = rank
         self._files: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-        # First of all: where the driver is gone already, so may the folder be.
-        threading.Thread(
-            target=self._watch, args=(control, folder), name="seesaw-control", daemon=True
-        ).start()
+        self._runner: ModelRunner | None = None
+        self._ahead: StepsAhead | None = None
+        self._doing = ("starting", time.monotonic())  # what, since when
+        # Finished copies are reported by the threads that made them, pings answered by another.
+        self._sending = threading.Lock()
+        with self._sending:
+            # First of all: where the driver is gone already, so may the folder be.
+            threading.Thread(
+                target=self._watch, args=(control, folder), name="seesaw-control", daemon=True
+            ).start()
+            self._make_sockets(rank, folder)
+
+    def _make_sockets(self, rank: int, folder: str) -> None:
         context = zmq.Context()
         self._inbox = context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
@@ -61,11 +74,6 @@ class WorkerProcess:
         self._outbox = self._outgoing.socket(zmq.PUSH)
         self._outbox.setsockopt(zmq.SNDHWM, 0)
         self._outbox.connect(f"ipc://{folder}/driver")
-        # Finished copies are reported by the threads that made them.
-        self._sending = threading.Lock()
-        self._where = "starting"
-        self._runner: ModelRunner | None = None
-        self._ahead: StepsAhead | None = None
 
     def run(self) -> int:
         """Until told to stop; the exit code."""
@@ -73,9 +81,8 @@ class WorkerProcess:
             while self._take(self._next()):
                 pass
         except BaseException as error:
-            if self._ahead is not None:
-                self._where = self._ahead.doing
-            self._fail(error)
+            where = self._doing[0] if self._ahead is None else self._ahead.doing
+            self._fail(error, where)
             return 1
         return 0
 
@@ -83,6 +90,7 @@ class WorkerProcess:
         """The next message; until there is one, steps are reported as they are done."""
         if self._ahead is not None:
             self._ahead.work_until(lambda: self._inbox.poll(0) != 0)
+            self._now("waiting for a step")
         message: ToWorker = decode(self._inbox.recv())
         return message
 
@@ -90,12 +98,13 @@ class WorkerProcess:
         """Act on one message; False at the end."""
         if isinstance(message, Step):
             assert self._ahead is not None, "a step before the setup"
+            self._now(f"{message.output.phase} step {message.output.step_id}")
             self._ahead.begin(message.output)
             return True
         if self._ahead is not None:
             self._ahead.settle()
         if isinstance(message, Setup):
-            self._where = "loading weights"
+            self._now("loading weights")
             self._close()
             self._runner = self._build(message.setup)
             self._ahead = StepsAhead(self._runner, self._report_step)
@@ -106,6 +115,9 @@ class WorkerProcess:
             self._close()
             return False
         return True
+
+    def _now(self, doing: str) -> None:
+        self._doing = (doing, time.monotonic())
 
     def _close(self) -> None:
         if self._runner is not None:
@@ -125,8 +137,7 @@ class WorkerProcess:
     def _report(self, done: TransferReport | BaseException) -> None:
         """For the copy threads."""
         if isinstance(done, BaseException):
-            self._where = "a KV store or load"
-            self._fail(done)
+            self._fail(done, "a KV store or load")
             os._exit(1)  # the main thread may be waiting for a peer
         self._send(dataclasses.replace(done, rank=self._rank))
 
@@ -141,12 +152,24 @@ class WorkerProcess:
             rss_bytes=psutil.Process().memory_info().rss,
         )
 
-    def _fail(self, error: BaseException) -> None:
-        """The last message of this process, which may end as soon as this returns."""
-        text = "".join(traceback.format_exception(error))
-        failed = Failed(
-            self._rank, self._where, _sendable(f"{type(error).__name__}: {error}"), _sendable(text)
+    def _answer(self) -> None:
+        """That this process lives, whatever its main thread does. For the control thread."""
+        doing, since_s = self._doing
+        runner = self._runner
+        alive = Alive(
+            self._rank,
+            doing,
+            time.monotonic() - since_s,
+            0 if runner is None else runner.num_copies,
         )
+        with self._sending:
+            if not self._outbox.closed:  # it has failed
+                self._outbox.send(encode(alive))
+
+    def _fail(self, error: BaseException, where: str) -> None:
+        """The last message of this process, which may end as soon as this returns."""
+        trace = "".join(traceback.format_exception(error))
+        failed = Failed(self._rank, where, _sendable(describe(error)), _sendable(trace))
         with self._sending:
             if self._outbox.closed:
                 return  # another thread failed before
@@ -159,14 +182,17 @@ class WorkerProcess:
             self._outbox.send(encode(message))
 
     def _watch(self, control: socket.socket, folder: str) -> None:
-        """Take in files; end with the driver, wherever the main thread stands."""
+        """Take in files and answer pings; end with the driver, wherever the main thread stands."""
         while True:
             data, files, _, _ = socket.recv_fds(control, 1, MOST_FILES)
             if not data:
                 # The driver was killed: nobody else is left to tidy up.
                 shutil.rmtree(folder, ignore_errors=True)
                 os._exit(1)
-            self._files.put(list(files))
+            if data == PING:
+                self._answer()
+            else:
+                self._files.put(list(files))
 
 
 def _sendable(text: str) -> str:

@@ -98,6 +98,11 @@ class KVTransfers:
         """Which engine copies, for people."""
         return self._copies.name
 
+    @property
+    def num_under_way(self) -> int:
+        """Stores and loads that have begun and are not reported. For any thread."""
+        return len(self._under_way)
+
     def store(
         self, transfer_id: int, kv: KVCache, layers: Range, heads: Range, held_heads: Range,
         blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
