@@ -11,11 +11,11 @@ rank with most to do is waited for (`experts.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
-from seesaw.layout.ranges import RankRanges, rank_ranges
+from seesaw.layout.ranges import Range, RankRanges, rank_ranges
 from seesaw.layout.reshard import Source
 from seesaw.plan.experts import ExpertLoad, expert_load
 from seesaw.plan.machine import Device, Links, Machine
@@ -158,6 +158,16 @@ class CostModel:
             for ranks, own in zip(self._kinds, beside, strict=True)
         ]
         return [seconds[kind] for kind in self._kind_of]
+
+    def stage_s(self, stage: int, layers: Range, work: Work) -> float:
+        """Of the slowest rank of `stage`, if the stage had these layers of the model."""
+        tp = self.layout.tp
+        seconds = 0.0
+        for rank in range(stage * tp, (stage + 1) * tp):
+            held = replace(rank_ranges(self.layout, self.spec, rank), layers=layers)
+            own = _rank(self.spec, self._machine.devices[rank], held)
+            seconds = max(seconds, self._rank_time(own, work).total_s)
+        return seconds
 
     def send_s(self, num_tokens: int) -> float:
         """Hidden states from one stage to the next."""

@@ -16,6 +16,7 @@ from seesaw.plan.demand import Demand
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan
 from seesaw.plan.schedules import Phases, Replica
+from seesaw.plan.stages import balanced
 from seesaw.plan.step_times import Steps
 from seesaw.plan.transition import Moved
 from seesaw.plan.work import WorkCounter
@@ -87,7 +88,7 @@ class Estimator:
         """Both layouts with all their replicas. `moved`: what a change to decode and back moves,
         None where the layouts are one."""
         dp = decode.dp
-        demand = replace(self.demand, num_requests=math.ceil(self.demand.num_requests / dp))
+        demand = self._per_replica(dp)
         # Requests go to replicas in turn, so the slowest of them ends last.
         found = max(
             (
@@ -120,6 +121,17 @@ class Estimator:
             prefill_bottleneck=prompts.bottleneck,
             decode_bottleneck=answers.bottleneck,
         )
+
+    def balanced(
+        self, layout: ParallelLayout, chunk: int, tokens: float, rows: float
+    ) -> ParallelLayout:
+        """`layout` with the layers of its stages chosen for steps of `tokens` of prompts beside
+        `rows` that decode; where replicas differ, for the devices of the first."""
+        steps = self._get_steps(layout.replica, 0, chunk, self._per_replica(layout.dp))
+        return replace(balanced(steps.costs, steps.work(tokens, rows)), dp=layout.dp)
+
+    def _per_replica(self, dp: int) -> Demand:
+        return replace(self.demand, num_requests=math.ceil(self.demand.num_requests / dp))
 
     def _starts(self, layout: ParallelLayout) -> list[int]:
         """First ranks of the replicas that differ in their devices."""

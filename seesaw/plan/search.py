@@ -6,6 +6,7 @@ business, what it needs `memory`'s.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -37,6 +38,10 @@ CHUNKS = (512, 1024, 2048, 4096, 8192)
 
 UNCERTAINTY = 0.03
 """A split must gain more than this over the best static layout to be recommended."""
+
+MOST_BALANCED = 3
+"""Candidates with stages, of the static ones and of the splits, that are tried with other numbers
+of layers in these too."""
 
 EQUAL = 1.01
 """Times that differ by less are not told apart."""
@@ -115,7 +120,7 @@ def search(
         _try_all(asked.on(machine), machine, found, refused)
     if not found:
         raise _nothing_fits(refused)
-    candidates = [one.estimate for one in _with_exact_transitions(found)]
+    candidates = [one.estimate for one in _with_exact_transitions(_with_balanced_stages(found))]
     return _plan(candidates, refused)
 
 
@@ -160,6 +165,22 @@ class _Found:
     asked: _Asked
     estimate: Estimate
 
+    def with_balanced_stages(self) -> list[tuple[ParallelLayout, ParallelLayout]]:
+        """The same layouts with stages balanced for prompts, for answers, or both."""
+        one, balanced = self.estimate, self.estimator.balanced
+        chunk = one.max_num_batched_tokens
+        tokens = min(float(chunk), self.asked.demand.num_requests * self.asked.demand.prompt)
+        rows = one.decode_batch / one.decode.pp
+        if one.is_split:
+            prompts = balanced(one.prefill, chunk, tokens, 0.0)
+            answers = balanced(one.decode, chunk, 0.0, rows)
+            pairs = [(prompts, one.decode), (one.prefill, answers), (prompts, answers)]
+        else:
+            mixed = balanced(one.decode, chunk, max(1.0, tokens - rows), rows)
+            answers = balanced(one.decode, chunk, 0.0, rows)
+            pairs = [(mixed, mixed), (answers, answers)]
+        return [pair for pair in dict.fromkeys(pairs) if pair != (one.prefill, one.decode)]
+
     def replan(self) -> None:
         """Take the change of layout as the engine would plan it."""
         asked, one = self.asked, self.estimate
@@ -193,6 +214,28 @@ def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list
         if is_split:
             best = replace(best, reshard_from=asked.config.reshard_from)
         found.append(_Found(estimator, asked, best))
+
+
+def _with_balanced_stages(found: list[_Found]) -> list[_Found]:
+    """Beside the fastest that have stages the same ones with layers so shared out that the slowest
+    stage takes less, where the job is done faster so."""
+    found.sort(key=lambda one: one.estimate.elapsed_s)
+    better: list[_Found] = []
+    for is_split in (False, True):
+        own = [
+            one
+            for one in found
+            if one.estimate.is_split == is_split
+            and max(one.estimate.prefill.pp, one.estimate.decode.pp) > 1
+        ]
+        for one in own[:MOST_BALANCED]:
+            for prefill, decode in one.with_balanced_stages():
+                with contextlib.suppress(DoesNotFit):  # the equal stages do
+                    best = _best_chunk(one.asked, one.estimator, prefill, decode)
+                    if best.elapsed_s * EQUAL <= one.estimate.elapsed_s:
+                        best = replace(best, reshard_from=one.estimate.reshard_from)
+                        better.append(_Found(one.estimator, one.asked, best))
+    return found + better
 
 
 def _best_chunk(

@@ -125,7 +125,11 @@ def test_every_layout_and_every_pair_is_a_candidate_or_refused(count: int) -> No
     plan = plan_of(spec, f"{count}xl40s")
     layouts = layouts_for(count, spec)
     pairs = [(one, other) for one in layouts for other in layouts if one.dp == other.dp]
-    tried = [(one.prefill, one.decode) for one in (*plan.candidates, *plan.refused)]
+    tried = [
+        (one.prefill, one.decode)
+        for one in (*plan.candidates, *plan.refused)
+        if not one.prefill.stages + one.decode.stages
+    ]
     assert sorted(tried, key=str) == sorted(pairs, key=str)
     assert all(one.decode.num_ranks == count for one in plan.candidates)
     speeds = [one.requests_per_s for one in plan.candidates]
@@ -156,7 +160,8 @@ def test_one_device_has_one_layout() -> None:
 
 def test_heads_that_do_not_divide_and_fewer_layers_than_devices() -> None:
     plan = plan_of("tiny", "2xl4", "100:20")
-    assert {"tp2", "pp2", "dp2", "pp2 -> tp2", "tp2 -> pp2"} == set(names(plan))
+    equal = [name for name in names(plan) if "+" not in name]
+    assert sorted(equal) == sorted(["tp2", "pp2", "dp2", "pp2 -> tp2", "tp2 -> pp2"])
     shallow = spec_of("tiny", num_hidden_layers=2)
     plan = plan_of(shallow, "4xl4", "100:20")
     assert all(one.prefill.pp <= 2 and one.decode.pp <= 2 for one in plan.candidates)
