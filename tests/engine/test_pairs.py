@@ -71,13 +71,19 @@ def as_greedy(completion: Any) -> Greedy:
     return Greedy(completion.token_ids, gaps)
 
 
-def check_logits(got: list[Any], expected: list[Any]) -> None:
-    """Log-probabilities within 1e-4 as long as the tokens before are the same."""
+SMOLLM2_WITHIN = 2e-4
+"""Log-probabilities of its 30 layers in float32 are up to 7e-5 from those in float64, on one rank, on
+four, and in transformers alike (36 prompts of 1 to 120 random tokens): two of them may differ by
+twice as much, and a little."""
+
+
+def check_logits(got: list[Any], expected: list[Any], within: float = 1e-4) -> None:
+    """Log-probabilities as long as the tokens before are the same."""
     for ours, theirs in zip(got, expected, strict=True):
         for mine, reference in zip(ours.logprobs, theirs.logprobs, strict=True):
             common = mine.keys() & reference.keys()
             for token in common:
-                assert abs(mine[token].logprob - reference[token].logprob) < 1e-4
+                assert abs(mine[token].logprob - reference[token].logprob) < within
             if max(mine, key=lambda t: mine[t].logprob) != max(
                 reference, key=lambda t: reference[t].logprob
             ):
@@ -240,4 +246,4 @@ def test_smollm2_answers_as_on_one_rank(prefill, decode, smollm2_gguf, pool):
         check_walk(engine, checkpoint_of(smollm2_gguf), one, other, 2)
     ties = count_near_ties([o.token_ids for o in got], [as_greedy(o) for o in expected])
     assert ties <= 1
-    check_logits(got, expected)
+    check_logits(got, expected, SMOLLM2_WITHIN)
