@@ -72,8 +72,8 @@ def as_greedy(completion: Any) -> Greedy:
 
 
 SMOLLM2_WITHIN = 2e-4
-"""Log-probabilities of its 30 layers in float32 are up to 7e-5 off those in float64, on one rank, on
-four, and in transformers alike (36 prompts of 1 to 120 random tokens): two of them may differ by
+"""Log-probabilities of its 30 layers in float32 are up to 7e-5 from those in float64, on one rank,
+on four, and in transformers alike (36 prompts of 1 to 120 random tokens): two of them may differ by
 twice as much, and a little."""
 
 
