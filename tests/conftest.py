@@ -42,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where ops and engine run: cpu or cuda")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def dumps_of_failed_engines(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Beside the tests' other files; in processes that tests start, too."""
+    os.environ["SEESAW_DUMP_FOLDER"] = str(tmp_path_factory.mktemp("dumps"))
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """The device under test; `make gpu-check` sets cuda."""

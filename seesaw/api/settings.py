@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from seesaw.api.dump_signal import dump_on_signal
 from seesaw.api.flags import Command, make_flags
 from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields, layouts_of
 from seesaw.errors import ConfigError, RequestError
@@ -39,6 +40,10 @@ class EngineCommand(Command):
                 )
                 raise click.NoSuchOption(error.option_name, told, ctx=ctx) from error
             raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with dump_on_signal():
+            return super().invoke(ctx)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)

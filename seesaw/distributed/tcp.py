@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WORD_BYTES = 16
 _RANK = struct.Struct("<I")
 _ALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 4))
-"""Seconds, seconds, times: how a link that is cut, or a host that is gone without a word, is noticed
+"""Seconds, seconds, times: a link that is cut, or a host that is gone without a word, is noticed
 in 6 seconds where nothing is on its way. Where something is, TcpLinks looks at what the peer's
 kernel has acknowledged. A peer that is only busy does not show in either."""
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from seesaw.config import EngineConfig
+from seesaw.engine import dump
 from seesaw.engine.loader import load_replicas
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.profile import StepProfile, describe
@@ -107,6 +108,7 @@ class Engine:
         self._ready: list[RequestOutput] = []  # answers of zero tokens
         self._dead: EngineDeadError | None = None
         self._closed = False
+        dump.register(self)
 
     # -- the model --------------------------------------------------------------------------------
 
@@ -274,7 +276,7 @@ class Engine:
         try:
             yield
         except Exception as error:
-            self._dead = EngineDeadError(f"a step failed: {type(error).__name__}: {error}")
+            self._dead = self._died(f"a step failed: {type(error).__name__}: {error}")
             raise self._dead from error
         except BaseException as error:
             self._dead = EngineDeadError(f"a step was cut off by {type(error).__name__}")
@@ -285,11 +287,12 @@ class Engine:
         try:
             return self._replicas.collect()
         except BaseException as error:
-            if isinstance(error, EngineDeadError):
-                self._dead = error
             with self._lock:
                 self._ready = outputs + self._ready
-            raise
+            if not isinstance(error, EngineDeadError):
+                raise
+            self._dead = self._died(str(error))
+            raise self._dead from error.__cause__
 
     def _take_in(self) -> list[RequestOutput]:
         """Requests and aborts of other threads; outputs of those that ended by it."""
@@ -311,6 +314,16 @@ class Engine:
         running = [one for request_id in aborts for one in self._processor.running(request_id)]
         ended = [done for one in running if (done := finish(one, "abort")) is not None]
         return outputs + self._processor.process(ended, finish)
+
+    def _died(self, what: str) -> EngineDeadError:
+        path = dump.write(what, self._replicas.describe())
+        told = "" if path is None else f" What the engine was doing is in {path}"
+        return EngineDeadError(f"{what.rstrip('.')}.{told}")
+
+    def dump(self) -> str | None:
+        """Write what the engine is doing now (requests by state, blocks held, what each rank is at)
+        to a file of its own, whose path is returned; None where that is refused. For any thread."""
+        return dump.write("asked for", self._replicas.describe())
 
     # -- life -------------------------------------------------------------------------------------
 

@@ -42,6 +42,10 @@ class Executor(Protocol):
         """What changes of layout have moved so far over all ranks, in bytes by source."""
         ...
 
+    def describe(self) -> list[str]:
+        """What each rank is at, in lines for people; also after a failure."""
+        ...
+
     def shutdown(self) -> None:
         """Stop and free; safe to call twice and after a failure."""
         ...
@@ -111,6 +115,9 @@ class InProcessExecutor:
     @property
     def weight_bytes(self) -> Mapping[str, int]:
         return self._merger.weight_bytes
+
+    def describe(self) -> list[str]:
+        return [f"rank 0, a thread of this process: {self._steps.qsize()} steps wait for it"]
 
     def shutdown(self) -> None:
         """Steps that were begun are waited for; those behind them are not begun."""

@@ -130,6 +130,14 @@ class RankExecutor:
             total.update(merger.weight_bytes)
         return total
 
+    def describe(self) -> list[str]:
+        return [
+            f"rank {rank}: in {self._activity(rank)}, {len(doing)} steps and "
+            f"{len(self._copying[rank])} stores or loads in flight; it "
+            f"{self._ranks.last_words(rank)}"
+            for rank, doing in enumerate(self._doing)
+        ]
+
     def shutdown(self) -> None:
         if self._shut_down:
             return

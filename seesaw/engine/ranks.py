@@ -112,7 +112,7 @@ class Ranks:
         self._next_look_s = 0.0
         self._heard = [False] * num_ranks  # since the last look
         self._started = [False] * num_ranks
-        self._last_words: list[Alive | None] = [None] * num_ranks
+        self._last_words: list[tuple[float, Alive] | None] = [None] * num_ranks  # when, what
         self._closed = False
         atexit.register(self.close)
         try:
@@ -199,7 +199,7 @@ class Ranks:
         self._heard[rank] = self._started[rank] = True
         self._watchdog.heard(rank)
         if isinstance(message, Alive):
-            self._last_words[rank] = message
+            self._last_words[rank] = (time.monotonic(), message)
             return True
         return False
 
@@ -221,10 +221,14 @@ class Ranks:
 
     def last_words(self, rank: int) -> str:
         """What the rank said when it was last asked, for people."""
-        said = self._last_words[rank]
-        if said is None:
-            return "was not asked" if self._started[rank] else "has not said anything"
-        return f"said {said.doing} for {said.seconds:.1f} s, {said.num_copies} copies under way"
+        heard = self._last_words[rank]
+        if heard is None:
+            return "was never asked" if self._started[rank] else "has not said anything yet"
+        heard_s, said = heard
+        return (
+            f"said {time.monotonic() - heard_s:.1f} s ago: {said.doing}, since {said.seconds:.1f} s,"
+            f" {said.num_copies} copies under way"
+        )
 
     def _raise_if_died(self) -> None:
         """The one that was killed, rather than one that ended because it had lost its peer."""

@@ -166,5 +166,13 @@ class Replicas:
         """Time before now belongs to no phase: there was nothing to do."""
         self._changed_s = time.perf_counter()
 
+    def describe(self) -> list[str]:
+        """Ranks, and what each scheduler holds, in lines for people."""
+        lines = self._executor.describe()
+        for replica, scheduler in enumerate(self._schedulers):
+            lines += ["", f"replica {replica}, in phase {scheduler.phase}:"]
+            lines += scheduler.describe()
+        return lines
+
     def shutdown(self) -> None:
         self._executor.shutdown()

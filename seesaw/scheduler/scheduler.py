@@ -14,6 +14,7 @@ from seesaw.errors import RequestError
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
+from seesaw.scheduler.describe import describe
 from seesaw.scheduler.output import (
     ModelOutput,
     Phase,
@@ -174,6 +175,11 @@ class Scheduler:
     def num_tier_blocks_used(self) -> int:
         tier = self._residency.tier
         return 0 if tier is None else tier.num_used
+
+    def describe(self) -> list[str]:
+        """What it holds, in lines for people."""
+        in_flight = [step.output for step in list(self._in_flight.values())]
+        return describe(self._residency, in_flight)
 
     # -- steps -----------------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""The text that says what an engine was doing: written when it fails, and when somebody asks.
+
+Owns the file, not what is in it. Short and of bounded size, since it may be written often.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Protocol
+
+from seesaw import __version__, envs
+from seesaw.log import get_logger
+
+logger = get_logger(__name__)
+
+MOST_BYTES = 64 << 10
+
+
+class Dumps(Protocol):
+    def dump(self) -> str | None: ...
+
+
+_alive: weakref.WeakSet[Dumps] = weakref.WeakSet()
+
+
+def register(engine: Dumps) -> None:
+    """Have `dump_all` reach it as long as it lives."""
+    _alive.add(engine)
+
+
+def dump_all() -> None:
+    """For a signal: every engine of this process says where it stands, the log where that is."""
+    engines = list(_alive)
+    for engine in engines:
+        if (path := engine.dump()) is not None:
+            logger.info("what the engine is doing is in %s", path)
+    if not engines:
+        logger.info("no engine runs in this process yet")
+
+
+def write(why: str, lines: Iterable[str]) -> str | None:
+    """The path of a new file with `why` and `lines`; None, and a warning, where none can be
+    written."""
+    head = f"seesaw {__version__}, process {os.getpid()}, {datetime.now().isoformat()}"
+    text = "\n".join((head, why, "", *lines, ""))
+    data = text.encode(errors="backslashreplace")
+    if len(data) > MOST_BYTES:
+        data = data[:MOST_BYTES] + b"\n(cut off here)\n"
+    try:
+        fd, path = tempfile.mkstemp(".txt", "seesaw-dump-", envs.dump_folder())
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        logger.warning("what the engine was doing could not be written (%s):\n%s", error, why)
+        return None
+    return path
