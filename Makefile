@@ -10,7 +10,7 @@ LAYOUTS ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize kernels-compile gpu-check lint format check clean
+.PHONY: help setup demo test fuzz sanitize kernels-compile gpu-check lint format check clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch fla
 
 test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)
+
+fuzz: setup ## the driver against 100,000 seeds of late and dying ranks (ARGS="--seeds 1000")
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 sanitize: setup ## the native code under sanitizers of memory, undefined behaviour and threads
 	$(BIN)/python scripts/sanitize.py

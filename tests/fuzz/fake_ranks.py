@@ -1,0 +1,401 @@
+"""`Ranks` without processes and sockets: every rank on a fake clock, seeded.
+
+Messages pass through the real wire format. A rank takes them in order, a while after they were
+sent, and reports a while after that; what a replica's ranks compute together is played by the
+scheduler tests' worker model, which fails at the first use of wrong, stale or freed KV. A copy is
+open there from the step that begins it until the driver has taken the last rank's report, so that
+blocks which are used before that are found, whatever the ranks' pace.
+
+Ranks die as the scenario has it; those of their replica then wait for ever, or fail for want of a
+peer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from seesaw.engine.messages import (
+    Failed,
+    FromWorker,
+    Inspect,
+    Inspected,
+    Ready,
+    Setup,
+    Step,
+    StepReport,
+    Stop,
+    ToWorker,
+    TransferReport,
+)
+from seesaw.engine.ranks import RankDied
+from seesaw.engine.wire import decode, encode
+from seesaw.scheduler.output import Load, SchedulerOutput, Store, TokenLogprobs
+from tests.fuzz.clock import Clock
+from tests.fuzz.costs import KVBytes, weight_bytes
+from tests.fuzz.fake_rank import PEER_GONE, FakeRank, logprobs_of, told_report, told_step
+from tests.fuzz.scenario import Fault, Scenario
+from tests.scheduler.worker_model import WorkerModel
+
+PLAYED = {
+    "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
+    "known_tokens", "poison_blocks", "block_copies", "loads", "lanes", "stores",
+}  # fmt: skip
+"""Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
+checks."""
+
+MOST_STEPS = 20_000
+"""Of one replica: scenarios need some hundreds."""
+
+
+class Stuck(AssertionError):
+    """The driver waits for a message that nobody will ever send."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A step as the driver sent it, and what it draws."""
+
+    output: SchedulerOutput
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None] | None
+
+
+class FakeRanks:
+    """The surface of `seesaw.engine.ranks.Ranks`, over all replicas of the scenario."""
+
+    folder = "nowhere"
+
+    def __init__(self, scenario: Scenario, clock: Clock, fault: Fault | None, salt: int) -> None:
+        self.num_ranks = scenario.decode.num_ranks
+        self.size = scenario.decode.replica.num_ranks
+        self.scenario = scenario
+        self.clock = clock
+        self.fault = fault
+        self.num_setups = 0
+        self.was_killed: bool | None = None
+        """How it was closed; None while it is open."""
+        self.models: list[WorkerModel] = []
+        self.num_steps: list[int] = []
+        self.prompts: list[list[int]] = []
+        """Tokens of the prompts that each replica was given."""
+        self.stored_bytes = self.loaded_bytes = 0
+        """Counted from blocks and ranges alone."""
+        self.num_heard = 0
+        """Messages that the driver has taken."""
+        self.victims: set[int] = set()
+        """Ranks that died or failed by themselves, the first cause of what follows."""
+        self._rng = random.Random(f"{scenario.seed}/{salt}")
+        self._kv_bytes = KVBytes(scenario)
+        self._inbox: deque[bytes] = deque()
+        self._ranks = [FakeRank(rank) for rank in range(self.num_ranks)]
+        self._unconfirmed: dict[tuple[int, int], int] = {}
+        if fault is not None and fault.kind == "killed at start":
+            self._later(self._rng.choice((0.0, 2.0)), lambda: self._end(fault.rank, -9))
+
+    # -- what the driver does ---------------------------------------------------------------------
+
+    def set_up(self, rank: int, setup: Setup, files: Sequence[int]) -> None:
+        own = self._ranks[rank]
+        assert not own.doing, f"rank {rank} is set up with {own.doing} in flight"
+        assert not own.copying, f"rank {rank} is set up with copies {own.copying} in flight"
+        assert len(files) >= 1 + (setup.setup.tier is not None), files
+        if rank == 0:
+            self.num_setups += 1
+            for one in self._ranks:
+                one.is_ready = False
+            count = self.num_ranks // self.size
+            config, vocab_size = self.scenario.config, self.scenario.vocab_size
+            self.models = [WorkerModel(config, vocab_size) for _ in range(count)]
+            self.num_steps = [0] * count
+            self.stored_bytes = self.loaded_bytes = 0
+            self.prompts = [[] for _ in range(count)]
+        if own.ended_with is not None:
+            raise RankDied(rank, own.ended_with)
+        self.send(rank, setup)
+
+    def send(self, rank: int, message: ToWorker) -> None:
+        self.send_encoded([rank], encode(message))
+
+    def send_encoded(self, ranks: Sequence[int], data: bytes) -> None:
+        assert self.was_killed is None, "a message to ranks that are closed"
+        message = decode(data)
+        if isinstance(message, Step):
+            replica = ranks[0] // self.size
+            first = replica * self.size
+            assert list(ranks) == list(range(first, first + self.size)), f"{ranks} of {replica}"
+            self._take_step(replica, message.output)
+            return
+        for rank in ranks:
+            self._take(self._ranks[rank], message)
+
+    def receive(self, timeout_s: float | None = None) -> FromWorker | None:
+        deadline_s = None if timeout_s is None else self.clock.now_s + timeout_s
+        while True:
+            assert self.was_killed is None, "waiting for ranks that are closed"
+            if self._inbox:
+                message: FromWorker = decode(self._inbox.popleft())
+                self._hear(message)
+                return message
+            self._raise_if_died()
+            next_s = self.clock.next_s
+            if deadline_s is not None and (next_s is None or next_s > deadline_s):
+                self.clock.now_s = deadline_s
+                return None
+            if not self.clock.advance():
+                raise Stuck(f"the driver waits and nothing will come: {self.describe()}")
+
+    def first_killed(self, within_s: float) -> RankDied | None:
+        """Who dies of a signal until then; what comes meanwhile waits in the inbox."""
+        deadline_s = self.clock.now_s + within_s
+        while (next_s := self.clock.next_s) is not None and next_s <= deadline_s:
+            if any(own.ended_with is not None for own in self._ranks):
+                break
+            self.clock.advance()
+        for own in self._ranks:
+            if own.ended_with is not None and own.ended_with < 0:
+                return RankDied(own.rank, own.ended_with)
+        return None
+
+    def close(self, *, kill: bool = False) -> None:
+        if self.was_killed is None:
+            self.was_killed = kill
+            self.clock.note(f"ranks are {'killed' if kill else 'closed'}")
+
+    # -- what a rank does -------------------------------------------------------------------------
+
+    def _take(self, own: FakeRank, message: ToWorker) -> None:
+        answer: FromWorker
+        if isinstance(message, Setup):
+            own.setup = message.setup
+            assert message.setup.rank == own.rank % self.size, "set up as another rank"
+            assert message.setup.num_ranks == self.size
+            own.num_done = 0
+            answer = Ready(own.rank)
+        elif isinstance(message, Inspect):
+            assert own.setup is not None, "a look at what is not set up"
+            answer = Inspected(
+                rank=own.rank, phase="decode", param_hashes={}, device_bytes=0, rss_bytes=0
+            )
+        else:
+            assert isinstance(message, Stop), message
+            return
+        self._work(own, self._spent(own, self.scenario.pace.step_s))
+        self.clock.at(own.free_s, lambda: self._say(own, answer))
+
+    def _take_step(self, replica: int, step: SchedulerOutput) -> None:
+        for name in SchedulerOutput.__dataclass_fields__.keys() - PLAYED:
+            assert not getattr(step, name), f"{name} of step {step.step_id}: nobody plays it"
+        model = self.models[replica]
+        self.num_steps[replica] += 1
+        assert self.num_steps[replica] < MOST_STEPS, "requests go round and round"
+        self.clock.note(f"replica {replica}: {told_step(step)}")
+        drawn = model.execute(step).token_ids
+        sent = _Sent(step, drawn, self._logprobs(model, step, drawn))
+        self.prompts[replica] += [len(new.prompt_token_ids) for new in step.new_requests]
+        for order in (*step.stores, *step.loads):
+            self._unconfirmed[replica, order.transfer_id] = self.size
+        for own in self._of(replica):
+            assert own.is_ready, f"a step for rank {own.rank}, which is not ready"
+            self._run(own, replica, sent)
+        fault = self.fault
+        if (
+            fault is not None
+            and fault.after_steps < self.num_steps[replica]
+            and fault.rank // self.size == replica
+        ):
+            self.fault = None
+            self._befall(fault)
+
+    def _run(self, own: FakeRank, replica: int, sent: _Sent) -> None:
+        """The rank's part of a step: its copies and its report, at times to come."""
+        step, pace = sent.output, self.scenario.pace
+        own.doing.append(step)
+        begin_s = self._work(own, self._spent(own, pace.step_s))
+        end_s = own.free_s
+        for load in step.loads:
+            self._copy(own, replica, load, begin_s)
+        for store in step.stores:
+            self._copy(own, replica, store, end_s)
+        self.clock.at(end_s, lambda: self._finish(own, replica, sent, end_s - begin_s))
+
+    def _work(self, own: FakeRank, seconds: float) -> float:
+        """Keep the rank busy from when it has the message; returns that time."""
+        delay_s = self._drawn(self.scenario.pace.message_s)
+        begin_s = max(own.free_s, self.clock.now_s + delay_s)
+        own.free_s = begin_s + seconds
+        return begin_s
+
+    def _copy(self, own: FakeRank, replica: int, order: Store | Load, begin_s: float) -> None:
+        own.copying.add(order.transfer_id)
+        seconds = self._spent(own, self.scenario.pace.copy_s)
+        nbytes = self._kv_bytes.of(own.rank % self.size, order)
+        report = TransferReport(own.rank, order.transfer_id, nbytes, seconds)
+        model = self.models[replica]
+
+        def finish() -> None:
+            if self._rng.random() < 0.3 and order.transfer_id in model.transfers.open:
+                model.transfers.copy_some(self._rng)
+            self._say(own, report)
+
+        self.clock.at(begin_s + seconds, finish)
+
+    def _finish(self, own: FakeRank, replica: int, sent: _Sent, busy_s: float) -> None:
+        step = sent.output
+        if self._waits_for_peer(own, replica):
+            self._stop_for_peer(own, step)
+            return
+        own.num_done += 1
+        assert own.setup is not None
+        layout = own.setup.layout(step.phase)
+        is_last = layout.coordinates(own.rank % self.size).pp == layout.pp - 1
+        moved: dict[str, int] = {}
+        if step.reshard:
+            moved = weight_bytes(own.setup, step.phase, own.rank % self.size)
+        report = StepReport(
+            rank=own.rank,
+            step_id=step.step_id,
+            token_ids=sent.token_ids if is_last else None,
+            logprobs=sent.logprobs if is_last else None,
+            busy_s=busy_s * self._rng.random(),
+            reshard_s=step.reshard * self._rng.choice((0.0, 1e-3, 1.0)),
+            weight_bytes=moved,
+        )
+        self._say(own, report)
+
+    def _say(self, own: FakeRank, message: FromWorker) -> None:
+        """Send it now; it arrives behind what the rank said before."""
+        if own.ended_with is not None or own.is_silent or self.was_killed is not None:
+            return
+        data = encode(message)
+        own.heard_s = max(own.heard_s, self.clock.now_s + self._drawn(self.scenario.pace.message_s))
+        self.clock.at(own.heard_s, lambda: self._inbox.append(data))
+
+    def _hear(self, message: FromWorker) -> None:
+        """The driver takes it now."""
+        own = self._ranks[message.rank]
+        replica = own.rank // self.size
+        self.num_heard += 1
+        self.clock.note(f"heard from rank {own.rank}: {told_report(message)}")
+        if isinstance(message, Ready):
+            own.is_ready = True
+        elif isinstance(message, StepReport):
+            own.doing.popleft()
+        elif isinstance(message, TransferReport):
+            own.copying.discard(message.transfer_id)
+            key = replica, message.transfer_id
+            self._unconfirmed[key] -= 1
+            if not self._unconfirmed[key]:
+                del self._unconfirmed[key]
+                self._complete(replica, message.transfer_id)
+
+    def _complete(self, replica: int, transfer_id: int) -> None:
+        model = self.models[replica]
+        order = model.transfers.open[transfer_id].order
+        nbytes = sum(self._kv_bytes.of(rank, order) for rank in range(self.size))
+        if isinstance(order, Store):
+            self.stored_bytes += nbytes
+        else:
+            self.loaded_bytes += nbytes
+        model.transferred(transfer_id, self._rng)
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def _befall(self, fault: Fault) -> None:
+        own, wait_s = self._ranks[fault.rank], self._rng.choice((0.0, 0.5, 2.0, 50.0))
+        if fault.kind == "killed":
+            self._later(wait_s, lambda: self._end(own.rank, -9))
+        elif fault.kind == "ended":
+            self._later(wait_s, lambda: self._end(own.rank, 3))
+        elif fault.kind in ("failed", "failed copy"):
+            where = "a KV store or load" if fault.kind == "failed copy" else "a step"
+            self._later(wait_s, lambda: self._fail(own, where, "the seed says so"))
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self.clock.after(seconds, lambda: act() if self.was_killed is None else None)
+
+    def _end(self, rank: int, code: int) -> None:
+        own = self._ranks[rank]
+        if own.ended_with is None:
+            self.clock.note(f"rank {rank} ends with {code}")
+            own.ended_with = code
+            if not own.is_silent:
+                self.victims.add(rank)
+
+    def _fail(self, own: FakeRank, where: str, error: str) -> None:
+        """Its last words; the process ends a moment later."""
+        if own.ended_with is not None or own.is_silent:
+            return
+        self.clock.note(f"rank {own.rank} fails: {error}")
+        self._say(own, Failed(own.rank, where, f"RuntimeError: {error}", "Traceback ..."))
+        if error != PEER_GONE:
+            self.victims.add(own.rank)
+        own.is_silent = True
+        said_s = max(own.heard_s, self.clock.now_s)
+        self.clock.at(said_s + self._rng.random(), lambda: self._end(own.rank, 1))
+
+    def _waits_for_peer(self, own: FakeRank, replica: int) -> bool:
+        """A rank of its replica is gone that would have to run this step with it."""
+        return any(
+            peer.num_done <= own.num_done
+            for peer in self._of(replica)
+            if peer is not own and (peer.is_silent or peer.ended_with is not None)
+        )
+
+    def _stop_for_peer(self, own: FakeRank, step: SchedulerOutput) -> None:
+        """For ever, or until its sockets say so."""
+        if own.is_silent or own.ended_with is not None:
+            return
+        if self._rng.random() < 0.5:
+            self._fail(own, f"step {step.step_id}", PEER_GONE)
+        own.is_silent = True
+
+    def _raise_if_died(self) -> None:
+        """As `Ranks` has it: who was killed rather than who ended because its peer had."""
+        ended = [own for own in self._ranks if own.ended_with is not None]
+        for own in sorted(ended, key=lambda one: ((one.ended_with or 0) >= 0, one.rank)):
+            raise RankDied(own.rank, own.ended_with or 0)
+
+    # -- small things -----------------------------------------------------------------------------
+
+    def _of(self, replica: int) -> list[FakeRank]:
+        return self._ranks[replica * self.size : (replica + 1) * self.size]
+
+    def _drawn(self, mean_s: float) -> float:
+        return self._rng.expovariate(1.0) * mean_s
+
+    def _spent(self, own: FakeRank, mean_s: float) -> float:
+        pace = self.scenario.pace
+        return self._drawn(mean_s) * (pace.slow_times if own.rank in pace.slow_ranks else 1.0)
+
+    def _logprobs(
+        self, model: WorkerModel, step: SchedulerOutput, drawn: list[int]
+    ) -> list[TokenLogprobs | None] | None:
+        rows = [row for lane in step.lanes for row in lane.rows if row.samples]
+        wanted = [model.requests[row.request_id].new.sampling.logprobs for row in rows]
+        if all(count is None for count in wanted):
+            return None
+        return [
+            None if count is None else logprobs_of(token, count, self.scenario.vocab_size)
+            for token, count in zip(drawn, wanted, strict=True)
+        ]
+
+    def culprits(self) -> set[int]:
+        """Who may be named as the cause: who was killed, else anyone that failed or ended. Of a
+        rank that was not killed the driver may hear after its peers, which lost it."""
+        killed = {rank for rank in self.victims if (self._ranks[rank].ended_with or 0) < 0}
+        if killed:
+            return killed
+        return self.victims | {own.rank for own in self._ranks if own.is_silent}
+
+    def activity(self, rank: int) -> str:
+        return self._ranks[rank].activity
+
+    def is_idle(self) -> bool:
+        """The driver has heard of all that it ordered."""
+        return not any(own.doing or own.copying for own in self._ranks)
+
+    def describe(self) -> str:
+        return "; ".join(f"rank {own.rank} in {own.activity}" for own in self._ranks)

@@ -1,0 +1,155 @@
+"""A real `Engine` over fake ranks: all of the driver, from `add_request` to the messages for ranks.
+
+Left out is what loads a model and measures this machine: sizes come from the scenario, weights are
+not read, prompts are token ids and each token is a character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from unittest import mock
+
+import torch
+
+from seesaw.config import EngineConfig
+from seesaw.engine import engine as engine_module
+from seesaw.engine import loader, rank_loader
+from seesaw.engine.engine import Engine
+from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.memory import MemoryPlan
+from seesaw.scheduler.build import make_schedulers
+from tests.fuzz.costs import predict_bytes
+from tests.fuzz.fake_ranks import FakeRanks
+from tests.fuzz.scenario import FIRST_CHAR, SPEC, Scenario
+from tests.scheduler.traces import EOS
+
+CHARS = [chr(FIRST_CHAR + token) for token in range(SPEC.vocab_size)]
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    return "".join(map(CHARS.__getitem__, token_ids))
+
+
+class FakeTokenizer:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return text_of(token_ids)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> FakeTokenizer:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return text_of([token_id])
+
+    def flush(self) -> str:
+        return ""
+
+
+class FakeCheckpoint:
+    """What an engine asks of a model that nobody loads."""
+
+    spec = SPEC
+    name = "fuzz"
+    path = Path("fuzz")
+    fingerprint = "fuzz"
+    generation_config: Mapping[str, Any] = MappingProxyType({})
+    tensors: Mapping[str, Any] = MappingProxyType({})
+    eos_token_ids = (EOS,)
+
+    def tokenizer(self) -> FakeTokenizer:
+        return FakeTokenizer()
+
+    def load_image(self, *_: object) -> None:
+        pass
+
+
+def config_of(scenario: Scenario) -> EngineConfig:
+    config = scenario.config
+    return EngineConfig(
+        model="fuzz",
+        dtype="float32",
+        device="cpu",
+        cpu_threads=1,
+        seed=scenario.engine_seed,
+        policy=scenario.policy,
+        policy_options=dict(scenario.options),
+        prefill_layout=str(scenario.prefill),
+        decode_layout=str(scenario.decode),
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        block_size=config.block_size,
+        tier_block_size=config.tier.tier_block_size if config.tier else 64,
+        enable_prefix_caching=config.enable_prefix_caching,
+        reload="missing" if scenario.layouts_differ else "auto",
+    )
+
+
+def _memory_plan(scenario: Scenario) -> MemoryPlan:
+    config, tier = scenario.config, scenario.config.tier
+    return MemoryPlan(
+        num_ranks=scenario.decode.num_ranks,
+        num_replicas=scenario.decode.dp,
+        budget_bytes=0,
+        reason="the scenario",
+        arena_bytes=0,
+        work_bytes=0,
+        graph_bytes=0,
+        prefill_block_bytes=0,
+        block_bytes=0,
+        prefill_blocks=tier.prefill_blocks if tier else 0,
+        num_blocks=config.num_blocks,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        model_len_reason="the scenario",
+        image_bytes=0,
+        tier_blocks=tier.tier_blocks if tier else 0,
+        tier_block_size=tier.tier_block_size if tier else 64,
+        tier_bytes=0,
+    )
+
+
+def load_replicas(scenario: Scenario, ranks: FakeRanks) -> Callable[..., loader.Loaded]:
+    """`loader.load_replicas` with the scenario's sizes in place of measured ones."""
+
+    def load(config: EngineConfig, checkpoint: Any, *_: object) -> loader.Loaded:
+        plan = _memory_plan(scenario)
+        layouts = LayoutChoice(scenario.prefill, scenario.decode, "the scenario")
+        schedulers = make_schedulers(
+            config,
+            plan,
+            layouts,
+            SPEC.num_hidden_layers,
+            scenario.policy,
+            max_steps_in_flight=scenario.config.max_steps_in_flight,
+            debug=scenario.config.debug,
+        )
+        device = torch.device("cpu")
+        setup = loader._setup(config, checkpoint, plan, layouts, torch.float32, device, "plain")
+        own: Any = ranks if scenario.keep_ranks else None
+        replicas = rank_loader.load_ranks(schedulers, setup, checkpoint, None, own)
+        return loader.Loaded(replicas, plan, layouts)
+
+    return load
+
+
+@contextmanager
+def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
+    """Inside, `Engine` is made over `ranks`."""
+    with (
+        mock.patch.object(engine_module, "load_replicas", load_replicas(scenario, ranks)),
+        mock.patch.object(rank_loader, "Ranks", return_value=ranks),
+        mock.patch.object(rank_loader, "predict_bytes", predict_bytes),
+        mock.patch.object(rank_loader, "cores_of_rank", return_value=None),
+    ):
+        yield
+
+
+def make_engine(scenario: Scenario, ranks: FakeRanks) -> Engine:
+    """Raises EngineDeadError where a rank dies while it starts."""
+    checkpoint: Any = FakeCheckpoint()
+    with fake_loading(scenario, ranks):
+        return Engine(config_of(scenario), checkpoint=checkpoint)
