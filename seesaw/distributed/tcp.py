@@ -28,6 +28,9 @@ _ALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPC
 in 6 seconds where nothing is on its way. Where something is, TcpLinks looks at what the peer's
 kernel has acknowledged. A peer that is only busy does not show in either."""
 
+CALL_S = 6.0
+"""How long a call may take: the rank that is called has listened since before it said where."""
+
 
 def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTransport:
     """Wait for the other ranks. Raises ConfigError (`check_host`), and RuntimeError where another
@@ -102,7 +105,7 @@ def _listen() -> socket.socket:
 
 def _call(peer: int, store: Store, rank: int, deadline_s: float) -> socket.socket:
     word, port, host = store.get(f"rank{peer}").decode().split()
-    left_s = max(0.1, deadline_s - time.monotonic())
+    left_s = min(max(0.1, deadline_s - time.monotonic()), CALL_S)
     try:
         connection = socket.create_connection((host, int(port)), timeout=left_s)
         connection.sendall(bytes.fromhex(word) + _RANK.pack(rank))

@@ -226,8 +226,8 @@ class Ranks:
             return "was never asked" if self._started[rank] else "has not said anything yet"
         heard_s, said = heard
         return (
-            f"said {time.monotonic() - heard_s:.1f} s ago: {said.doing}, since {said.seconds:.1f} s,"
-            f" {said.num_copies} copies under way"
+            f"said {time.monotonic() - heard_s:.1f} s ago: {said.doing}, since "
+            f"{said.seconds:.1f} s, {said.num_copies} copies under way"
         )
 
     def _raise_if_died(self) -> None:
