@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class TraceWriter:
     nothing more is traced.
     """
 
-    def __init__(self, path: str | Path, *, origin_s: float = 0.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, origin_s: float = 0.0) -> None:
         self.path = Path(path)
         self._origin_s = origin_s
         self._file = self.path.open("w", encoding="utf-8")
@@ -219,6 +220,8 @@ class Trace:
     about: dict[str, Any] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    span_args: list[dict[str, Any]] = field(default_factory=list)
+    """Of each span."""
     counters: list[Counted] = field(default_factory=list)
     instants: list[Instant] = field(default_factory=list)
     is_whole: bool = True
@@ -248,7 +251,9 @@ def read_trace(path: str | Path) -> Trace:
         raise ConfigError(
             f"{path}: is no trace of seesaw ({error}). Expected a file that --trace wrote."
         ) from error
-    found.spans.sort(key=lambda span: (span.start_s, span.end_s))
+    order = sorted(range(len(found.spans)), key=lambda at: found.spans[at][3:])
+    found.spans = [found.spans[at] for at in order]
+    found.span_args = [found.span_args[at] for at in order]
     found.counters.sort(key=lambda one: one.at_s)
     found.instants.sort(key=lambda one: one.at_s)
     return found
@@ -268,6 +273,7 @@ def _take(into: Trace, event: Mapping[str, Any]) -> None:
     if kind == "X":
         lane = LANES[event["tid"] - 1]
         into.spans.append(Span(rank, lane, name, at_s, at_s + event["dur"] / 1e6))
+        into.span_args.append(event.get("args", {}))
     elif kind == "C":
         into.counters.append(Counted(at_s, name, event["args"]))
     elif kind == "i":

@@ -15,8 +15,8 @@ from seesaw.api.bench_roofline import StepRecorder, roofline
 from seesaw.api.environment import environment
 from seesaw.api.llm import LLM
 from seesaw.config import format_bytes
-from seesaw.engine.engine import Engine, EngineStats
-from seesaw.engine.stats import MovedBytes
+from seesaw.engine.engine import Engine
+from seesaw.engine.stats import EngineStats, MovedBytes
 from seesaw.errors import ConfigError, SeesawError
 from seesaw.measure.limits import LimitsProbe
 from seesaw.plan.weight_bytes import dtype_of
@@ -50,11 +50,13 @@ def measure(
     workload: Workload,
     repeats: int,
     probe: LimitsProbe | None = None,
+    trace: str | None = None,
 ) -> dict[str, Any]:
     """Load the model once and run the workload `repeats` times, with new tokens each time. With
-    `probe` the best run's steps are set against the machine's limits: "roofline"."""
+    `probe` the best run's steps are set against the machine's limits: "roofline". `trace`: file of
+    what devices do when, in all runs and before them."""
     start = time.perf_counter()
-    with LLM(**settings) as llm:
+    with LLM(**settings, trace=trace) as llm:
         start_s = time.perf_counter() - start
         _check_fits(workload, llm.engine.max_model_len)
         rng = random.Random(settings["seed"])

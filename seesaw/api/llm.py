@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -15,6 +17,7 @@ from seesaw.engine.prompts import EncodedPrompt, Prompt
 from seesaw.errors import ConfigError, EngineDeadError, RequestError
 from seesaw.outputs import RequestOutput
 from seesaw.sampling_params import SamplingParams
+from seesaw.trace import TraceWriter
 
 OnError = Literal["raise", "return"]
 Messages = Sequence[Mapping[str, Any]]
@@ -24,17 +27,28 @@ Sampling = SamplingParams | Sequence[SamplingParams] | None
 class LLM:
     """A model that answers batches of prompts.
 
-    Takes the fields of `EngineConfig` as arguments; unknown ones raise ConfigError. Use it as a
-    context manager, or call `shutdown`, to free weights and KV at a known moment.
+    Takes the fields of `EngineConfig` as arguments; unknown ones raise ConfigError. `trace` names a
+    file that is told what every device does when, for ui.perfetto.dev and `seesaw report`. Use it
+    as a context manager, or call `shutdown`, to free weights and KV at a known moment.
 
     >>> with LLM("my-model") as llm:
     ...     outputs = llm.generate(["The capital of France is"], SamplingParams(max_tokens=8))
     ...     print(outputs[0].outputs[0].text)
     """
 
-    def __init__(self, model: str, tokenizer: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        tokenizer: str | None = None,
+        *,
+        trace: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
         config = EngineConfig.from_kwargs(model=model, tokenizer=tokenizer, **settings)
-        self.engine = Engine(config, progress=_loading_bar())
+        with contextlib.ExitStack() as undo:
+            writer = None if trace is None else undo.enter_context(open_trace(trace))
+            self.engine = Engine(config, progress=_loading_bar(), trace=writer)
+            self._release = undo.pop_all()
         self._numbers = itertools.count()
         self._mail: dict[str, RequestOutput] = {}  # finished for streams that run side by side
 
@@ -100,6 +114,7 @@ class LLM:
     def shutdown(self) -> None:
         """Free everything; the object cannot be used any more."""
         self.engine.shutdown()
+        self._release.close()
 
     def __enter__(self) -> Self:
         return self
@@ -189,6 +204,16 @@ class LLM:
             for output in self.engine.step():
                 if output.request_id not in ids:
                     self._mail[output.request_id] = output
+
+
+def open_trace(path: str | os.PathLike[str]) -> TraceWriter:
+    """Begins now. Raises ConfigError where the file cannot be made."""
+    try:
+        return TraceWriter(path, origin_s=time.perf_counter())
+    except OSError as error:
+        raise ConfigError(
+            f"trace {os.fspath(path)}: {error.strerror}. Name a file that can be written."
+        ) from error
 
 
 def _loading_bar() -> Callable[[int, int], None]:

@@ -29,6 +29,23 @@ def output_json_flag(what: str) -> click.Option:
     )
 
 
+def trace_flag() -> click.Option:
+    return Flag(
+        ["--trace"],
+        metavar="FILE",
+        help="write what every device and the driver do when to FILE.json, for ui.perfetto.dev and "
+        "`seesaw report`",
+    )
+
+
+def check_trace(path: str | None) -> None:
+    """Raises ConfigError where `--trace` names what cannot be written."""
+    if path is not None:
+        if Path(path).suffix != ".json":
+            raise ConfigError(f"--trace {path}: expected a name that ends in .json.")
+        check_writable(Path(path), "--trace")
+
+
 @contextlib.contextmanager
 def machine_output(target: str | None) -> Iterator[Callable[[Any], None]]:
     """Yields `write(value)`, which puts `value` as JSON where `target` says, or nowhere if None.

@@ -21,7 +21,8 @@ from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.profile import StepProfile, describe
 from seesaw.engine.prompts import EncodedPrompt, Prompt, PromptEncoder
 from seesaw.engine.replicas import Event, Replicas, StepObserver
-from seesaw.engine.stats import MovementStats
+from seesaw.engine.stats import EngineStats
+from seesaw.engine.tracing import start_trace
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
 from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
@@ -30,6 +31,7 @@ from seesaw.plan.memory import MemoryPlan
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import SchedulerStats
+from seesaw.trace import TraceWriter
 from seesaw.weights.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -50,18 +52,6 @@ class _Arrival:
     arrival_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Where the engine stands now, over all replicas; `scheduler` and `transfers` count over its
-    life. `kv_usage` is the fraction of the decode pool's blocks that are held."""
-
-    num_running: int
-    num_waiting: int
-    kv_usage: float
-    scheduler: SchedulerStats
-    transfers: MovementStats
-
-
 class Engine:
     """Loads a model and answers requests.
 
@@ -79,12 +69,14 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         checkpoint: Checkpoint | None = None,
         ranks: Ranks | None = None,
+        trace: TraceWriter | None = None,
     ) -> None:
         """Raises ConfigError before any weight is read. `progress(bytes read, bytes in all)`.
 
         `checkpoint`: what `open_checkpoint(config)` returned, where the caller has done that.
         `ranks`: running worker processes to use, as many as the layouts have ranks; they outlive
-        the engine unless it fails.
+        the engine unless it fails. `trace` is told what ranks and driver do when, by
+        `time.perf_counter()`; it stays its maker's to close.
         """
         checkpoint = checkpoint or open_checkpoint(config)
         self.config = config
@@ -94,10 +86,12 @@ class Engine:
             told = ", ".join(f"{name}={value}" for name, value in defaults.items())
             logger.info("sampling defaults of the model: %s", told)
         self._stepping = threading.RLock()
-        loaded = load_replicas(config, checkpoint, progress, ranks)
+        loaded = load_replicas(config, checkpoint, progress, ranks, trace=trace is not None)
         self._replicas: Replicas = loaded.replicas
         self.memory_plan: MemoryPlan = loaded.memory_plan
         self.layouts: LayoutChoice = loaded.layouts
+        policy = config.resolve_policy(self.layouts.prefill != self.layouts.decode)
+        self._trace = None if trace is None else start_trace(trace, loaded, checkpoint, policy)
         self._processor = OutputProcessor(self._encoder.tokenizer)
         # Guards what other threads touch: the inbox, the ids in use and the aborts.
         self._lock = threading.Lock()
@@ -252,7 +246,10 @@ class Engine:
                 changed = self._replicas.update(done)
                 # Before texts are decoded, so that the devices have work meanwhile.
                 self._replicas.issue()
+            began_s = time.perf_counter()
             outputs += self._processor.process(changed, self._replicas.finish)
+            if self._trace is not None and changed:
+                self._trace.worked("texts", began_s)
             finished = {output.request_id for output in outputs if output.finished}
             with self._lock:
                 self._live -= finished
@@ -310,12 +307,19 @@ class Engine:
                 stream=arrival.stream,
                 arrival_s=arrival.arrival_s,
             )
+        for aborted in aborts:
+            self._note("abort", request=aborted)
         finish = self._replicas.finish
         running = [one for request_id in aborts for one in self._processor.running(request_id)]
         ended = [done for one in running if (done := finish(one, "abort")) is not None]
         return outputs + self._processor.process(ended, finish)
 
+    def _note(self, what: str, **args: str) -> None:
+        if self._trace is not None:
+            self._trace.happened(what, **args)
+
     def _died(self, what: str) -> EngineDeadError:
+        self._note("error", message=what)
         path = dump.write(what, self._replicas.describe())
         told = "" if path is None else f" What the engine was doing is in {path}"
         return EngineDeadError(f"{what.rstrip('.')}.{told}")
@@ -336,6 +340,9 @@ class Engine:
             return
         with self._stepping:
             replicas.shutdown()
+            if self._trace is not None:
+                self._trace.close()
+                self._trace = None
             if (profile := replicas.take_profile()).kinds:
                 logger.info("time of steps by part:\n%s", describe(profile.figures()))
 

@@ -23,9 +23,14 @@ from seesaw.engine.steps_ahead import StepsAhead
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 
+Hear = Callable[[StepReport | TransferReport], None]
+
 
 class Executor(Protocol):
-    """Replicas have a stream of steps each, which know nothing of one another."""
+    """Replicas have a stream of steps each, which know nothing of one another. `hear`, where there
+    is one, is called in `collect` with what each rank reports."""
+
+    hear: Hear | None
 
     def submit(self, step: SchedulerOutput, replica: int = 0) -> None:
         """Hand over the replica's next step; returns at once. Its steps run in the order in which
@@ -72,6 +77,7 @@ class InProcessExecutor:
 
     def __init__(self, make_runner: MakeRunner) -> None:
         """Returns when the runner is made; raises what `make_runner` raised."""
+        self.hear: Hear | None = None
         self._stopping = False
         self._merger = Merger(1)
         self._steps: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
@@ -104,6 +110,8 @@ class InProcessExecutor:
             # Every later call fails the same way instead of waiting for a thread that has ended.
             self._done.put(report)
             raise EngineDeadError(f"a step failed: {type(report).__name__}: {report}") from report
+        if self.hear is not None:
+            self.hear(report)
         done: ModelOutput | TransferDone | None
         if isinstance(report, StepReport):
             done = self._merger.add_step(report)

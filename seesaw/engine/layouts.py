@@ -86,7 +86,7 @@ def _choose(
     if num_devices == 1:
         return LayoutChoice(replicas, replicas, "the default")
     name = str(dtype).removeprefix("torch.")
-    at_hand = _figures(device, num_devices, name)
+    at_hand = figures(device, num_devices, name)
     if isinstance(at_hand, str):
         return _by_rule(config, spec, dtype, device, num_devices, at_hand)
     planned = _plan(replace(config, dtype=cast(DType, name)), spec, device, at_hand)
@@ -121,7 +121,7 @@ def _plan(
     )
 
 
-def _figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
+def figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
     """The way to use this machine with so many devices, or in words why its figures are of no
     use."""
     if local_path().is_file():

@@ -18,11 +18,12 @@ from seesaw.distributed import Kind, choose
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.host import device_space, has_kernels
-from seesaw.engine.layouts import choose_layouts
+from seesaw.engine.layouts import choose_layouts, figures
 from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
+from seesaw.engine.step_costs import StepCosts
 from seesaw.engine.threads import check_threads, threads_of_rank, use_threads
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
@@ -33,6 +34,7 @@ from seesaw.log import get_logger
 from seesaw.ops.native import why_plain_torch
 from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.machine_files import local_path
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
 from seesaw.scheduler import policies
@@ -53,9 +55,13 @@ STEPS_IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """`costs`: what predicts the seconds of steps, or in words why nothing does; for a trace."""
+
     replicas: Replicas
     memory_plan: MemoryPlan
     layouts: LayoutChoice
+    dtype: str
+    costs: StepCosts | str
 
 
 def load_replicas(
@@ -110,7 +116,15 @@ def load_replicas(
 
         with _timed(checkpoint):
             replicas = load_ranks(schedulers, setup, checkpoint, progress, ranks)
-    return Loaded(replicas, plan, layouts)
+    costs = _step_costs(setup, layouts, device) if trace else "no trace was asked for"
+    return Loaded(replicas, plan, layouts, setup.dtype, costs)
+
+
+def _step_costs(setup: RankSetup, layouts: LayoutChoice, device: torch.device) -> StepCosts | str:
+    if device.type == "cpu" and not local_path().is_file():
+        return "nothing is known of this CPU, run `seesaw calibrate`"
+    found = figures(device, layouts.num_ranks, setup.dtype)
+    return found if isinstance(found, str) else StepCosts(setup, found.machines[0], found.source)
 
 
 def _setup(

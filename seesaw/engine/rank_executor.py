@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from seesaw import envs
+from seesaw.engine.executor import Hear
 from seesaw.engine.merger import Merger
 from seesaw.engine.messages import (
     Failed,
@@ -53,6 +54,7 @@ class RankExecutor:
         released: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.hear: Hear | None = None
         self._ranks = ranks
         self._keep_ranks = keep_ranks
         self._released = released
@@ -98,6 +100,8 @@ class RankExecutor:
         while True:
             message = self._receive()
             assert isinstance(message, StepReport | TransferReport), message
+            if self.hear is not None:
+                self.hear(message)
             replica = message.rank // self._size
             done: ModelOutput | TransferDone | None
             if isinstance(message, StepReport):

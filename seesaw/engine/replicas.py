@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from seesaw.engine.executor import Executor
 from seesaw.engine.profile import StepProfile
 from seesaw.engine.stats import MovementStats, TransferBytes
+from seesaw.engine.tracing import EngineTrace
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
@@ -39,6 +40,7 @@ class Replicas:
         commit_tier: Callable[[int, int], None] | None = None,
     ) -> None:
         self._executor = executor
+        self._trace: EngineTrace | None = None
         self._schedulers = schedulers
         self._predict = predict
         self._commit_tier = commit_tier
@@ -84,6 +86,10 @@ class Replicas:
         return self._schedulers
 
     @property
+    def predict(self) -> TransferBytes:
+        return self._predict
+
+    @property
     def movement(self) -> MovementStats:
         """What was moved and how long phases took, so far."""
         movement = self._movement
@@ -101,9 +107,13 @@ class Replicas:
 
     def issue(self) -> None:
         """Submit all steps that can be planned now."""
+        began_s = time.perf_counter()
         for replica, scheduler in enumerate(self._schedulers):
             while (step := scheduler.schedule()) is not None:
                 self._submit(step, replica)
+                if self._trace is not None:
+                    self._trace.planned(replica, step, began_s)
+                    began_s = time.perf_counter()
 
     def _submit(self, step: SchedulerOutput, replica: int) -> None:
         self._steps[replica, step.step_id] = step
@@ -130,7 +140,13 @@ class Replicas:
 
     def update(self, event: Event) -> list[Request]:
         """Take in what `collect` returned; requests with new tokens, ended ones included."""
-        replica, done = event
+        began_s = time.perf_counter()
+        advanced = self._take(*event)
+        if self._trace is not None:
+            self._trace.updated(*event, began_s)
+        return advanced
+
+    def _take(self, replica: int, done: ModelOutput | TransferDone) -> list[Request]:
         scheduler = self._schedulers[replica]
         if isinstance(done, TransferDone):
             kind = self._moving.pop((replica, done.transfer_id))
@@ -161,6 +177,11 @@ class Replicas:
         """Of the steps since the last call; empty without `profile`."""
         taken, self._profile = self._profile, StepProfile()
         return taken
+
+    def trace_to(self, trace: EngineTrace) -> None:
+        """Tell `trace` of all that is planned, reported and taken in from now on."""
+        self._trace = trace
+        self._executor.hear = trace.heard
 
     def resume_clock(self) -> None:
         """Time before now belongs to no phase: there was nothing to do."""

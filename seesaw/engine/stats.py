@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from seesaw.scheduler.output import Phase
+from seesaw.scheduler.stats import SchedulerStats
 
 SOURCES = ("resident", "copy", "peer", "host")
 
@@ -84,3 +85,15 @@ class TransferBytes:
     def weights(self, phase: Phase) -> Mapping[str, int]:
         """Of the change to `phase`."""
         return self.weights_by_phase.get(phase, _no_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Where the engine stands now, over all replicas; `scheduler` and `transfers` count over its
+    life. `kv_usage` is the fraction of the decode pool's blocks that are held."""
+
+    num_running: int
+    num_waiting: int
+    kv_usage: float
+    scheduler: SchedulerStats
+    transfers: MovementStats

@@ -57,6 +57,10 @@ class Residency:
         self.forget: list[str] = []  # workers are told with the next step
         self.preempted: list[str] = []
         self.num_stored_ever = 0
+        self.reserved_blocks = 0
+        """Of the decode pool, that the last load or admission there had to leave free."""
+        self.largest_blocks = 0
+        """Of the decode pool, that the largest request so far may need."""
         self.num_preemptions = 0
         self._transfers: dict[int, Request] = {}
         self._next_transfer = 0
@@ -75,6 +79,8 @@ class Residency:
         assert request.request_id not in self.requests, f"{request} is known already"
         self.requests[request.request_id] = request
         self.waiting.append(request)
+        need = -(-(request.limit - 1) // self.config.block_size)
+        self.largest_blocks = max(self.largest_blocks, need)
 
     def move(self, request: Request, status: RequestStatus, *, first: bool = False) -> None:
         """To another list: last in line there, or first."""

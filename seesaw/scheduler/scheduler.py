@@ -15,6 +15,7 @@ from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
 from seesaw.scheduler.describe import describe
+from seesaw.scheduler.occupancy import Occupancy
 from seesaw.scheduler.output import (
     ModelOutput,
     Phase,
@@ -170,6 +171,10 @@ class Scheduler:
     def _usage(self, phase: Phase) -> float:
         pool = self._residency.pools[phase]
         return 1 - pool.num_free / pool.num_blocks
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return Occupancy.of(self._residency)
 
     @property
     def num_tier_blocks_used(self) -> int:

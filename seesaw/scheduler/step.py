@@ -349,6 +349,7 @@ class StepBuilder:
         stay free there. It joins `running` when all ranks are done."""
         assert request.status is RequestStatus.STORED, f"{request} is not in the tier"
         pool = self._residency.pools["decode"]
+        self._residency.reserved_blocks = reserve_blocks
         if (
             pool.blocks_for(request.num_computed) + reserve_blocks > pool.num_free
             or self._residency.num_seats >= self.config.max_num_seqs

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from seesaw.api.flags import Command, Flag
-from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag, trace_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
 
 POSITIVE = click.IntRange(min=1)
@@ -43,6 +43,7 @@ def _workload(name: str, default: int, text: str) -> click.Option:
             help="draw the best run's steps under this machine's limits, measured beside it "
             "(a roofline), to FILE (.svg or .png); on the CPU only",
         ),
+        trace_flag(),
         output_json_flag("the figures"),
     ],
     examples=[
@@ -57,6 +58,7 @@ def throughput(
     output_len: int,
     repeats: int,
     plot: str | None,
+    trace: str | None,
     output_json: str | None,
     **values: Any,
 ) -> None:
@@ -64,6 +66,7 @@ def throughput(
 
     Random prompts, greedy, no early end, texts decoded.
     """
+    check_trace(trace)
     with machine_output(output_json) as write:
         from seesaw.api import bench_roofline
         from seesaw.api.bench_throughput import Workload, describe_movement, measure
@@ -72,7 +75,7 @@ def throughput(
         settings = take_engine_settings(values)
         probe = None if plot is None else bench_roofline.prepare(plot, settings["device"])
         workload = Workload(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
-        figures = measure(settings, workload, repeats, probe)
+        figures = measure(settings, workload, repeats, probe, trace)
         if plot is not None:
             title = f"{num_prompts} x ({input_len} in, {output_len} out)"
             bench_roofline.plot(figures["roofline"], plot, title)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seesaw.api.flags import Flag
-from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag, trace_flag
 from seesaw.api.settings import (
     EngineCommand,
     engine_flags,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         ),
         *sampling_flags(),
         *engine_flags(),
+        trace_flag(),
         output_json_flag("prompts and answers"),
     ],
     examples=[
@@ -57,6 +58,7 @@ def generate(
     prompt: Sequence[str],
     prompt_file: Sequence[str],
     chat: bool,
+    trace: str | None,
     output_json: str | None,
     **values: Any,
 ) -> int:
@@ -64,13 +66,14 @@ def generate(
     texts = [*prompt, *map(_read_prompt, prompt_file)]
     if not texts:
         raise click.UsageError("no prompt. Give --prompt TEXT or --prompt-file FILE.")
+    check_trace(trace)
     sampling = take_sampling_settings(values)
     settings = take_engine_settings(values)
     prompts = [_as_chat(text) for text in texts] if chat else texts
     with machine_output(output_json) as write:
         from seesaw.api.llm import LLM
 
-        with LLM(**settings) as llm:
+        with LLM(**settings, trace=trace) as llm:
             params = SamplingParams.from_dict(sampling, llm.engine.default_sampling)
             live = len(prompts) == params.n == 1 and sys.stdout.isatty() and output_json != STDOUT
             if live:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seesaw.api.flags import make_flags
-from seesaw.api.report import STDOUT, machine_output, output_json_flag
+from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag, trace_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
 from seesaw.batch.options import JobOptions, JobPaths
 from seesaw.config import EngineConfig, flag_fields
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from seesaw.batch.job import JobResult
     from seesaw.batch.protocol import BatchEngine, PromptEncoder
+    from seesaw.trace import TraceWriter
     from seesaw.weights.checkpoint import Checkpoint
 
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     params=[
         *make_flags(JobOptions, flag_fields(JobOptions), "Job"),
         *engine_flags(),
+        trace_flag(),
         output_json_flag("the summary"),
     ],
     examples=[
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
         "seesaw run-batch -i in.jsonl -o out.jsonl --model my-model --dry-run",
     ],
 )
-def run_batch(output_json: str | None, **values: Any) -> int:
+def run_batch(trace: str | None, output_json: str | None, **values: Any) -> int:
     """Answer an OpenAI batch file (chat and completions).
 
     Answers are saved as they finish. Run the same command again after an interruption: finished
@@ -49,37 +52,52 @@ def run_batch(output_json: str | None, **values: Any) -> int:
     job = {field.name: values.pop(field.name) for field, _, _ in flag_fields(JobOptions)}
     settings = take_engine_settings(values)
     options = JobOptions(**job, seed=settings["seed"], resume_command=_resume_command(sys.argv))
-    _check_apart(output_json, options.paths)
+    _check_apart("--output-json", output_json, options.paths)
+    _check_apart("--trace", trace, options.paths)
+    check_trace(trace)
     with machine_output(output_json) as write:
-        result = _run(options, EngineConfig(**settings))
+        result = _run(options, EngineConfig(**settings), trace)
         write(result.summary)
     return result.exit_code
 
 
-def _run(options: JobOptions, config: EngineConfig) -> JobResult:
+def _run(options: JobOptions, config: EngineConfig, trace: str | None) -> JobResult:
     from seesaw.batch import job
     from seesaw.batch.progress import PlainReporter
 
-    model = _Model(config)
-    if not sys.stderr.isatty():
-        return job.run(options, model.encoder, partial(model.engine, None), PlainReporter())
-    from seesaw.api.batch_progress import TerminalReporter
+    with ExitStack() as stack:
+        model = _Model(config, trace, stack)
+        if not sys.stderr.isatty():
+            return job.run(options, model.encoder, partial(model.engine, None), PlainReporter())
+        from seesaw.api.batch_progress import TerminalReporter
 
-    with TerminalReporter() as reporter:
+        reporter = stack.enter_context(TerminalReporter())
         return job.run(options, model.encoder, partial(model.engine, reporter.loading), reporter)
 
 
 class _Model:
-    """Makes what a job asks for, over one checkpoint that is opened once."""
+    """Makes what a job asks for, over one checkpoint that is opened once. All its engines write to
+    one trace, which `stack` closes."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, trace: str | None, stack: ExitStack) -> None:
         self._config = config
+        self._trace = trace
+        self._stack = stack
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
         from seesaw.weights.checkpoint import open_checkpoint
 
         return open_checkpoint(self._config)
+
+    @cached_property
+    def _writer(self) -> TraceWriter | None:
+        """Begun with the first engine: a job that has nothing to do leaves an older trace alone."""
+        if self._trace is None:
+            return None
+        from seesaw.api.llm import open_trace
+
+        return self._stack.enter_context(open_trace(self._trace))
 
     def encoder(self) -> PromptEncoder:
         from seesaw.engine import prompts
@@ -89,7 +107,9 @@ class _Model:
     def engine(self, progress: Callable[[int, int], None] | None) -> BatchEngine:
         from seesaw.engine.engine import Engine
 
-        return Engine(self._config, progress=progress, checkpoint=self._checkpoint)
+        return Engine(
+            self._config, progress=progress, checkpoint=self._checkpoint, trace=self._writer
+        )
 
 
 def _resume_command(argv: list[str]) -> str:
@@ -103,13 +123,13 @@ def _resume_command(argv: list[str]) -> str:
     return shlex.join([*words, *(arg for arg in argv[1:] if arg != "--overwrite")])
 
 
-def _check_apart(output_json: str | None, paths: JobPaths) -> None:
-    """Raise ConfigError where the JSON would take the place of a file of the job."""
-    if output_json in (None, STDOUT):
+def _check_apart(flag: str, name: str | None, paths: JobPaths) -> None:
+    """Raise ConfigError where what `flag` names would take the place of a file of the job."""
+    if name in (None, STDOUT):
         return
     files = (paths.input, paths.answers, paths.errors, paths.summary, paths.journal)
-    if os.path.realpath(output_json) in map(os.path.realpath, files):
+    if os.path.realpath(name) in map(os.path.realpath, files):
         raise ConfigError(
-            f"--output-json {output_json}: is a file of this job. Choose another name "
+            f"{flag} {name}: is a file of this job. Choose another name "
             f"(the summary is in {paths.summary} in any case)."
         )

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from seesaw.api.flags import FiniteNumber, Flag, make_flags
 from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
-from seesaw.api.report import STDOUT, check_writable, machine_output, output_json_flag
+from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, take_engine_settings
 from seesaw.config import EngineConfig, FlagField, flag_fields
 from seesaw.errors import ConfigError, DoesNotFit
@@ -208,9 +208,7 @@ def _files(
             "--trace, --plot and --plot-latency show one simulation. Leave out --compare."
         )
     if trace is not None:
-        if Path(trace).suffix != ".json":
-            raise ConfigError(f"--trace {trace}: expected a name that ends in .json.")
-        check_writable(Path(trace), "--trace")
+        check_trace(trace)
         found["trace"] = Path(trace)
     for name, path in (("plot", plot), ("plot-latency", plot_latency)):
         if path is not None:
