@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from seesaw.errors import ConfigError, nearest
+from seesaw.layout.kv import TierOrder
 from seesaw.layout.parallel import ParallelLayout
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -157,6 +158,10 @@ class EngineConfig:
         "(default: half of what is free beside weights)",
     )
     tier_block_size: int = _opt(64, "tokens per block of the host tier")
+    tier_order: TierOrder = _opt(
+        "head", "what stands together in such a block: a head's layers, a layer's heads, or all of "
+        "a device block's tokens",
+    )  # fmt: skip
     reload: Reload = _opt(
         "auto",
         "weights fetched when the layout changes: what is not in place, all, or none, as ranks run "
@@ -209,6 +214,7 @@ class EngineConfig:
             ("dtype", DType),
             ("load_format", LoadFormat),
             ("device", Device),
+            ("tier_order", TierOrder),
             ("reload", Reload),
             ("reshard_from", ReshardFrom),
             ("collectives", Collectives),

@@ -55,6 +55,7 @@ def test_paths_are_taken_as_text() -> None:
         ("decode_layout", 2),
         ("host_kv_memory", "lots"),
         ("tier_block_size", 0),
+        ("tier_order", "page"),
         ("reload", "some"),
         ("reshard_from", "disk"),
     ],

@@ -102,6 +102,7 @@ def movement_figures(before: EngineStats, after: EngineStats) -> dict[str, Any]:
         **_moved(old, new),
         "predicted": _moved(old.predicted, new.predicted),
         "tier_peak_bytes": new.tier_peak_bytes,
+        "tier_pieces": new.tier_pieces - old.tier_pieces,
         "mean_decode_batch": decode_rows / decode_steps if decode_steps else 0.0,
     }
 

@@ -125,8 +125,11 @@ def pool_shape(setup: RankSetup, phase: Phase, rank: int) -> PoolShape:
 
 def tier_shape(setup: RankSetup) -> TierShape:
     assert setup.tier is not None, "there is no tier"
-    element_bytes = torch_dtype(setup.dtype).itemsize
-    return TierShape.of(setup.spec, setup.tier.num_blocks, setup.tier.block_tokens, element_bytes)
+    tier = setup.tier
+    return TierShape.of(
+        setup.spec, tier.num_blocks, tier.block_tokens, torch_dtype(setup.dtype).itemsize,
+        tier.order, setup.block_size,
+    )  # fmt: skip
 
 
 class ChangingWeights:

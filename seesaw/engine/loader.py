@@ -143,7 +143,11 @@ def _setup(
         block_size=plan.block_size,
         num_blocks=plan.num_blocks,
         prefill_blocks=plan.prefill_blocks,
-        tier=TierSetup(plan.tier_blocks, plan.tier_block_size) if plan.tier_blocks else None,
+        tier=(
+            TierSetup(plan.tier_blocks, plan.tier_block_size, config.tier_order)
+            if plan.tier_blocks
+            else None
+        ),
         limits=StepLimits(
             num_tokens=config.max_num_batched_tokens,
             num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),

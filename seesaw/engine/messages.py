@@ -12,16 +12,18 @@ from seesaw.distributed.collectives import Kind
 from seesaw.families.spec import ModelSpec
 from seesaw.layout import ParallelLayout
 from seesaw.layout.format import FormatName
+from seesaw.layout.kv import TierOrder
 from seesaw.layout.plan import Reload
 from seesaw.scheduler.output import Phase, SchedulerOutput, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class TierSetup:
-    """The replica's host tier: `num_blocks` blocks of `block_tokens` tokens."""
+    """The replica's host tier: `num_blocks` blocks of `block_tokens` tokens, each in `order`."""
 
     num_blocks: int
     block_tokens: int
+    order: TierOrder
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from seesaw.engine.build import plan_weights, pool_shape, tier_shape
 from seesaw.engine.messages import RankSetup
 from seesaw.engine.stats import TransferBytes
-from seesaw.layout.kv import owned_heads, transfer_bytes
+from seesaw.layout.kv import KVCopy, owned_heads, transfer_bytes
 from seesaw.scheduler.output import Phase
 
 
@@ -15,6 +15,7 @@ def predict_bytes(setup: RankSetup) -> TransferBytes:
     weights = plan_weights(setup)
     phases: tuple[Phase, ...] = ("prefill", "decode")
     one_block = setup.block_size
+    counts = [0] if setup.tier is None else range(setup.tier.block_tokens // one_block + 1)
     store = {
         phase: sum(
             transfer_bytes(
@@ -33,9 +34,30 @@ def predict_bytes(setup: RankSetup) -> TransferBytes:
             transfer_bytes(pool_shape(setup, "decode", rank), one_block) for rank in ranks
         ),
         tier_block_bytes=0 if setup.tier is None else tier_shape(setup).block_bytes,
+        store_pieces={
+            phase: [
+                sum(_pieces(setup, phase, rank, count, stores=True) for rank in ranks)
+                for count in counts
+            ]
+            for phase in phases
+        },
+        load_pieces=[
+            sum(_pieces(setup, "decode", rank, count, stores=False) for rank in ranks)
+            for count in counts
+        ],
         weights_by_phase={
             phase: {str(source): nbytes for source, nbytes in found.items()}
             for phase in phases
             if (found := weights.bytes_by_source(phase))
         },
     )
+
+
+def _pieces(setup: RankSetup, phase: Phase, rank: int, num_blocks: int, *, stores: bool) -> int:
+    """Runs of bytes of a tier block of which a rank copies the first device blocks."""
+    pool = pool_shape(setup, phase, rank)
+    heads = owned_heads(setup.layout(phase), setup.spec, rank) if stores else pool.kv_heads
+    if not num_blocks or not heads.size:
+        return 0
+    copy = KVCopy(tier_shape(setup), pool, heads, (), (), 0)
+    return sum(1 for _ in copy.runs(num_blocks))

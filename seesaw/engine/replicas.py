@@ -128,11 +128,13 @@ class Replicas:
         for store in step.stores:
             self._moving[replica, store.transfer_id] = "store"
             predicted.kv_store_bytes += self._predict.store(store.phase, store.num_tokens)
+            self._movement.tier_pieces += self._predict.pieces(store.num_tokens, store.phase)
             if self._commit_tier is not None:
                 self._commit_tier(replica, max(store.tier_blocks) + 1)
         for load in step.loads:
             self._moving[replica, load.transfer_id] = "load"
             predicted.kv_load_bytes += self._predict.load(load.num_tokens)
+            self._movement.tier_pieces += self._predict.pieces(load.num_tokens)
 
     def collect(self) -> Event:
         """Wait for the next finished step or transfer. Raises EngineDeadError."""

@@ -5,7 +5,7 @@ Plain data that adds up; who measures and who predicts is said by `replicas.py` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from seesaw.scheduler.output import Phase
@@ -49,6 +49,9 @@ class MovementStats(MovedBytes):
     decode_s: float = 0.0
     reshard_s: float = 0.0
     tier_peak_bytes: int = 0
+    tier_pieces: int = 0
+    """Runs of bytes in the tier that stores and loads went to and came from, as layouts and the
+    tier's order have it."""
     predicted: MovedBytes = field(default_factory=MovedBytes)
 
     def add_time(self, phase: Phase, compute_s: float, reshard_s: float) -> None:
@@ -65,13 +68,17 @@ class TransferBytes:
     """What movements cost in bytes over all ranks of a replica, as layouts and sizes have it.
 
     KV is copied in whole device blocks of `block_size` tokens; `weights_by_phase` is by the phase
-    that begins, empty where there is one layout. `tier_block_bytes` is of one block of the tier.
+    that begins, empty where there is one layout. `tier_block_bytes` is of one block of the tier;
+    `store_pieces` and `load_pieces` are the runs of bytes in it that are written or read where
+    its first 0, 1, ... device blocks are copied.
     """
 
     block_size: int
     store_block_bytes: Mapping[Phase, int]
     load_block_bytes: int
     tier_block_bytes: int
+    store_pieces: Mapping[Phase, Sequence[int]]
+    load_pieces: Sequence[int]
     weights_by_phase: Mapping[Phase, Mapping[str, int]]
 
     def store(self, phase: Phase, num_tokens: int) -> int:
@@ -81,6 +88,12 @@ class TransferBytes:
     def load(self, num_tokens: int) -> int:
         """To the decode pool; each rank that holds a head loads it."""
         return -(-num_tokens // self.block_size) * self.load_block_bytes
+
+    def pieces(self, num_tokens: int, phase: Phase | None = None) -> int:
+        """Runs of bytes in the tier: of a store from the pool of `phase`, or of a load."""
+        by_count = self.load_pieces if phase is None else self.store_pieces[phase]
+        whole, rest = divmod(-(-num_tokens // self.block_size), len(by_count) - 1)
+        return whole * by_count[-1] + by_count[rest]
 
     def weights(self, phase: Phase) -> Mapping[str, int]:
         """Of the change to `phase`."""

@@ -9,24 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from seesaw.kvcache.copies import Job
-from seesaw.layout.kv import KVCopy
-
-
-class TierRun(NamedTuple):
-    """`nbytes` bytes of a tier block at `tier`, and at `staged` of the same part set aside, which
-    has this rank's heads and layers alone, in the tier's order."""
-
-    staged: int
-    tier: int
-    nbytes: int
+from seesaw.layout.kv import KVCopy, TierRun
 
 
 def part_bytes(copy: KVCopy) -> int:
     """Of one tier block set aside, as if it were full."""
-    return copy.heads.size * copy.pool.layers.size * copy.tier.layer_stride
+    return copy.tier.of_rank(1, copy.heads, copy.pool.layers).block_bytes
 
 
 def block_bytes(copy: KVCopy) -> int:
@@ -38,30 +28,9 @@ def blocks_per_part(copy: KVCopy) -> int:
     return copy.tier.block_tokens // copy.pool.block_size
 
 
-def runs(copy: KVCopy, num_blocks: int) -> Iterator[TierRun]:
-    """The longest runs of a tier block of which the first `num_blocks` device blocks are copied."""
-    tier, heads, layers = copy.tier, copy.heads, copy.pool.layers
-    held = layers.size * tier.layer_stride  # bytes of a head
-    first = heads.start * tier.head_stride + layers.start * tier.layer_stride
-    if num_blocks < blocks_per_part(copy):
-        for head in range(heads.size):
-            for tile in range(2 * layers.size):
-                at = tile * tier.kv_stride
-                yield TierRun(
-                    head * held + at,
-                    first + head * tier.head_stride + at,
-                    num_blocks * copy.pool.tile_bytes,
-                )
-    elif layers.size == tier.num_layers:
-        yield TierRun(0, first, heads.size * held)
-    else:
-        for head in range(heads.size):
-            yield TierRun(head * held, first + head * tier.head_stride, held)
-
-
 def run_bytes(copy: KVCopy, num_blocks: int) -> int:
-    """Of each of `runs`, which are equally long."""
-    return next(runs(copy, num_blocks)).nbytes
+    """Of each run of a tier block."""
+    return next(copy.runs(num_blocks)).nbytes
 
 
 @dataclass(slots=True)
@@ -92,7 +61,7 @@ class Batch:
         copy = self.first.copy
         for index, (tier_block, num_blocks) in enumerate(self.parts):
             aside, base = index * part_bytes(copy), tier_block * copy.tier.block_bytes
-            for run in runs(copy, num_blocks):
+            for run in copy.runs(num_blocks):
                 yield TierRun(aside + run.staged, base + run.tier, run.nbytes)
 
     def slots(self) -> list[int]:

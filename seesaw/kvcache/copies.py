@@ -138,17 +138,19 @@ class TorchCopies:
 
 
 def copy_with_torch(job: Job) -> int:
-    """Carry out `job`, one tier block after another. Returns the bytes copied."""
+    """Carry out `job`, one part of a tier block after another. Returns the bytes copied."""
     copy, pool = job.copy, job.kv.pool
     first = copy.heads.start - copy.pool.kv_heads.start
     held = pool[:, :, first : first + copy.heads.size]
-    tier = _tier_view(job)
-    per_tier_block = tier.shape[4]
+    parts, size = copy.tier.parts, copy.pool.block_size
+    per_part = copy.tier.run_tokens // size
+    tier = tier_view(job)
+    tier = tier.view(*tier.shape[:4], per_part, size, tier.shape[5])
     num_bytes = 0
-    for index, tier_block in enumerate(copy.tier_blocks):
-        start = index * per_tier_block
-        blocks = torch.tensor(copy.blocks[start : start + per_tier_block])
-        side = tier[tier_block, :, :, :, : len(blocks)]
+    for index, start in enumerate(range(0, len(copy.blocks), per_part)):
+        blocks = torch.tensor(copy.blocks[start : start + per_part])
+        tier_block, part = copy.tier_blocks[index // parts], index % parts
+        side = tier[tier_block * parts + part, :, :, :, : len(blocks)]
         num_bytes += side.nbytes
         if job.store:
             side.copy_(held.index_select(1, blocks).permute(2, 0, 3, 1, 4, 5))
@@ -157,13 +159,11 @@ def copy_with_torch(job: Job) -> int:
     return num_bytes
 
 
-def _tier_view(job: Job) -> torch.Tensor:
-    """The part of the tier that is copied: `[block][head][layer][k|v][device block in it]
-    [block_size][head_dim]`."""
+def tier_view(job: Job) -> torch.Tensor:
+    """`[block and part][head][layer][k|v][tokens][head_dim]` of the heads and layers that are
+    copied, whatever the tier's order."""
     copy, shape = job.copy, job.tier.shape
-    layers, heads, block_size = copy.pool.layers, copy.heads, copy.pool.block_size
-    view = job.tier.tensor.view(job.kv.pool.dtype).view(
-        shape.num_blocks, shape.num_kv_heads, shape.num_layers, 2,
-        shape.block_tokens // block_size, block_size, shape.head_dim,
-    )  # fmt: skip
+    view = job.tier.tensor.view(job.kv.pool.dtype)
+    view = view.as_strided(shape.view_shape, shape.view_strides)
+    heads, layers = copy.heads, copy.pool.layers
     return view[:, heads.start : heads.stop, layers.start : layers.stop]

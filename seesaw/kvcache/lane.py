@@ -15,8 +15,8 @@ import torch
 
 from seesaw.cuda.batch_copy import Run
 from seesaw.cuda.streams import Event, Stream
-from seesaw.kvcache.batches import Batch
-from seesaw.kvcache.copies import Job
+from seesaw.kvcache.batches import Batch, part_bytes
+from seesaw.kvcache.copies import Job, tier_view
 from seesaw.ops.kv_gather import kv_gather
 from seesaw.ops.kv_scatter import kv_scatter
 
@@ -55,7 +55,7 @@ class Lane:
         slot = self._slots[index]
         pool = _pool_view(job)
         if batch.by_kernel:
-            tier = _tier_view(job)
+            tier = tier_view(job)
             self._hold(after)
             self._move_blocks(slot, batch, pool, tier)
             return self._kernels.record()
@@ -117,20 +117,9 @@ def _pool_view(job: Job) -> torch.Tensor:
     return job.kv.pool[:, :, heads.start - first : heads.stop - first]
 
 
-def _tier_view(job: Job) -> torch.Tensor:
-    """`[block][head][layer][k|v][tokens][head_dim]` of the heads and layers that are copied."""
-    copy, shape = job.copy, job.tier.shape
-    view = job.tier.tensor.view(job.kv.pool.dtype).view(
-        shape.num_blocks, shape.num_kv_heads, shape.num_layers, 2, shape.block_tokens,
-        shape.head_dim,
-    )  # fmt: skip
-    heads, layers = copy.heads, copy.pool.layers
-    return view[:, heads.start : heads.stop, layers.start : layers.stop]
-
-
 def _staging_view(job: Job, staging: torch.Tensor) -> torch.Tensor:
-    """Likewise of memory that has these heads and layers alone."""
+    """As `tier_view`, of memory that has these heads and layers alone."""
     copy = job.copy
-    return staging.view(job.kv.pool.dtype).view(
-        -1, copy.heads.size, copy.pool.layers.size, 2, copy.tier.block_tokens, copy.tier.head_dim
-    )
+    num_blocks = staging.nbytes // part_bytes(copy)
+    shape = copy.tier.of_rank(num_blocks, copy.heads, copy.pool.layers)
+    return staging.view(job.kv.pool.dtype).as_strided(shape.view_shape, shape.view_strides)

@@ -7,9 +7,9 @@ bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Self
 
 from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
@@ -20,10 +20,20 @@ PIECE_TOKENS = 32
 """Tokens of the pieces that a block of a pool in panels is made of (csrc/cpu/kv_view.h)."""
 
 
+TierOrder = Literal["head", "layer", "token"]
+"""What changes slowest within a tier block."""
+
+
 @dataclass(frozen=True, slots=True)
 class TierShape:
-    """The host tier `[block][kv_head][layer][k|v][block_tokens][head_dim]`: all layers and KV heads
-    of the model, so that each layout's ranks write and read slices of it."""
+    """The host tier: all layers and KV heads of the model, so that each layout's ranks write and
+    read slices of it. By `order`
+
+    - head: `[block][kv_head][layer][k|v][block_tokens][head_dim]`
+    - layer: `[block][layer][kv_head][k|v][block_tokens][head_dim]`
+    - token: `[block][part][layer][kv_head][k|v][part_tokens][head_dim]`, a part being the
+      `part_tokens` of a device block: tiles stay whole, in panels too.
+    """
 
     num_blocks: int
     num_kv_heads: int
@@ -31,33 +41,73 @@ class TierShape:
     block_tokens: int
     head_dim: int
     element_bytes: int
+    order: TierOrder = "head"
+    part_tokens: int = 0
+    """Of use to order "token" alone: tokens of a device block."""
 
     @classmethod
-    def of(cls, spec: ModelSpec, num_blocks: int, block_tokens: int, element_bytes: int) -> Self:
+    def of(
+        cls, spec: ModelSpec, num_blocks: int, block_tokens: int, element_bytes: int,
+        order: TierOrder = "head", part_tokens: int = 0,
+    ) -> Self:  # fmt: skip
         """The tier of a model."""
         heads, layers = spec.num_key_value_heads, spec.num_hidden_layers
-        return cls(num_blocks, heads, layers, block_tokens, spec.head_dim, element_bytes)
+        return cls(
+            num_blocks, heads, layers, block_tokens, spec.head_dim, element_bytes, order,
+            part_tokens,
+        )  # fmt: skip
+
+    @property
+    def run_tokens(self) -> int:
+        """Tokens of one (head, layer, K or V) that stand together."""
+        return self.part_tokens if self.order == "token" else self.block_tokens
+
+    @property
+    def parts(self) -> int:
+        """Of a tier block: 1 but in order "token"."""
+        return self.block_tokens // self.run_tokens
 
     @property
     def kv_stride(self) -> int:
-        """From K to V of one (block, head, layer)."""
-        return self.block_tokens * self.head_dim * self.element_bytes
+        """From K to V of one (part, head, layer)."""
+        return self.run_tokens * self.head_dim * self.element_bytes
 
     @property
     def layer_stride(self) -> int:
-        return 2 * self.kv_stride
+        return (1 if self.order == "head" else self.num_kv_heads) * 2 * self.kv_stride
 
     @property
     def head_stride(self) -> int:
-        return self.num_layers * self.layer_stride
+        return (self.num_layers if self.order == "head" else 1) * 2 * self.kv_stride
+
+    @property
+    def part_stride(self) -> int:
+        return self.num_kv_heads * self.num_layers * 2 * self.kv_stride
 
     @property
     def block_bytes(self) -> int:
-        return self.num_kv_heads * self.head_stride
+        return self.parts * self.part_stride
 
     @property
     def nbytes(self) -> int:
         return self.num_blocks * self.block_bytes
+
+    @property
+    def view_shape(self) -> tuple[int, int, int, int, int, int]:
+        """`[block and part][kv_head][layer][k|v][run_tokens][head_dim]`, whatever the order."""
+        blocks = self.num_blocks * self.parts
+        return blocks, self.num_kv_heads, self.num_layers, 2, self.run_tokens, self.head_dim
+
+    @property
+    def view_strides(self) -> tuple[int, int, int, int, int, int]:
+        """Of `view_shape`, in elements."""
+        strides = (self.part_stride, self.head_stride, self.layer_stride, self.kv_stride)
+        part, head, layer, kv = (stride // self.element_bytes for stride in strides)
+        return part, head, layer, kv, self.head_dim, 1
+
+    def of_rank(self, num_blocks: int, heads: Range, layers: Range) -> Self:
+        """As many tier blocks, with these heads and layers alone, in the same order."""
+        return replace(self, num_blocks=num_blocks, num_kv_heads=heads.size, num_layers=layers.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +154,15 @@ def check_tier_blocks(tier_block_tokens: int, block_size: int) -> None:
         )
 
 
+class TierRun(NamedTuple):
+    """`nbytes` bytes of a tier block at `tier`, and at `staged` of the same part set aside, which
+    has a rank's heads and layers alone, in the tier's order."""
+
+    staged: int
+    tier: int
+    nbytes: int
+
+
 def owned_heads(layout: ParallelLayout, spec: ModelSpec, rank: int) -> Range:
     """KV heads that `rank` stores: those it holds, except that of the ranks which share a
     replicated head only the lowest stores it. Of size 0 on the others."""
@@ -145,10 +204,9 @@ class KVCopy:
         tier, pool = self.tier, self.pool
         for name in ("head_dim", "element_bytes"):
             _expect(name, getattr(pool, name), getattr(tier, name))
-        if tier.block_tokens % pool.block_size:
+        if tier.run_tokens % pool.block_size:
             raise ValueError(
-                f"blocks of {pool.block_size} tokens do not divide tier blocks of "
-                f"{tier.block_tokens}"
+                f"blocks of {pool.block_size} tokens do not divide tier blocks of {tier.run_tokens}"
             )
         _expect_within("layers of the pool", pool.layers, Range(0, tier.num_layers))
         _expect_within("KV heads of the pool", pool.kv_heads, Range(0, tier.num_kv_heads))
@@ -184,14 +242,57 @@ class KVCopy:
     def tier_offsets(self) -> list[int]:
         """Where the first tile of each device block lies in the tier."""
         tier, pool = self.tier, self.pool
-        first = self.heads.start * tier.head_stride + pool.layers.start * tier.layer_stride
         per_block = tier.block_tokens // pool.block_size
+        per_part = tier.run_tokens // pool.block_size
         return [
             self.tier_blocks[index // per_block] * tier.block_bytes
-            + (index % per_block) * pool.tile_bytes
-            + first
+            + index % per_block // per_part * tier.part_stride
+            + index % per_part * pool.tile_bytes
+            + self.tier_start
             for index in range(len(self.blocks))
         ]
+
+    @property
+    def tier_start(self) -> int:
+        """Where the first tile lies within a tier block."""
+        tier = self.tier
+        return self.heads.start * tier.head_stride + self.pool.layers.start * tier.layer_stride
+
+    def runs(self, num_blocks: int) -> Iterator[TierRun]:
+        """The longest runs of a tier block of which the first `num_blocks` device blocks are
+        copied; all of them are equally long."""
+        tier, size, heads, layers = self.tier, self.pool.block_size, self.heads, self.pool.layers
+        held = tier.of_rank(1, heads, layers)
+        whole_heads, whole_layers = heads.size == tier.num_kv_heads, layers.size == tier.num_layers
+        first = self.tier_start
+        if tier.order == "head":
+            outer, inner, whole = heads.size, layers.size, whole_layers
+            strides = (held.head_stride, tier.head_stride, held.layer_stride, tier.layer_stride)
+        else:
+            outer, inner, whole = layers.size, heads.size, whole_heads
+            strides = (held.layer_stride, tier.layer_stride, held.head_stride, tier.head_stride)
+        aside_outer, tier_outer, aside_inner, tier_inner = strides
+        if num_blocks * size < tier.run_tokens:
+            for at in range(outer):
+                for index in range(inner):
+                    for kv in range(2):
+                        yield TierRun(
+                            at * aside_outer + index * aside_inner + kv * held.kv_stride,
+                            first + at * tier_outer + index * tier_inner + kv * tier.kv_stride,
+                            num_blocks * self.pool.tile_bytes,
+                        )
+            return
+        parts = num_blocks * size // tier.run_tokens
+        if whole and outer * aside_outer == tier.part_stride:
+            yield TierRun(0, first, parts * tier.part_stride)
+            return
+        for part in range(parts):
+            aside, there = part * held.part_stride, first + part * tier.part_stride
+            if whole:
+                yield TierRun(aside, there, outer * aside_outer)
+                continue
+            for at in range(outer):
+                yield TierRun(aside + at * aside_outer, there + at * tier_outer, aside_outer)
 
 
 def _expect(what: str, got: int, expected: int) -> None:

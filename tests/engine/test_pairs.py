@@ -169,9 +169,11 @@ def test_twenty_changes_leave_weights_and_memory_as_they_were(
         {"tier_block_size": 16},
         {"tier_block_size": 64},
         {"tier_block_size": 256, "host_kv_memory": "4MiB"},
+        {"tier_order": "layer"},
+        {"tier_order": "token"},
     ],
 )
-def test_any_size_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
+def test_any_size_and_order_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
     model = tiny_checkpoint("llama", **LAYERS)
     prompts = random_prompts(10, 70, VOCAB_SIZE)
     expected = one_rank(model, prompts, max_model_len=96)
@@ -183,6 +185,7 @@ def test_any_size_of_tier_block(settings, num_ranks, tiny_checkpoint, pool):
             got = generate(engine, prompts, GREEDY)
             engine.settle()
             moved = engine.stats.transfers
+        assert moved.tier_pieces > 0
         assert moved.kv_store_bytes == moved.predicted.kv_store_bytes > 0
         assert moved.kv_load_bytes == moved.predicted.kv_load_bytes > 0
         assert moved.weight_bytes_moved == moved.predicted.weight_bytes_moved

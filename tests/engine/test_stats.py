@@ -11,6 +11,8 @@ ONE = TransferBytes(
     store_block_bytes={"prefill": 1000, "decode": 900},
     load_block_bytes=1200,
     tier_block_bytes=4000,
+    store_pieces={"prefill": [0, 20, 4], "decode": [0, 30, 6]},
+    load_pieces=[0, 10, 1],
     weights_by_phase={"decode": {"resident": 5, "copy": 0, "peer": 0, "host": 7}},
 )
 
@@ -20,6 +22,11 @@ def test_whole_blocks_are_copied(num_tokens: int, blocks: int) -> None:
     assert ONE.store("prefill", num_tokens) == blocks * 1000
     assert ONE.store("decode", num_tokens) == blocks * 900
     assert ONE.load(num_tokens) == blocks * 1200
+
+
+def test_pieces_are_those_of_whole_tier_blocks_and_the_rest() -> None:
+    assert [ONE.pieces(n) for n in (1, 32, 33, 80)] == [10, 1, 11, 12]
+    assert ONE.pieces(80, "prefill") == 2 * 4 + 20
 
 
 def test_a_change_without_a_plan_moves_no_weights() -> None:

@@ -17,7 +17,7 @@ from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import Engine, KVTransfers
 from seesaw.layout import ParallelLayout, RankRanges, rank_ranges
-from seesaw.layout.kv import TierShape, owned_heads
+from seesaw.layout.kv import TierOrder, TierShape, owned_heads
 from seesaw.layout.ranges import Range
 
 HEAD_DIM = 4
@@ -108,10 +108,13 @@ def make_ranks(
     return ranks
 
 
-def tier_shape(spec: ModelSpec, num_blocks: int, block_tokens: int, itemsize: int) -> TierShape:
+def tier_shape(
+    spec: ModelSpec, num_blocks: int, block_tokens: int, itemsize: int, order: TierOrder = "head",
+    part_tokens: int = 0,
+) -> TierShape:  # fmt: skip
     return TierShape(
         num_blocks, spec.num_key_value_heads, spec.num_hidden_layers, block_tokens, HEAD_DIM,
-        itemsize,
+        itemsize, order, part_tokens,
     )  # fmt: skip
 
 
@@ -146,20 +149,23 @@ def write_to_pool(pool: torch.Tensor, blocks: Sequence[int], kv: torch.Tensor) -
 
 
 def write_to_tier(tier: torch.Tensor, tier_blocks: Sequence[int], kv: torch.Tensor) -> None:
-    """`kv` of all layers and heads, into a tier of bytes, one tier block after another."""
-    block_tokens = tier.shape[4]
-    for index, block in enumerate(tier_blocks):
-        part = kv[:, :, :, index * block_tokens : (index + 1) * block_tokens]
-        tier[block, :, :, :, : part.shape[3]] = part.transpose(0, 1)
+    """`kv` of all layers and heads, into a tier of bytes, part by part of tier blocks."""
+    parts, tokens = tier.shape[1], tier.shape[5]
+    for index, start in enumerate(range(0, kv.shape[3], tokens)):
+        part = kv[:, :, :, start : start + tokens].transpose(0, 1)
+        tier[tier_blocks[index // parts], index % parts, :, :, :, : part.shape[3]] = part
 
 
 def tier_bytes(tier: HostTier) -> torch.Tensor:
-    """`[block][head][layer][k|v][block_tokens][bytes of a head]`, a view."""
+    """`[block][part][head][layer][k|v][tokens][bytes of a head]`, a view, whatever the order."""
     shape = tier.shape
-    return tier.tensor.view(
-        shape.num_blocks, shape.num_kv_heads, shape.num_layers, 2, shape.block_tokens,
-        shape.head_dim * shape.element_bytes,
-    )  # fmt: skip
+    width = shape.head_dim * shape.element_bytes
+    heads, layers = shape.num_kv_heads, shape.num_layers
+    if shape.order == "head":
+        return tier.tensor.view(-1, 1, heads, layers, 2, shape.block_tokens, width)
+    parts = shape.block_tokens // shape.part_tokens if shape.order == "token" else 1
+    view = tier.tensor.view(-1, parts, layers, heads, 2, shape.block_tokens // parts, width)
+    return view.transpose(2, 3)
 
 
 def pool_bytes(rank: Rank) -> torch.Tensor:

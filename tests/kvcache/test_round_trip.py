@@ -15,7 +15,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import Engine, KVTransfers
 from seesaw.layout import ParallelLayout
-from seesaw.layout.kv import PoolShape, transfer_bytes
+from seesaw.layout.kv import PoolShape, TierOrder, transfer_bytes
 from tests.kvcache.engines import of_name
 from tests.kvcache.kv_harness import (
     Done,
@@ -40,6 +40,7 @@ MODELS = {
     "8 heads on 8, 10 layers": make_spec(10, 8, 8),
     "4 heads on 1, 3 layers": make_spec(3, 4, 1),
 }
+ORDERS: tuple[TierOrder, ...] = ("head", "layer", "token")
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -120,7 +121,7 @@ class Replica:
 
 def round_trip(
     spec: ModelSpec, layouts: list[ParallelLayout], block_size: int, tier_block: int,
-    dtype: torch.dtype, engine: Engine | None, device: str, seed: int,
+    dtype: torch.dtype, engine: Engine | None, device: str, seed: int, order: TierOrder,
 ) -> None:  # fmt: skip
     """Every layout stores all requests, and each other one loads them."""
     rng = random.Random(seed)
@@ -130,7 +131,8 @@ def round_trip(
     ]
     num_blocks = 3 + sum(ceil(n, block_size) for n in tokens)
     num_tier_blocks = 2 + sum(ceil(n, tier_block) for n in tokens)
-    tier = HostTier.create(tier_shape(spec, num_tier_blocks, tier_block, dtype.itemsize))
+    shape = tier_shape(spec, num_tier_blocks, tier_block, dtype.itemsize, order, block_size)
+    tier = HostTier.create(shape)
     tier.commit(num_tier_blocks)
     done = Done()
     transfers = KVTransfers(tier, done, torch.device(device), 2, engine=engine)
@@ -195,9 +197,21 @@ def test_every_pair_of_layouts(
     sizes = SIZES if engine == "cpp" else [SIZES[num_ranks % len(SIZES)]]
     for index, (block_size, tier_block) in enumerate(sizes):
         seed = random.randrange(2**32)
-        print(f"seed {seed}, blocks of {block_size} and {tier_block} tokens")
+        order = ORDERS[(index + num_ranks + list(MODELS).index(model)) % 3]
+        print(f"seed {seed}, blocks of {block_size} and {tier_block} tokens, order {order}")
         dtype = DTYPES[(index + num_ranks) % 2]
-        round_trip(spec, layouts, block_size, tier_block, dtype, engine, device, seed)
+        round_trip(spec, layouts, block_size, tier_block, dtype, engine, device, seed, order)
+
+
+@pytest.mark.parametrize("order", ["head", "layer", "token"])
+def test_every_order_of_the_tier(order: TierOrder, engine: Engine | None, device: str) -> None:
+    """Uneven heads, replicated heads, parts of tier blocks."""
+    spec = MODELS["9 heads on 3, 9 layers"]
+    for num_ranks in (2, 4):
+        seed = random.randrange(2**32)
+        print(f"seed {seed}")
+        layouts = layouts_of(num_ranks, spec)
+        round_trip(spec, layouts, 16, 64, torch.float32, engine, device, seed, order)
 
 
 def test_requests_come_and_go(engine: Engine | None, device: str) -> None:

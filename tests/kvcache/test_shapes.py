@@ -5,6 +5,7 @@ copy that would leave its memory is refused.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -17,6 +18,7 @@ from seesaw.layout import ParallelLayout, Range, rank_ranges
 from seesaw.layout.kv import (
     KVCopy,
     PoolShape,
+    TierOrder,
     TierShape,
     check_tier_blocks,
     owned_heads,
@@ -55,6 +57,50 @@ def test_addresses_are_those_of_tensors() -> None:
                     assert at == 2 * side[index % 3 * 16].storage_offset()
     assert COPY.num_bytes == len(COPY.blocks) * 2 * 3 * 2 * POOL.tile_bytes
     assert POOL.tile_bytes == pool[0, 0, 0, 0].nbytes
+
+
+@pytest.mark.parametrize("order", ["layer", "token"])
+def test_other_orders_are_those_of_tensors(order: TierOrder) -> None:
+    shape = dataclasses.replace(TIER, order=order, part_tokens=16)
+    parts = 3 if order == "token" else 1
+    tier = torch.empty(5, parts, 7, 4, 2, 48 // parts, 3, dtype=torch.int16)
+    copy = dataclasses.replace(COPY, tier=shape)
+    assert (shape.nbytes, shape.block_bytes) == (tier.nbytes, tier[0].nbytes)
+    copy.check()
+    for index, offset in enumerate(copy.tier_offsets()):
+        for head, layer, kv in itertools.product(range(2), range(3), range(2)):
+            part, token = divmod(index % 3 * 16, 48 // parts)
+            tile = tier[copy.tier_blocks[index // 3], part, layer + 2, head + 2, kv, token:]
+            assert offset + dot((head, layer, kv), copy.tier_strides) == 2 * tile.storage_offset()
+    view = torch.empty(0, dtype=torch.int16).set_(tier.untyped_storage())
+    view = view.as_strided(shape.view_shape, shape.view_strides)
+    expected = tier.flatten(0, 1).transpose(1, 2)
+    assert (view.shape, view.stride()) == (expected.shape, expected.stride())
+
+
+@pytest.mark.parametrize(
+    ("heads", "layers", "num_blocks", "expected"),
+    [
+        # a pipeline stage, a tensor-parallel rank, both, and half a tier block
+        (Range(0, 4), Range(2, 5), 3, {"head": 4, "layer": 1, "token": 3}),
+        (Range(1, 3), Range(0, 7), 3, {"head": 1, "layer": 7, "token": 21}),
+        (Range(1, 3), Range(2, 5), 3, {"head": 2, "layer": 3, "token": 9}),
+        (Range(0, 4), Range(0, 7), 3, {"head": 1, "layer": 1, "token": 1}),
+        (Range(0, 4), Range(0, 7), 2, {"head": 56, "layer": 56, "token": 1}),
+        (Range(1, 3), Range(2, 5), 2, {"head": 12, "layer": 12, "token": 6}),
+    ],
+)
+def test_pieces_of_a_tier_block(
+    heads: Range, layers: Range, num_blocks: int, expected: dict[TierOrder, int]
+) -> None:
+    pool = dataclasses.replace(POOL, layers=layers, kv_heads=heads)
+    for order, count in expected.items():
+        shape = dataclasses.replace(TIER, order=order, part_tokens=16)
+        copy = dataclasses.replace(COPY, tier=shape, pool=pool, heads=heads)
+        runs = list(copy.runs(num_blocks))
+        assert len(runs) == count, order
+        held = num_blocks * heads.size * layers.size * 2 * pool.tile_bytes
+        assert sum(run.nbytes for run in runs) == held
 
 
 def dot(a: tuple[int, ...], b: tuple[int, ...]) -> int:
