@@ -81,7 +81,11 @@ def run_job(engine: Engine, job: dict[str, Any], seed: int) -> tuple[float, floa
 def main() -> None:
     job = json.load(sys.stdin)
     start_s = time.perf_counter()
-    config = EngineConfig(**job["settings"])
+    config = EngineConfig(
+        **job["settings"],
+        expected_lengths=[(job["input_len"], job["output_len"])],
+        expected_requests=job["num_requests"],
+    )
     with Engine(config) as engine:
         start_s = time.perf_counter() - start_s
         # Touches weights, pools and code once; two prompts, so that every stage has had one.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -64,6 +64,20 @@ def layouts_of(
     return (found[0], found[-1]) if found else None
 
 
+def parse_pair(text: str) -> tuple[ParallelLayout, ParallelLayout] | None:
+    """`pp2:tp2` or one layout for both; None for `auto`. Raises ConfigError."""
+    if text == "auto":
+        return None
+    prefill, colon, decode = text.partition(":")
+    try:
+        return ParallelLayout.parse(prefill), ParallelLayout.parse(decode if colon else prefill)
+    except ConfigError as error:
+        raise ConfigError(
+            f"layouts={text!r}: {error} Or give two, for prompts and for answers, as pp2:tp2, or "
+            "auto."
+        ) from error
+
+
 def parse_cores(text: str) -> tuple[int, ...]:
     """The cores of a list such as `0-3,8`, in its order. Raises ConfigError."""
     cores: list[int] = []
@@ -95,6 +109,7 @@ def _opt(default: Any, help: str) -> Any:
 
 _STATIC = ("tensor_parallel_size", "pipeline_parallel_size")
 _PHASED = ("prefill_layout", "decode_layout")
+_BOTH = ("layouts",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,19 +150,37 @@ class EngineConfig:
     gpu_memory_utilization: float | None = _opt(
         None, "the same as a fraction of the device's memory (cpu: of the machine's)"
     )
+    layouts: str | None = _opt(
+        None,
+        "how prompts and answers are computed: one layout, such as tp2, two that take turns, such "
+        "as pp2:tp2, or auto = what the planner finds fastest for the job (default where no layout "
+        "is given)",
+    )
     prefill_layout: str | None = _opt(
         None,
-        "how prompts are computed: replicas, cut and stages, such as pp2 or dp2-tp2; pp7+5 has "
+        "the first of them by itself: replicas, cut and stages, such as pp2 or dp2-tp2; pp7+5 has "
         "stages of 7 and 5 layers",
     )
     decode_layout: str | None = _opt(
-        None, "how answers are computed, over the same devices (one of the two stands for both)"
+        None, "the second, over the same devices (where one of the two is given it stands for both)"
     )
     tensor_parallel_size: int | None = _opt(
         None, "devices per layer, in both phases; instead of the layouts"
     )
     pipeline_parallel_size: int | None = _opt(
         None, "stages of layers, in both phases; instead of the layouts"
+    )
+    expected_lengths: Sequence[tuple[int, int]] = field(
+        default=(),
+        metadata={
+            "help": "(prompt, answer) tokens of the requests to come, or of a sample of them, for "
+            "which layouts are chosen; commands that know their job give it",
+            "cli": False,
+        },
+    )
+    expected_requests: int | None = field(
+        default=None,
+        metadata={"help": "how many these stand for (default: 1000)", "cli": False},
     )
     num_devices: int | None = _opt(
         None, "devices to use where no layout is given (default: all GPUs; 1 on cpu)"
@@ -204,6 +237,7 @@ class EngineConfig:
             ("pipeline_parallel_size", 1),
             ("num_devices", 1),
             ("cpu_threads", 1),
+            ("expected_requests", 1),
         ):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), low)
@@ -232,6 +266,9 @@ class EngineConfig:
             parse_cores(self.cpu_cores)
         self._check_memory()
         self._check_layouts()
+        for lengths in self.expected_lengths:
+            for tokens in lengths:
+                _check_int("expected_lengths", tokens, 1)
 
     def _check_memory(self) -> None:
         if self.device_memory is not None and self.gpu_memory_utilization is not None:
@@ -249,14 +286,17 @@ class EngineConfig:
             )
 
     def _check_layouts(self) -> None:
-        static = [name for name in _STATIC if getattr(self, name) is not None]
-        phased = [name for name in _PHASED if getattr(self, name) is not None]
-        if static and phased:
+        given = [
+            [name for name in names if getattr(self, name) is not None]
+            for names in (_BOTH, _PHASED, _STATIC)
+        ]
+        named = [name for names in given for name in names]
+        found = [names[0] for names in given if names]
+        if len(found) > 1:
             raise ConfigError(
-                f"{phased[0]}={getattr(self, phased[0])!r} and "
-                f"{static[0]}={getattr(self, static[0])} both say how the model lies over the "
-                "devices. Give prefill_layout and decode_layout, or tensor_parallel_size and "
-                "pipeline_parallel_size."
+                f"{' and '.join(f'{name}={getattr(self, name)!r}' for name in found[:2])} both say "
+                "how the model lies over the devices. Give layouts, or prefill_layout and "
+                "decode_layout, or tensor_parallel_size and pipeline_parallel_size."
             )
         if self.reload == "none" and self.reshard_from != "auto":
             raise ConfigError(
@@ -266,7 +306,7 @@ class EngineConfig:
         layouts = self.given_layouts
         if layouts is None:
             return
-        for name, layout in zip(static or phased, layouts, strict=False):
+        for name, layout in zip(named + named, layouts, strict=False):
             if self.num_devices not in (None, layout.num_ranks):
                 raise ConfigError(
                     f"num_devices={self.num_devices}, but layout {layout} ({name}) takes "
@@ -286,7 +326,10 @@ class EngineConfig:
 
     @property
     def given_layouts(self) -> tuple[ParallelLayout, ParallelLayout] | None:
-        """(prefill, decode) as given, one for both where only one is; None where nothing is."""
+        """(prefill, decode) as given, one for both where only one is; None where they are to be
+        chosen."""
+        if self.layouts is not None:
+            return parse_pair(self.layouts)
         if self.tensor_parallel_size is not None or self.pipeline_parallel_size is not None:
             both = ParallelLayout(
                 tp=self.tensor_parallel_size or 1, pp=self.pipeline_parallel_size or 1
@@ -304,11 +347,16 @@ class EngineConfig:
         if self.policy == "continuous" and two_layouts:
             raise ConfigError(
                 "policy='continuous' mixes prompts and answers in every step, which needs one "
-                f"layout, got prefill_layout={self.prefill_layout!r} and "
-                f"decode_layout={self.decode_layout!r}. Use policy='seesaw' or 'seesaw-cost', or "
-                "give one layout."
+                f"layout, got {self._given_texts()}. Use policy='seesaw' or 'seesaw-cost', or give "
+                "one layout."
             )
         return self.policy
+
+    def _given_texts(self) -> str:
+        """What was said of layouts, as it was said."""
+        names = (*_BOTH, *_PHASED)
+        given = [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+        return " and ".join(f"{name}={text!r}" for name, text in given) or "two"
 
     def _check_types(self) -> None:
         for name, kinds, expected in (
@@ -322,6 +370,8 @@ class EngineConfig:
             ("enforce_eager", bool, "True or False"),
             ("profile", bool, "True or False"),
             ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),
+            ("layouts", str | None, "auto, a layout such as tp2 or two such as pp2:tp2"),
+            ("expected_lengths", Sequence, "pairs of a prompt's and an answer's tokens"),
             ("prefill_layout", str | None, "a layout such as pp2 or dp2-tp2"),
             ("decode_layout", str | None, "a layout such as tp2 or dp2-tp2"),
             ("policy", str, "a built-in name or module.path:Class"),

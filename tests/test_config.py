@@ -88,6 +88,20 @@ def test_layouts_are_read_in_any_order_and_one_stands_for_both() -> None:
     assert given(pipeline_parallel_size=3, num_devices=3) == ("dp1-tp1-pp3",) * 2
 
 
+def test_both_layouts_in_one_setting() -> None:
+    assert given(layouts="pp2:tp2") == given(prefill_layout="pp2", decode_layout="tp2")
+    assert given(layouts="pp7+5") == given(decode_layout="pp7+5")
+    assert EngineConfig(model="m", layouts="auto").given_layouts is None
+    for bad in ("pp2:", "pp2:tp2:tp2", "atuo", ""):
+        with pytest.raises(ConfigError, match="layouts="):
+            EngineConfig(model="m", layouts=bad)
+    for other in ({"decode_layout": "tp2"}, {"tensor_parallel_size": 2}):
+        with pytest.raises(ConfigError, match=r"layouts='auto' and .* both say"):
+            EngineConfig(model="m", layouts="auto", **other)
+    with pytest.raises(ConfigError, match="expected_lengths=0"):
+        EngineConfig(model="m", expected_lengths=[(5, 0)])
+
+
 @pytest.mark.parametrize("static", ["tensor_parallel_size", "pipeline_parallel_size"])
 @pytest.mark.parametrize("phased", ["prefill_layout", "decode_layout"])
 @pytest.mark.parametrize("size", [1, 2])

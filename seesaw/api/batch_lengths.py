@@ -19,6 +19,9 @@ from seesaw.tokenizer import Tokenizer
 CHARACTERS_PER_TOKEN = 4
 """Of English text, as a rule of thumb."""
 
+MOST_SAMPLED = 2000
+"""Rows whose lengths are looked at before a job begins."""
+
 Count = Callable[[BatchRequest], int]
 
 
@@ -57,6 +60,28 @@ def batch_workload(path: Path, tokenizer: Tokenizer | None, answer_tokens: int |
     answers = "--answer-tokens" if answer_tokens else "max_tokens of each row"
     found.source = f"{len(lengths)} answers; prompts by {how}; answers by {answers}{left_out}"
     return found
+
+
+def sample_lengths(path: Path) -> tuple[Sequence[Lengths], int]:
+    """Lengths of up to MOST_SAMPLED rows that say how long their answers may be, spread over the
+    file, prompts by their characters; and how many answers the file asks for. Rows that cannot be
+    read are left to the job, which says what is wrong with them."""
+    found: list[Lengths] = []
+    num_answers, stride = 0, 1
+    for number, line in enumerate(read_lines(path)):
+        if number % stride:
+            num_answers += 1  # as many as most rows ask for: one
+            continue
+        try:
+            request = parse_request(parse_row(line), defaults={})
+        except RequestError:
+            continue
+        num_answers += request.sampling.n
+        if request.sampling.max_tokens:
+            found.append(Lengths(max(1, _by_characters(request)), request.sampling.max_tokens))
+        if len(found) == MOST_SAMPLED:
+            found, stride = found[::2], 2 * stride
+    return found, num_answers
 
 
 def _by_tokens(tokenizer: Tokenizer) -> Count:

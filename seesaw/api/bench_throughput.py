@@ -37,6 +37,14 @@ class Workload:
     def sampling(self) -> SamplingParams:
         return SamplingParams(temperature=0, ignore_eos=True, max_tokens=self.output_len)
 
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The job as settings of an engine have it, which chooses layouts for it."""
+        return {
+            "expected_lengths": ((self.input_len, self.output_len),),
+            "expected_requests": self.num_prompts,
+        }
+
     def draw(self, rng: random.Random, vocab_size: int) -> list[list[int]]:
         """Prompts of uniformly random tokens."""
         return [
@@ -56,7 +64,7 @@ def measure(
     `probe` the best run's steps are set against the machine's limits: "roofline". `trace`: file of
     what devices do when, in all runs and before them."""
     start = time.perf_counter()
-    with LLM(**settings, trace=trace) as llm:
+    with LLM(**settings, **workload.expected, trace=trace) as llm:
         start_s = time.perf_counter() - start
         _check_fits(workload, llm.engine.max_model_len)
         rng = random.Random(settings["seed"])

@@ -16,7 +16,7 @@ import click
 
 from seesaw.api.dump_signal import dump_on_signal
 from seesaw.api.flags import Command, make_flags
-from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields, layouts_of
+from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields, layouts_of, parse_pair
 from seesaw.errors import ConfigError, RequestError
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
@@ -60,6 +60,7 @@ def _policy_in(args: Sequence[str]) -> str:
         return policy
     try:
         layouts = layouts_of(_last(args, "--prefill-layout"), _last(args, "--decode-layout"))
+        layouts = layouts or parse_pair(_last(args, "--layouts") or "auto")
     except ConfigError:
         layouts = None  # told when the settings are checked
     return auto_policy(layouts is not None and layouts[0] != layouts[1])

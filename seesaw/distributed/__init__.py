@@ -7,6 +7,7 @@ weights.
 
 from seesaw.distributed.collectives import Kind as Kind
 from seesaw.distributed.collectives import choose as choose
+from seesaw.distributed.collectives import links_name as links_name
 from seesaw.distributed.rank_group import RankGroup as RankGroup
 from seesaw.distributed.shm import new_shared_file as new_shared_file
 from seesaw.distributed.transport import PeerExchange as PeerExchange

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from seesaw import envs
 from seesaw.config import Collectives
 from seesaw.distributed import tcp
 from seesaw.errors import ConfigError
@@ -32,6 +33,16 @@ def choose(wanted: Collectives, device_type: str) -> Kind:
     if wanted == "tcp":
         tcp.check_host()  # ranks have this process's environment
     return "shm" if wanted == "auto" else wanted
+
+
+def links_name(kind: Kind, num_ranks: int) -> str:
+    """What joins so many ranks, in words that are the same for the same kind of link: figures of
+    one say nothing of another."""
+    if kind == "tcp":
+        hosts = dict.fromkeys(envs.comm_host(rank) for rank in range(num_ranks))
+        return f"TCP over {', '.join(hosts)}"
+    names = {"shm": "memory of the host", "gloo": "gloo on this host", "nccl": "between these GPUs"}
+    return names[kind]
 
 
 def _is_built() -> bool:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from seesaw.distributed import choose
+from seesaw.config import Collectives
+from seesaw.distributed import Kind, choose, links_name
 from seesaw.engine.calibrate_cases import Sizes
 from seesaw.engine.calibrate_fit import links_of, rates_of
 from seesaw.engine.calibrate_processes import run_ranks
@@ -130,13 +131,15 @@ def calibrate(
     device: str = "auto",
     dtypes: Sequence[str] = ("bfloat16",),
     num_devices: Sequence[int] = (),
+    collectives: Collectives = "auto",
     effort: Effort = FULL,
     progress: Progress = lambda what, done, total: None,
 ) -> Calibration:
     """Measure this machine, which people know as `name`. Nothing else should run on it meanwhile.
 
     `num_devices`: the ways to measure; none given = one rank per divisor of the cores, up to
-    MOST_RANKS, on CPU, and all GPUs together on CUDA (fewer follow from them). Raises ConfigError
+    MOST_RANKS, on CPU, and all GPUs together on CUDA (fewer follow from them). `collectives`: what
+    joins ranks on CPU, as in the engine that is planned for. Raises ConfigError
     before anything is measured, EngineDeadError where a rank fails.
     """
     for dtype in dtypes:
@@ -146,13 +149,14 @@ def calibrate(
                 f"Known: {', '.join(ELEMENT_BYTES)}."
             )
     dtypes, found = tuple(dict.fromkeys(dtypes)), pick_device(device)
+    kind = choose(collectives, found.type)
     counts = tuple(dict.fromkeys(num_devices)) or ways_of(found)
     _check_counts(counts, found)
     ways, machines = [], []
     for count in counts:
-        way = _measure(count, found, dtypes, effort, progress)
+        way = _measure(count, found, dtypes, kind, effort, progress)
         ways.append(way)
-        machines.append(_machine(way, name, found, dtypes, effort.sizes))
+        machines.append(_machine(way, name, found, dtypes, effort.sizes, links_name(kind, count)))
     return Calibration(tuple(ways), tuple(machines))
 
 
@@ -177,8 +181,9 @@ def _check_counts(counts: Sequence[int], device: torch.device) -> None:
 
 
 def _measure(
-    count: int, device: torch.device, dtypes: Sequence[str], effort: Effort, progress: Progress
-) -> Way:
+    count: int, device: torch.device, dtypes: Sequence[str], kind: Kind, effort: Effort,
+    progress: Progress,
+) -> Way:  # fmt: skip
     threads = max(1, int(usable_cores()) // count)
     unit = "GPU" if device.type == "cuda" else "rank"
     what = f"{count} {unit}{'s' if count > 1 else ''}"
@@ -190,7 +195,7 @@ def _measure(
         device=device.type,
         num_threads=threads,
         cores=None,
-        collectives=choose("auto", device.type),
+        collectives=kind,
         store_path="",
         shared_fd=None,
         dtypes=list(dtypes),
@@ -222,7 +227,7 @@ def _figure(name: str, values: Sequence[float], amount: float) -> Figure:
 
 
 def _machine(
-    way: Way, name: str, device: torch.device, dtypes: Sequence[str], sizes: Sizes
+    way: Way, name: str, device: torch.device, dtypes: Sequence[str], sizes: Sizes, links: str
 ) -> Machine:
     is_cuda = device.type == "cuda"
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
@@ -257,13 +262,7 @@ def _machine(
         slug=f"local-{way.num_ranks}",
         name=f"{name}, as {way.num_ranks} {unit} of {threads}",
         devices=(own,) * way.num_ranks,
-        links=links_of(
-            seconds,
-            amounts,
-            way.num_ranks,
-            rates,
-            "between these GPUs" if is_cuda else "memory of the host",
-        ),
+        links=links_of(seconds, amounts, way.num_ranks, rates, links),
         host_memory_bytes=total,
         sources={"links": source if way.num_ranks > 1 else "one rank: no link, not measured"},
     )

@@ -48,6 +48,8 @@ class RankTask:
     sizes: Sizes
     link_bytes: list[int]
     exchange_bytes: int
+    links_only: bool = False
+    """Nothing of the device itself."""
 
     @property
     def slot_bytes(self) -> int:
@@ -107,7 +109,9 @@ class RankMeasurement:
         """After each round how far it is; at the end the seconds per run, by case and round."""
         task = self._task
         dtypes = [torch_dtype(name) for name in task.dtypes]
-        cases = [*device_cases(task.sizes, self._device, dtypes, self._close)]
+        cases: list[Case] = []
+        if not task.links_only:
+            cases += device_cases(task.sizes, self._device, dtypes, self._close)
         if self._group is not None:
             cases += _link_cases(self._group, task, dtypes[0])
         runs = {case.name: self._runs_of(case) for case in cases}

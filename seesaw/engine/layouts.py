@@ -12,6 +12,7 @@ from typing import cast
 import torch
 
 from seesaw.config import DType, EngineConfig
+from seesaw.distributed import choose, links_name
 from seesaw.engine.at_hand import AtHand, calibrated, of_cpu, of_gpus
 from seesaw.engine.host import device_space, has_kernels, usable_cores
 from seesaw.errors import ConfigError, DoesNotFit
@@ -22,16 +23,19 @@ from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
 from seesaw.plan.machine_files import device_by_torch_name, local_path
-from seesaw.plan.search import known_dtypes, search
-from seesaw.plan.workload import Constant, Lengths
+from seesaw.plan.search import MOST_DRAWN, known_dtypes, search
+from seesaw.plan.workload import Constant, Lengths, Listed, Workload, mean_lengths
 from seesaw.scheduler import policies
 
 logger = get_logger(__name__)
 
 ASSUMED = Lengths(1024, 256)
-"""Requests that layouts are chosen for where none are given: the engine does not know its job."""
+"""Requests that layouts are chosen for where nobody said which ones are to come."""
 
 ASSUMED_REQUESTS = 1000
+
+COMMON_LINKS = "processes of one machine"
+"""What comes with seesaw for CPUs that were not measured: of any processes that share memory."""
 
 
 def choose_layouts(
@@ -63,6 +67,19 @@ def choose_layouts(
     return choice
 
 
+def settled(config: EngineConfig, choice: LayoutChoice) -> EngineConfig:
+    """The settings with which `choice` runs. Where it was made here and is one layout, those that
+    are about going from one to another do not count."""
+    if choice.reshard_from != "auto":
+        config = replace(config, reshard_from=choice.reshard_from)
+    if config.given_layouts is not None or choice.prefill != choice.decode:
+        return config
+    config = replace(config, reload="auto", reshard_from="auto")
+    if not policies.uses_tier(config.resolve_policy(False)):
+        config = replace(config, host_kv_memory=None)
+    return config
+
+
 def _check_devices(num_devices: int, device: torch.device) -> None:
     if device.type != "cuda":
         return
@@ -89,6 +106,7 @@ def _choose(
     at_hand = figures(device, num_devices, name)
     if isinstance(at_hand, str):
         return _by_rule(config, spec, dtype, device, num_devices, at_hand)
+    at_hand = _with_own_links(at_hand, config)
     planned = _plan(replace(config, dtype=cast(DType, name)), spec, device, at_hand)
     if isinstance(planned, str):
         return _by_rule(config, spec, dtype, device, num_devices, planned)
@@ -101,17 +119,18 @@ def _plan(
     """The best layouts for an assumed job, or in words why there are none."""
     policy = config.resolve_policy(False)
     uses_tier = None if config.policy == "auto" else policies.uses_tier(policy)
-    lengths = _assumed_lengths(config, spec)
-    job = f"{ASSUMED_REQUESTS} requests of {lengths.prompt} tokens in and {lengths.answer} out"
+    workload, count = _job(config, spec)
+    prompt, answer = mean_lengths(workload, min(count, MOST_DRAWN), seed=0)
+    job = f"{count} requests of {prompt:.0f} tokens in and {answer:.0f} out"
     (machine,) = at_hand.machines
     try:
         found = search(
-            spec, at_hand.machines, Constant("assumed", "assumed", lengths), ASSUMED_REQUESTS,
-            config, chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
+            spec, at_hand.machines, workload, count, config,
+            chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
             space=device_space(device, len(machine.devices)), native=has_kernels(device),
         )  # fmt: skip
     except DoesNotFit:
-        return f"no layout has room for requests of {lengths.prompt + lengths.answer} tokens"
+        return f"no layout has room for {job}"
     best = found.recommended
     return LayoutChoice(
         best.prefill,
@@ -150,10 +169,37 @@ def figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
     return f"{where} {num_devices} devices of kind {device.type}, run `seesaw calibrate`"
 
 
-def _assumed_lengths(config: EngineConfig, spec: ModelSpec) -> Lengths:
-    """ASSUMED, or as much of each as the longest request may have."""
-    share = min(1.0, longest_wanted(config, spec) / sum(ASSUMED))
-    return Lengths(*(max(1, int(share * tokens)) for tokens in ASSUMED))
+def _with_own_links(at_hand: AtHand, config: EngineConfig) -> AtHand:
+    """The same, with links measured now where its figures are of others than those that will join
+    the ranks."""
+    (machine,) = at_hand.machines
+    if machine.kind != "cpu":
+        return at_hand
+    kind = choose(config.collectives, "cpu")
+    known = {links_name(kind, len(machine.devices))}
+    if kind != "tcp":
+        known.add(COMMON_LINKS)
+    if machine.links.name in known:
+        return at_hand
+    # Here, since it starts processes, which few plans need.
+    from seesaw.engine.link_probe import with_links_of
+
+    measured = with_links_of(machine, kind)
+    source = f"{at_hand.source}; links measured now, {measured.links.name}"
+    return at_hand._replace(machines=(measured,), source=source)
+
+
+def _job(config: EngineConfig, spec: ModelSpec) -> tuple[Workload, int]:
+    """The requests that are expected, less those that are too long to be served and will be
+    refused; where nobody said, ASSUMED, or as much of each as the longest request may have."""
+    longest = longest_wanted(config, spec)
+    lengths = [Lengths(*one) for one in config.expected_lengths if sum(one) <= longest]
+    if lengths:
+        count = config.expected_requests or max(ASSUMED_REQUESTS, len(lengths))
+        return Listed("expected", lengths), count
+    share = min(1.0, longest / sum(ASSUMED))
+    assumed = Lengths(*(max(1, int(share * tokens)) for tokens in ASSUMED))
+    return Constant("assumed", "assumed", assumed), config.expected_requests or ASSUMED_REQUESTS
 
 
 def _by_rule(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from seesaw.distributed import Kind, choose
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.host import device_space, has_kernels
-from seesaw.engine.layouts import choose_layouts, figures
+from seesaw.engine.layouts import choose_layouts, figures, settled
 from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
@@ -77,10 +77,9 @@ def load_replicas(
     device = pick_device(config.device)
     dtype = pick_dtype(config, checkpoint.spec, device)
     layouts = choose_layouts(config, checkpoint.spec, dtype, device)
+    config = settled(config, layouts)
     config.check_transition(layouts.prefill, layouts.decode)
     check_threads(config, device, layouts.num_ranks)
-    if layouts.reshard_from != "auto":
-        config = replace(config, reshard_from=layouts.reshard_from)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
     space = device_space(device, layouts.num_ranks)

@@ -97,8 +97,10 @@ class Replica:
         left = float(demand.num_requests)
         # Of all replicas the one that has the longest answer is waited for.
         longest = max(rounds, demand.answers[-1] - 1.0)
+        if longest == 0:
+            return [Wave(min(left, batch), 0.0, left)]  # nobody decodes
         if left <= batch:
-            return [Wave(left * rounds / longest if longest else left, longest, left)]
+            return [Wave(left * rounds / longest, longest, left)]
         if demand.is_even and not self.is_crowded:
             full = left // batch
             rest = left - full * batch

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from seesaw.api.batch_lengths import MOST_SAMPLED, sample_lengths
 from seesaw.api.commands.run_batch import _resume_command
 from seesaw.engine import engine
 from tests.api.command import run
@@ -44,6 +45,21 @@ def write_rows(path: Path, bodies: list[dict[str, Any]]) -> None:
         for number, body in enumerate(bodies)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_engine_that_chooses_layouts_is_told_of_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    bodies = [{"max_tokens": number % 7 + 1} for number in range(4999)]
+    write_rows(path, [{}, *bodies, {"max_tokens": 0}, {"max_tokens": 3, "n": 4}])
+    with path.open("a") as file:
+        file.write("no JSON\n")
+    lengths, num_answers = sample_lengths(path)
+    assert MOST_SAMPLED / 2 <= len(lengths) <= MOST_SAMPLED
+    assert 4999 <= num_answers <= 5010
+    assert {answer for _, answer in lengths} == set(range(1, 8))
+    assert {prompt for prompt, _ in lengths} == {3}  # of 9 to 12 characters
+    write_rows(path, [{}] * 3)
+    assert sample_lengths(path) == ([], 3)
 
 
 def test_a_job_and_its_resume(

@@ -123,6 +123,15 @@ def test_two_layouts_bring_the_flags_of_the_policy_that_can_change_them() -> Non
         parse(engine_command(), "--model", "m", *layouts, "--block-watermark", "0.1")
 
 
+def test_both_layouts_in_one_flag_bring_them_too() -> None:
+    values = parse(engine_command(), "--model=m", "--layouts", "pp2:tp2", "--switch=prefill-first")
+    settings = take_engine_settings(values)
+    assert settings["policy_options"] == {"switch": "prefill-first"}
+    for one in ("tp2", "auto", "tp2:tp2"):
+        with pytest.raises(click.NoSuchOption):
+            parse(engine_command(), "--model=m", f"--layouts={one}", "--switch=prefill-first")
+
+
 @pytest.mark.parametrize(
     "layouts",
     [

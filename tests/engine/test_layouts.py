@@ -14,14 +14,16 @@ import torch
 
 from seesaw.config import EngineConfig
 from seesaw.engine import at_hand, host, layouts
-from seesaw.engine.layouts import choose_layouts
+from seesaw.engine.layouts import choose_layouts, settled
 from seesaw.errors import ConfigError
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
+from seesaw.layout import ParallelLayout
+from seesaw.ops.native import native
 from seesaw.plan import device_memory
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.curve import Curve
-from seesaw.plan.machine_files import local_path, read_machines, write_machines
+from seesaw.plan.machine_files import builtin_cpu, local_path, read_machines, write_machines
 from seesaw.plan.memory import plan_memory
 from seesaw.scheduler import policies
 from seesaw.scheduler.policies.continuous import Continuous
@@ -90,6 +92,8 @@ def test_given_layouts_are_taken() -> None:
     assert both == "dp2-tp1-pp2 dp2-tp2-pp1"
     assert pair(tensor_parallel_size=2, pipeline_parallel_size=2) == "dp1-tp2-pp2 dp1-tp2-pp2"
     assert pair(decode_layout="tp2") == "dp1-tp2-pp1 dp1-tp2-pp1"
+    assert pair(layouts="tp2") == "dp1-tp2-pp1 dp1-tp2-pp1"
+    assert pair(layouts="pp14+16:tp2") == "dp1-tp1-pp14+16 dp1-tp2-pp1"
     assert "as asked for" in choose(decode_layout="tp2").describe()
 
 
@@ -249,6 +253,20 @@ def test_known_gpus_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "split gains" in choice.reason
 
 
+def test_layouts_are_planned_for_the_job_that_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_gpus(monkeypatch, "NVIDIA L4")
+    asked = {"layouts": "auto", "max_model_len": 4096}
+    one_token = planned(CUDA, large(), expected_lengths=[(3000, 1)], expected_requests=50, **asked)
+    assert "planned for 50 requests of 3000 tokens in and 1 out" in one_token.reason
+    assert one_token.prefill == one_token.decode
+    assert one_token.prefill.tp == 1  # nothing but prompts: no sums between devices
+    long_answers = planned(CUDA, large(), expected_lengths=[(16, 2000)], **asked)
+    assert long_answers.decode.tp > 1
+    # Rows that will be refused do not count.
+    mixed = planned(CUDA, large(), expected_lengths=[(5000, 5000), (100, 20)], **asked)
+    assert "1000 requests of 100 tokens in and 20 out" in mixed.reason
+
+
 def test_a_policy_that_mixes_is_planned_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     as_gpus(monkeypatch, "NVIDIA L4")
     choice = planned(CUDA, large(), policy="continuous")
@@ -307,4 +325,35 @@ def test_a_model_that_no_planned_layout_can_hold_is_left_to_the_rule(
 ) -> None:
     as_gpus(monkeypatch, "NVIDIA L4")
     choice = choose(CUDA, large(), device_memory="2GiB")
-    assert "no layout has room for requests of 1280 tokens" in choice.reason
+    assert "no layout has room for 1000 requests of 1024 tokens in and 256 out" in choice.reason
+
+
+def test_links_are_measured_where_figures_are_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that talk over TCP are not planned with what the memory of the host reaches."""
+    if native() is None:
+        pytest.skip("TCP between ranks is part of seesaw._cpu, which is not built here")
+    monkeypatch.setenv("SEESAW_COMM_HOST", "127.0.0.1")
+    asked: dict[str, Any] = {"num_devices": 2, "expected_lengths": [(512, 64)]}
+    assert "links measured now" not in planned(CPU, model(), **asked).reason
+    found = planned(CPU, model(), collectives="tcp", **asked)
+    assert "links measured now, TCP over 127.0.0.1" in found.reason
+    # What was calibrated over the same links is taken as it is.
+    (machine,) = (one for one in builtin_cpu(4, 2**36) if len(one.devices) == 2)
+    links = replace(machine.links, name="TCP over 127.0.0.1")
+    write_machines(local_path(), (replace(machine, links=links),))
+    found = planned(CPU, model(), collectives="tcp", **asked)
+    assert "measured by seesaw calibrate" in found.reason
+    assert "links measured now" not in found.reason
+
+
+def test_what_is_about_two_layouts_does_not_count_where_one_was_chosen() -> None:
+    auto = EngineConfig(model="m", layouts="auto", host_kv_memory="1GiB", reload="missing")
+    one, two = ParallelLayout.parse("tp2"), ParallelLayout.parse("pp2")
+    kept = settled(auto, LayoutChoice(two, one, "planned", "peers"))
+    assert (kept.host_kv_memory, kept.reload, kept.reshard_from) == ("1GiB", "missing", "peers")
+    left = settled(auto, LayoutChoice(one, one, "planned"))
+    assert (left.host_kv_memory, left.reload, left.reshard_from) == (None, "auto", "auto")
+    phased = replace(auto, policy="seesaw")
+    assert settled(phased, LayoutChoice(one, one, "planned")).host_kv_memory == "1GiB"
+    given = EngineConfig(model="m", layouts="tp2", host_kv_memory="1GiB")
+    assert settled(given, LayoutChoice(one, one, "as asked for")) == given

@@ -14,6 +14,7 @@ from seesaw.api.report import STDOUT, check_writable, machine_output, output_jso
 from seesaw.errors import ConfigError, SeesawError
 
 if TYPE_CHECKING:
+    from seesaw.config import Collectives
     from seesaw.engine.calibrate import Calibration, Effort, Way
     from seesaw.plan.machine import Machine
 
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
             section="Measuring",
             help="a way to use the machine, as that many devices; may be repeated (default: on a "
             "CPU one for each divisor of the cores up to 8, else all GPUs)",
+        ),
+        Flag(
+            ["--collectives"],
+            type=click.Choice(["auto", "shm", "tcp", "gloo"]),
+            default="auto",
+            show_default=True,
+            section="Measuring",
+            help="what joins ranks on a CPU, as for the engine; tcp = over SEESAW_COMM_HOST",
         ),
         Flag(
             ["--quick"],
@@ -66,6 +75,7 @@ if TYPE_CHECKING:
 def calibrate(
     dtype: Sequence[str],
     num_devices: Sequence[int],
+    collectives: Collectives,
     quick: bool,
     force: bool,
     output: str | None,
@@ -84,7 +94,7 @@ def calibrate(
     with machine_output(output_json) as write:
         from seesaw.engine.calibrate import FULL, QUICK
 
-        found = _measure(dtype, num_devices, QUICK if quick else FULL)
+        found = _measure(dtype, num_devices, collectives, QUICK if quick else FULL)
         write(_summary(found))
         if output_json != STDOUT:
             _print_table(found)
@@ -120,7 +130,9 @@ def _check_output(path: Path, *, made: bool) -> None:
         )
 
 
-def _measure(dtype: Sequence[str], num_devices: Sequence[int], effort: Effort) -> Calibration:
+def _measure(
+    dtype: Sequence[str], num_devices: Sequence[int], collectives: Collectives, effort: Effort
+) -> Calibration:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -145,6 +157,7 @@ def _measure(dtype: Sequence[str], num_devices: Sequence[int], effort: Effort) -
             names[0] if names else cpu_model(),
             dtypes=dtype,
             num_devices=num_devices,
+            collectives=collectives,
             effort=effort,
             progress=show,
         )

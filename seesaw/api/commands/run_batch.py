@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def _run(options: JobOptions, config: EngineConfig, trace: str | None) -> JobRes
     from seesaw.batch.progress import PlainReporter
 
     with ExitStack() as stack:
-        model = _Model(config, trace, stack)
+        model = _Model(config, options.paths.input, trace, stack)
         if not sys.stderr.isatty():
             return job.run(options, model.encoder, partial(model.engine, None), PlainReporter())
         from seesaw.api.batch_progress import TerminalReporter
@@ -79,8 +80,11 @@ class _Model:
     """Makes what a job asks for, over one checkpoint that is opened once. All its engines write to
     one trace, which `stack` closes."""
 
-    def __init__(self, config: EngineConfig, trace: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, config: EngineConfig, batch_file: Path, trace: str | None, stack: ExitStack
+    ) -> None:
         self._config = config
+        self._batch_file = batch_file
         self._trace = trace
         self._stack = stack
 
@@ -108,7 +112,18 @@ class _Model:
         from seesaw.engine.engine import Engine
 
         return Engine(
-            self._config, progress=progress, checkpoint=self._checkpoint, trace=self._writer
+            self._for_job(), progress=progress, checkpoint=self._checkpoint, trace=self._writer
+        )
+
+    def _for_job(self) -> EngineConfig:
+        """With the lengths of the batch file's rows, where layouts are to be chosen for them."""
+        from seesaw.api.batch_lengths import sample_lengths
+
+        if self._config.given_layouts is not None:
+            return self._config
+        lengths, num_answers = sample_lengths(self._batch_file)
+        return replace(
+            self._config, expected_lengths=lengths, expected_requests=num_answers or None
         )
 
 
