@@ -31,6 +31,10 @@ class BlockPool:
         self.poisonable: list[int] | None = None
         """Where a debug run wants it: blocks freed without content since the list was last
         emptied."""
+        self.read_by: dict[int, int] = {}
+        """Blocks that were released while a store still reads them, by that transfer's id: whoever
+        takes one waits for it on each rank."""
+        self._read_blocks: dict[int, list[int]] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._holders = [0] * num_blocks
         self._key_of: dict[int, _Key] = {}
@@ -114,6 +118,27 @@ class BlockPool:
                 self._free.move_to_end(block, last=False)
                 if self.poisonable is not None:
                     self.poisonable.append(block)
+
+    def release_read(self, blocks: Sequence[int], transfer_id: int) -> None:
+        """Let go of blocks without content that a store still reads. They are free at once, and
+        taken last."""
+        for block in blocks:
+            self._holders[block] -= 1
+            assert self._holders[block] == 0, f"block {block} of a store is shared"
+            self._free[block] = None
+            self.read_by[block] = transfer_id
+        self._read_blocks[transfer_id] = list(blocks)
+
+    def was_read(self, transfer_id: int) -> None:
+        """The transfer is complete everywhere."""
+        for block in self._read_blocks.pop(transfer_id, ()):
+            if self.read_by.get(block) == transfer_id:
+                del self.read_by[block]
+
+    def readers(self, blocks: Iterable[int]) -> set[int]:
+        """Transfers that still read some of `blocks`."""
+        read_by = self.read_by
+        return {read_by[block] for block in blocks if block in read_by} if read_by else set()
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless `tables` account for every held block exactly."""

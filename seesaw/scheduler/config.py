@@ -22,6 +22,9 @@ class TierConfig:
     prefill_stages: int = 1
     decode_stages: int = 1
     relays: bool = False
+    rotation_tokens: int = 0
+    """Positions of running requests that a step may load from the tier beside its rows, so that
+    more requests run than the decode pool holds (`policies/rotation.py`); 0 = none."""
 
 
 @dataclass(frozen=True, kw_only=True)

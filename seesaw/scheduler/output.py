@@ -46,8 +46,10 @@ class Batch:
 class Store(NamedTuple):
     """Device blocks of `phase`'s pool to tier blocks, once the rows of this step have run.
 
-    The first `num_tokens` positions of the request, in order; each rank copies its layers and KV
-    heads, whole device blocks. The request's table is empty from then on.
+    `num_tokens` positions of the request from `token_start` on, which is the begin of a tier block:
+    those before it are in the tier already, unchanged. `blocks` and `tier_blocks` are those of
+    these positions, in order; each rank copies its layers and KV heads, whole device blocks. The
+    request's table is empty from then on.
     """
 
     transfer_id: int
@@ -56,11 +58,15 @@ class Store(NamedTuple):
     blocks: list[int]
     tier_blocks: list[int]
     num_tokens: int
+    token_start: int = 0
 
 
 class Load(NamedTuple):
     """Tier blocks to blocks of the decode pool, in the background from the begin of this step, in
-    any phase. `blocks` become the request's table; no row of it runs before all ranks are done.
+    any phase. `blocks` become the request's table. A rank begins when its own part of the stores
+    `after` is done: they still read these blocks, or write these tier blocks.
+
+    No row of the request runs before all ranks are done, or else the step of the row `awaits` it.
     """
 
     transfer_id: int
@@ -68,6 +74,7 @@ class Load(NamedTuple):
     tier_blocks: list[int]
     blocks: list[int]
     num_tokens: int
+    after: tuple[int, ...] = ()
 
 
 class Relay(NamedTuple):
@@ -116,8 +123,9 @@ class SchedulerOutput:
     position on that a rank may not know: those drawn by the last stage of a pipeline, or in the
     other layout. `poison_blocks` (debug runs only) were freed in the pool of `phase`: filled with
     NaN, so that a stale read shows. `block_copies` are (source, destination) pairs done before any
-    row runs. `loads` begin, `lanes` run, `stores` and `relays` begin. A step without rows is
-    allowed where it moves something.
+    row runs. `loads` begin; each rank waits until its own part of the transfers in `awaits` is
+    done, whatever others have done; `lanes` run, `stores` and `relays` begin. A step without rows
+    is allowed where it moves something.
     """
 
     step_id: int
@@ -131,6 +139,7 @@ class SchedulerOutput:
     poison_blocks: list[int] = field(default_factory=list)
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    awaits: list[int] = field(default_factory=list)
     lanes: list[Batch] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
     relays: list[Relay] = field(default_factory=list)

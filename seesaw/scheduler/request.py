@@ -29,6 +29,8 @@ class RequestStatus(Enum):
     """Its blocks of the prefill pool are being copied to its blocks of the decode pool."""
     RUNNING = "running"
     """Has blocks of the decode pool."""
+    PARKED = "parked"
+    """Runs too, but has given its blocks to others for a while: its KV is in its tier blocks."""
     DRAINING = "draining"
     """Ended or preempted while steps with its rows, or a copy of its blocks, are in flight; keeps
     its blocks until they are back."""
@@ -47,10 +49,10 @@ class Request:
 
     __slots__ = (
         "arrived", "blocks", "content", "end_token_ids", "eos_token_ids", "finish_reason",
-        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed", "num_known",
-        "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool", "relay_blocks",
-        "request_id", "sampling", "seed", "status", "stop_reason", "table_room", "tier_blocks",
-        "tokens", "transfer_id", "was_sent",
+        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed", "num_in_tier",
+        "num_known", "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool",
+        "relay_blocks", "request_id", "sampling", "seed", "status", "stop_reason", "table_room",
+        "tier_blocks", "tokens", "transfers", "was_sent",
     )  # fmt: skip
 
     def __init__(
@@ -93,7 +95,8 @@ class Request:
         self.was_sent = False
         self.tier_blocks: list[int] = []
         self.relay_blocks: list[int] = []  # of the decode pool, beside those of the prefill pool
-        self.transfer_id: int | None = None  # of the store, load or relay in flight
+        self.num_in_tier = 0  # positions that its tier blocks hold, as far as was ordered
+        self.transfers: set[int] = set()  # ids of the stores, loads and relays in flight
         self.logprobs: list[TokenLogprobs | None] | None = None if sampling.logprobs is None else []
         # Drawn tokens by position whose predecessors have not arrived yet.
         self.arrived: dict[int, tuple[int, TokenLogprobs | None]] = {}

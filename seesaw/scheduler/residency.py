@@ -1,8 +1,9 @@
 """Where each request is, and whose blocks it has: the lists, the pools and every move between them.
 
-Waiting, in the prefill pool, in the tier, in the decode pool, on the way between two of these, or
-draining: it has ended or yielded, and what is in flight still uses its blocks. Plans nothing and
-writes no rows; whoever moves a request through here cannot lose a block.
+Waiting, in the prefill pool, in the tier, in the decode pool, on the way between two of these,
+parked (it runs, from the tier), or draining: it has ended or yielded, and what is in flight still
+uses its blocks. Plans nothing and writes no rows; whoever moves a request through here cannot lose
+a block.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Residency:
         self.loading: list[Request] = []
         self.relaying: list[Request] = []
         self.running: list[Request] = []
+        self.parked: list[Request] = []
         self.draining: list[Request] = []
         self._lists: dict[RequestStatus, MutableSequence[Request]] = {
             RequestStatus.WAITING: self.waiting,
@@ -50,6 +52,7 @@ class Residency:
             RequestStatus.LOADING: self.loading,
             RequestStatus.RELAYING: self.relaying,
             RequestStatus.RUNNING: self.running,
+            RequestStatus.PARKED: self.parked,
             RequestStatus.DRAINING: self.draining,
         }
         self.oldest_step = 0
@@ -73,7 +76,7 @@ class Residency:
     def num_seats(self) -> int:
         """Requests that run in the decode phase, or will without being admitted or loaded."""
         pledged = sum(1 for request in self.prefilling if request.relay_blocks)
-        return pledged + sum(map(len, (self.relaying, self.loading, self.running)))
+        return pledged + sum(map(len, (self.relaying, self.loading, self.running, self.parked)))
 
     def add(self, request: Request) -> None:
         assert request.request_id not in self.requests, f"{request} is known already"
@@ -92,10 +95,11 @@ class Residency:
 
     def store(self, request: Request, phase: Phase) -> Store:
         """Begin to copy what is computed to the request's tier blocks."""
-        request.transfer_id = self._begin_transfer(request)
+        transfer_id = self._begin_transfer(request)
         self.move(request, RequestStatus.STORING)
+        request.num_in_tier = request.num_computed
         return Store(
-            request.transfer_id,
+            transfer_id,
             request.request_id,
             phase,
             list(request.blocks),
@@ -103,41 +107,71 @@ class Residency:
             request.num_computed,
         )
 
-    def load(self, request: Request, blocks: list[int]) -> Load:
+    def load(
+        self, request: Request, blocks: list[int], status: RequestStatus = RequestStatus.LOADING
+    ) -> Load:
         """Begin to copy the request's tier blocks to `blocks`, which it holds from now on."""
+        after = self.pools["decode"].readers(blocks) | request.transfers
         self._take_table(request, blocks)
-        request.transfer_id = self._begin_transfer(request)
-        self.move(request, RequestStatus.LOADING)
+        transfer_id = self._begin_transfer(request)
+        self.move(request, status)
         return Load(
-            request.transfer_id,
+            transfer_id,
             request.request_id,
             list(request.tier_blocks),
             list(blocks),
             request.num_computed,
+            tuple(sorted(after)),
         )
 
     def relay(self, request: Request) -> Relay:
         """Begin to copy what is computed to the request's blocks of the decode pool."""
-        request.transfer_id = self._begin_transfer(request)
+        transfer_id = self._begin_transfer(request)
         self.move(request, RequestStatus.RELAYING)
         return Relay(
-            request.transfer_id,
+            transfer_id,
             request.request_id,
             list(request.blocks),
             list(request.relay_blocks),
             request.num_computed,
         )
 
+    def park(self, request: Request) -> Store:
+        """Begin to copy what the tier does not hold yet, after the rows of the step. The blocks are
+        free for what comes behind that on each rank; the tier blocks stay the request's."""
+        pool, tier = self.pools["decode"], self.tier
+        assert tier is not None, "parked where there is no tier"
+        assert request.pool is pool, f"{request} has no blocks to give"
+        wide, size = tier.block_size, pool.block_size
+        start = request.num_in_tier // wide * wide
+        transfer_id = self._begin_transfer(request)
+        store = Store(
+            transfer_id,
+            request.request_id,
+            "decode",
+            request.blocks[start // size : -(-request.num_computed // size)],
+            request.tier_blocks[start // wide :],
+            request.num_computed - start,
+            start,
+        )
+        request.num_in_tier = request.num_computed
+        pool.release_read(request.blocks, transfer_id)
+        self._forget_table(request)
+        self.move(request, RequestStatus.PARKED)
+        return store
+
     def _begin_transfer(self, request: Request) -> int:
         transfer_id = self._next_transfer
         self._next_transfer += 1
         self._transfers[transfer_id] = request
+        request.transfers.add(transfer_id)
         return transfer_id
 
     def transferred(self, transfer_id: int) -> None:
         """All ranks have copied. Raises KeyError for a transfer that is not in flight."""
         request = self._transfers.pop(transfer_id)
-        request.transfer_id = None
+        request.transfers.remove(transfer_id)
+        self.pools["decode"].was_read(transfer_id)
         if request.status is RequestStatus.STORING:
             has_yielded = request.pool is self.pools["decode"]
             self._release_blocks(request)
@@ -151,7 +185,7 @@ class Residency:
             self._release_blocks(request)
             self._take_table(request, blocks)
             self.move(request, RequestStatus.RUNNING)
-        else:
+        elif request.status is RequestStatus.DRAINING:
             self.release_drained()
 
     def _take_table(self, request: Request, blocks: list[int]) -> None:
@@ -177,7 +211,7 @@ class Residency:
     def release_drained(self) -> None:
         """Take back the blocks of ended and preempted requests that nothing in flight uses."""
         for request in list(self.draining):
-            if request.last_step < self.oldest_step and request.transfer_id is None:
+            if request.last_step < self.oldest_step and not request.transfers:
                 self._take_back(request)
 
     def _take_back(self, request: Request) -> None:
@@ -206,6 +240,9 @@ class Residency:
         if request.pool is not None:
             register_full_blocks(request.pool, request)
             request.pool.release(request.blocks)
+        self._forget_table(request)
+
+    def _forget_table(self, request: Request) -> None:
         request.pool = None
         request.blocks = []
         request.table_room = request.num_registered = 0
@@ -215,6 +252,7 @@ class Residency:
         if self.tier is not None:
             self.tier.release(request.tier_blocks)
         request.tier_blocks = []
+        request.num_in_tier = 0
 
     # -- debug ----------------------------------------------------------------------------------
 
@@ -238,8 +276,7 @@ class Residency:
         assert listed == {id(request): request.status for request in requests}, (
             "a request is in the wrong list, or in none"
         )
-        moving = {request.transfer_id: request for request in requests}
-        moving.pop(None, None)
+        moving = {one: request for request in requests for one in request.transfers}
         assert moving == self._transfers, "a transfer in flight belongs to nobody"
 
 

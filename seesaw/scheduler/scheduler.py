@@ -23,10 +23,11 @@ from seesaw.scheduler.output import (
     TokenLogprobs,
     TransferDone,
 )
+from seesaw.scheduler.policy import Observer, Policy
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.residency import Residency
 from seesaw.scheduler.stats import SchedulerStats
-from seesaw.scheduler.step import Observer, Policy, StepBuilder
+from seesaw.scheduler.step import StepBuilder
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats", "TierConfig", "Update"]
 
@@ -138,7 +139,7 @@ class Scheduler:
         """Requests that have been admitted: those in a device pool, in the tier or between."""
         at = self._residency
         moving = (at.storing, at.stored, at.loading, at.relaying)
-        return sum(map(len, (at.prefilling, *moving, at.running)))
+        return sum(map(len, (at.prefilling, *moving, at.running, at.parked)))
 
     @property
     def num_waiting(self) -> int:
@@ -302,8 +303,11 @@ class Scheduler:
         if self._residency.tier is not None:
             stats.num_stored += len(output.stores)
             stats.num_stored_back += sum(store.phase == "decode" for store in output.stores)
+            stats.num_stored_back -= step.num_parked
             stats.num_loaded += len(output.loads)
             stats.num_relayed += len(output.relays)
+            stats.num_parked += step.num_parked
+            stats.num_fetched += step.num_fetched
             stats.tier_peak_blocks = self._residency.tier.peak
 
     def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
@@ -338,7 +342,7 @@ class Scheduler:
             f"the policy planned nothing although nothing is in flight: phase {self._phase}, "
             f"{at.pools[self._phase].num_free} of {at.pools[self._phase].num_blocks} blocks free, "
             f"{self.num_tier_blocks_used} tier blocks held, running {at.running[:4]}, "
-            f"prefilling {at.prefilling[:4]}, stored {at.stored[:4]}, "
+            f"parked {at.parked[:4]}, prefilling {at.prefilling[:4]}, stored {at.stored[:4]}, "
             f"waiting {len(at.waiting)}, first {next(iter(at.waiting), None)}, "
             f"draining {at.draining[:4]}"
         )

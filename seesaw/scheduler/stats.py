@@ -34,6 +34,10 @@ class SchedulerStats:
     num_loaded: int = 0
     num_relayed: int = 0
     """Prompts that went from the prefill pool straight to the decode pool."""
+    num_parked: int = 0
+    """Times that a running request gave its blocks to others and went on from the tier later; how
+    often one was fetched from there."""
+    num_fetched: int = 0
     tier_peak_blocks: int = 0
     """Most tier blocks that were held at once."""
 

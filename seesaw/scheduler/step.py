@@ -7,49 +7,16 @@ block accounting or exceed a budget.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
-
-from seesaw.scheduler.config import SchedulerConfig
-from seesaw.scheduler.output import Batch, ModelOutput, NewRequest, Phase, Row, SchedulerOutput
+from seesaw.scheduler.output import Batch, NewRequest, Row, SchedulerOutput
 from seesaw.scheduler.request import ALL, Request, RequestStatus
 from seesaw.scheduler.residency import Residency, register_full_blocks
-
-
-class Policy(Protocol):
-    """A scheduling policy: one small class, made from its frozen `Options` dataclass.
-
-    `uses_tier = True` on the class says that it keeps KV in the host tier between phases; without
-    it there is one layout and one phase. It may also have `observe(step: SchedulerOutput, done:
-    ModelOutput)`, which is told of each finished step, for those that decide by measured times.
-    """
-
-    Options: type[Any]
-
-    def __init__(self, options: Any) -> None: ...
-
-    def plan(self, step: StepBuilder) -> None:
-        """Fill one step. Called when the engine can issue another one; may leave it empty."""
-        ...
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """A policy that wants to hear of finished steps."""
-
-    def observe(self, step: SchedulerOutput, done: ModelOutput) -> None: ...
-
+from seesaw.scheduler.view import StepView
 
 _make_row = tuple.__new__  # Row(...) costs twice as much, and there are hundreds of rows in a step
 
 
-class StepBuilder:
-    """A policy may read the lists of requests and reorder them, not resize them.
-
-    `waiting` (next first). With a host tier: `prefilling` have blocks of the prefill pool,
-    `storing` are on their way to the tier, `stored` are in it (next to be loaded first), `loading`
-    are on their way to the decode pool, `relaying` are so straight from the prefill pool. `running`
-    (oldest first) have blocks of the decode pool.
-    """
+class StepBuilder(StepView):
+    """What a policy may do. The lists it may reorder, not resize."""
 
     def __init__(
         self,
@@ -57,14 +24,7 @@ class StepBuilder:
         output: SchedulerOutput,
         num_decoding_in_flight: int = 0,
     ) -> None:
-        self.config: SchedulerConfig = residency.config
-        self.waiting = residency.waiting
-        self.prefilling = residency.prefilling
-        self.storing = residency.storing
-        self.stored = residency.stored
-        self.loading = residency.loading
-        self.relaying = residency.relaying
-        self.running = residency.running
+        super().__init__(residency, output.phase)
         self.tokens_left = self.budget = self.config.max_num_batched_tokens
         """Tokens that still fit this step, and that may be in it."""
         self.drawing: list[Request] = []
@@ -73,8 +33,7 @@ class StepBuilder:
         """Prompt tokens that requests admitted for the first time need not compute."""
         self.num_decoding_in_flight = num_decoding_in_flight
         """Steps of this phase in flight that have such rows."""
-        self._residency = residency
-        self._tier = residency.tier
+        self.num_parked = self.num_fetched = 0
         self._output = output
         self._batch = Batch([])
         self._add_row = self._batch.rows.append
@@ -83,100 +42,12 @@ class StepBuilder:
         self._num_layers = self.config.num_layers
         self._num_prompt_rows = 0
         self._prefilled: list[Request] = []
-        self._enter(output.phase)
-
-    def _enter(self, phase: Phase) -> None:
-        self.phase = phase
-        self.stages = self.config.stages(phase)
-        self._pool = self._residency.pools[phase]
-        self._runs = RequestStatus.PREFILLING if phase == "prefill" else RequestStatus.RUNNING
-        self._is_plain = phase == "decode" and self.stages == 1
+        self._parking: list[Request] = []
 
     @property
     def num_decode_rows(self) -> int:
         """Rows of this step that continue an answer."""
         return len(self._batch.rows) - self._num_prompt_rows
-
-    # -- what there is --------------------------------------------------------------------------
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Of the pool of this phase."""
-        return self._pool.num_free
-
-    @property
-    def blocks_draining(self) -> int:
-        """Blocks of this phase's pool that come back by themselves: steps in flight use them or
-        draw the last token of who has them, or they are being stored or relayed."""
-        ending = (request for request in self.running if request.num_tokens >= request.limit)
-        return sum(
-            len(request.blocks)
-            for requests in (self._residency.draining, self.storing, self.relaying, ending)
-            for request in requests
-            if request.pool is self._pool
-        )
-
-    @property
-    def num_free_tier_blocks(self) -> int:
-        return 0 if self._tier is None else self._tier.num_free
-
-    @property
-    def num_tier_blocks_to_load(self) -> int:
-        """Tier blocks of requests that are stored, or on their way in or out: all but those kept
-        for prompts under way, and those of requests that have ended."""
-        if self._tier is None:
-            return 0
-        others = (*self.prefilling, *self._residency.draining)
-        return self._tier.num_used - sum(len(request.tier_blocks) for request in others)
-
-    @property
-    def num_seats(self) -> int:
-        """Requests that run in the decode phase, or will without being admitted or loaded: those
-        on their way to the decode pool and those to be relayed."""
-        return self._residency.num_seats
-
-    @property
-    def num_stored_ever(self) -> int:
-        """Grows with each request that joins `stored`."""
-        return self._residency.num_stored_ever
-
-    @property
-    def tier_is_clearing(self) -> bool:
-        """Tier blocks come back by themselves: loads are in flight, or requests ended that hold
-        some."""
-        return bool(self.loading) or any(r.tier_blocks for r in self._residency.draining)
-
-    def tier_blocks_for(self, request: Request) -> int:
-        """Tier blocks that the request takes when it is admitted in the prefill phase. None where
-        its next token is its last: there is nothing to store then."""
-        if self._tier is None or request.num_tokens + 1 >= request.limit:
-            return 0
-        return self._tier.blocks_for(request.num_tokens)
-
-    def fits_tier(self, request: Request) -> bool:
-        """Whether the tier has room for a waiting request now."""
-        return self.tier_blocks_for(request) <= self.num_free_tier_blocks
-
-    def can_relay(self, request: Request, *, reserve_blocks: int = 0) -> bool:
-        """Whether a waiting request could be admitted in the prefill phase to go straight to the
-        decode pool, in which `reserve_blocks` stay free. Not where its next token is its last."""
-        tier = self.config.tier
-        if tier is None or not tier.relays or request.num_tokens + 1 >= request.limit:
-            return False
-        pool = self._residency.pools["decode"]
-        return (
-            pool.blocks_for(request.num_tokens) + reserve_blocks <= pool.num_free
-            and self._residency.num_seats < self.config.max_num_seqs
-        )
-
-    def has_outgrown(self, request: Request) -> bool:
-        """Whether a waiting request, which was computed before, has become too long for the whole
-        prefill pool or tier. It can only be admitted in the decode phase."""
-        tier = self.config.tier
-        return tier is not None and (
-            request.num_tokens > tier.prefill_blocks * self.config.block_size
-            or self.tier_blocks_for(request) > tier.tier_blocks
-        )
 
     # -- rows -----------------------------------------------------------------------------------
 
@@ -215,6 +86,8 @@ class StepBuilder:
             return True
         if end > request.table_room and not self._extend(request, end):
             return False
+        if request.transfers:
+            self._await(request.transfers)
         if must_tell:
             self._tell(request)
         samples = end == num_tokens
@@ -245,11 +118,16 @@ class StepBuilder:
         known, request.num_known = request.num_known, ALL
         self._output.known_tokens[request.request_id] = (known, request.tokens[known:])
 
+    def _await(self, transfers: set[int]) -> None:
+        """On each rank, before the rows of this step."""
+        self._output.awaits += sorted(transfers.difference(self._output.awaits))
+
     def _extend(self, request: Request, end: int) -> bool:
         count = -(-(end - request.table_room) // self._pool.block_size)
         if count > self._pool.num_free:
             return False
         blocks = self._pool.allocate(count)
+        self._await(self._pool.readers(blocks))
         request.blocks += blocks
         request.table_room += count * self._pool.block_size
         self._output.appended_blocks.setdefault(request.request_id, []).extend(blocks)
@@ -282,6 +160,7 @@ class StepBuilder:
         self._pool.share(shared)
         request.pool = self._pool
         request.blocks = shared + self._pool.allocate(fresh)
+        self._await(self._pool.readers(request.blocks))
         request.table_room = total * self._pool.block_size
         request.content, request.num_registered = content, len(shared)
         request.num_computed = len(shared) * self._pool.block_size
@@ -289,6 +168,7 @@ class StepBuilder:
             request.tier_blocks = self._tier.allocate(num_tier_blocks)
         if relay:
             request.relay_blocks = self._take_decode_blocks(request.num_tokens)
+            self._await(self._residency.pools["decode"].readers(request.relay_blocks))
         if request.num_preemptions == 0:
             # What a request finds again of its own after it yielded is not a saving.
             request.num_cached_tokens = request.num_computed
@@ -348,15 +228,51 @@ class StepBuilder:
         """Begin to load a stored request into the decode pool, in any phase, if `reserve_blocks`
         stay free there. It joins `running` when all ranks are done."""
         assert request.status is RequestStatus.STORED, f"{request} is not in the tier"
+        if self.num_seats >= self.config.max_num_seqs:
+            return False
+        return self._load(request, reserve_blocks, RequestStatus.LOADING)
+
+    def _load(self, request: Request, reserve_blocks: int, status: RequestStatus) -> bool:
         pool = self._residency.pools["decode"]
         self._residency.reserved_blocks = reserve_blocks
-        if (
-            pool.blocks_for(request.num_computed) + reserve_blocks > pool.num_free
-            or self._residency.num_seats >= self.config.max_num_seqs
-        ):
+        if pool.blocks_for(request.num_computed) + reserve_blocks > pool.num_free:
             return False
         blocks = self._take_decode_blocks(request.num_computed)
-        self._output.loads.append(self._residency.load(request, blocks))
+        self._output.loads.append(self._residency.load(request, blocks, status))
+        return True
+
+    def join(self, request: Request) -> bool:
+        """Let a stored request run from the tier: it is parked. False where enough run."""
+        assert request.status is RequestStatus.STORED, f"{request} is not in the tier"
+        if self.num_seats >= self.config.max_num_seqs:
+            return False
+        self._residency.move(request, RequestStatus.PARKED)
+        return True
+
+    def fetch(self, request: Request, *, reserve_blocks: int = 0) -> bool:
+        """Begin to load a parked request, if `reserve_blocks` stay free. It may have a row in any
+        later step: ranks wait for their own part of the load, the scheduler for nothing."""
+        assert request.status is RequestStatus.PARKED, f"{request} is not parked"
+        fetched = self._load(request, reserve_blocks, RequestStatus.RUNNING)
+        self.num_fetched += fetched
+        return fetched
+
+    def park(self, request: Request) -> bool:
+        """Give the blocks of a running request to others from the next step on, after its row in
+        this step if it has one. What the tier does not hold yet is stored there.
+
+        False where the tier has no room, the request has not run since it was fetched, or its last
+        token is being drawn.
+        """
+        assert request.status is RequestStatus.RUNNING, f"{request} does not run"
+        tier, done = self._tier, request.num_computed
+        if tier is None or request.num_tokens >= request.limit or done <= request.num_in_tier:
+            return False
+        count = tier.blocks_for(done) - len(request.tier_blocks)
+        if count > tier.num_free or request in self._parking:
+            return False
+        request.tier_blocks += tier.allocate(count)
+        self._parking.append(request)
         return True
 
     def _take_decode_blocks(self, num_tokens: int) -> list[int]:
@@ -389,3 +305,9 @@ class StepBuilder:
                 self._output.relays.append(self._residency.relay(request))
             else:
                 self._output.stores.append(self._residency.store(request, "prefill"))
+        for request in self._parking:
+            if request.status is RequestStatus.RUNNING:  # it may have been made to yield since
+                if request.transfers:
+                    self._await(request.transfers)
+                self._output.stores.append(self._residency.park(request))
+                self.num_parked += 1

@@ -63,7 +63,8 @@ def test_a_prompt_is_prefilled_stored_loaded_and_decoded() -> None:
 
     load = step_of(scheduler)
     assert (load.reshard, rows_of(load)) == (False, [])
-    ((number, name, tier_blocks, blocks, num_tokens),) = load.loads
+    ((number, name, tier_blocks, blocks, num_tokens, after),) = load.loads
+    assert after == (), "nobody reads its blocks any more"
     assert (number, name, tier_blocks, len(blocks), num_tokens) == (1, "a", [0, 1], 3, 9)
     update(scheduler, transition)
     update(scheduler, load)

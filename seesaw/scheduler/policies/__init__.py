@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from seesaw.errors import ConfigError, nearest
-from seesaw.scheduler.step import Policy
+from seesaw.scheduler.policy import Policy
 
 BUILT_IN = {
     "continuous": "seesaw.scheduler.policies.continuous:Continuous",

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from seesaw.errors import ConfigError
+from seesaw.scheduler.policies import rotation
 from seesaw.scheduler.policies.rows import balance_prompts, run_residents
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.step import StepBuilder
@@ -178,7 +179,11 @@ class Seesaw:
 
     def _decode(self, step: StepBuilder) -> None:
         chunk = step.config.max_num_batched_tokens
-        if run_residents(step, chunk):
+        if step.rotation_tokens:
+            short = rotation.run_in_turns(step, chunk, self._reserve(step))
+        else:
+            short = run_residents(step, chunk)
+        if short:
             return  # blocks are short: nobody comes in
         is_tail = self.is_tail(step)
         self._load(step)
@@ -195,6 +200,11 @@ class Seesaw:
         if self._tail and not step.waiting and self._sorted_at != step.num_stored_ever:
             step.stored.sort(key=_tokens_to_come, reverse=True)
             self._sorted_at = step.num_stored_ever
+        if step.rotation_tokens:
+            rotation.join(step)
+            if step.phase == "prefill":
+                rotation.fetch(step, step.parked.copy(), self._reserve(step))
+            return
         while step.stored and step.load(step.stored[0], reserve_blocks=self._reserve(step)):
             pass
 
@@ -208,7 +218,7 @@ class Seesaw:
 
 def _has_work(step: StepBuilder) -> bool:
     """Something is in the decode pool, or in the tier, or on its way there."""
-    return bool(step.storing or step.stored or step.loading or step.relaying or step.running)
+    return bool(step.storing or step.stored or step.num_seats)
 
 
 def _tokens_to_come(request: Request) -> int:

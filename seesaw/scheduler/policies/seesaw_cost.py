@@ -57,7 +57,7 @@ class SeesawCost(Seesaw):
         """Decode is less intense than the prefill phase that could begin now."""
         if not super().wants_prefill(step):
             return False
-        costs, batch = self.costs, len(step.running)
+        costs, batch = self.costs, step.num_seats
         if batch == 0 or not costs.are_known(self._least):
             return True
         most, stages = step.config.max_num_seqs, step.stages
