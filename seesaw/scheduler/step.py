@@ -201,12 +201,15 @@ class StepBuilder(StepView):
         """Make a running request yield to the tier: it keeps its KV and is first in line for a
         load. Its blocks are free once they are copied (`blocks_draining`).
 
-        False where the tier has no room, or there is nothing to come back for. Must not have been
-        admitted or given a row in this step.
+        False where the tier has no room, or there is nothing to come back for, or the tier has a
+        copy already: such a request can be parked. Must not have been admitted or given a row in
+        this step.
         """
         self._check_may_yield(request)
         tier = self._tier
         if tier is None or request.num_computed == 0 or request.num_tokens >= request.limit:
+            return False
+        if request.tier_blocks:
             return False
         count = tier.blocks_for(request.num_computed)
         if count > tier.num_free:

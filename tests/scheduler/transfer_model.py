@@ -2,8 +2,9 @@
 block, at any moment between the step that begins them and the report that they are complete.
 
 Knows fingerprints and block numbers, no requests. From the step that begins a copy until the
-scheduler has been told of its end, nobody else may use the blocks in a way that the copy would
-notice; that is asked here (`reading`, `writing`, `tier_blocks`) and judged in `worker_model`.
+scheduler has been told of its end, or a step has awaited it, nobody else may use the blocks in a
+way that the copy would notice; that is asked here (`reading`, `writing`, `tier_blocks`) and judged
+in `worker_model`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class _Transfer:
     pieces: list[tuple[int, int, int]]
     """What is left to copy: device block, tier block, first token inside the tier block; of a relay
     the block of the prefill pool, that of the decode pool and 0."""
+    is_done_here: bool = False
+    """A step has awaited it, though the scheduler does not know yet."""
 
 
 @dataclass(slots=True)
@@ -76,31 +79,73 @@ class TransferModel:
     def copy_some(self, rng: random.Random) -> None:
         """Some pieces of some transfers, in any order."""
         for transfer in self.open.values():
-            for _ in range(rng.randint(0, len(transfer.pieces))):
-                self._copy_one(transfer, rng)
+            if self._may_begin(transfer):
+                for _ in range(rng.randint(0, len(transfer.pieces))):
+                    self._copy_one(transfer, rng)
+
+    def _may_begin(self, transfer: _Transfer) -> bool:
+        """What it comes after is copied."""
+        order = transfer.order
+        after = order.after if isinstance(order, Load) else ()
+        return not any(self.open[one].pieces for one in after if one in self.open)
+
+    def finish_here(self, transfer_id: int, rng: random.Random) -> Order | None:
+        """A step waits for it, and for what it comes after. None where it is complete already."""
+        transfer = self.open.get(transfer_id)
+        if transfer is None:
+            return None
+        if isinstance(transfer.order, Load):
+            for one in transfer.order.after:
+                self.finish_here(one, rng)
+        while transfer.pieces:
+            self._copy_one(transfer, rng)
+        transfer.is_done_here = True
+        return transfer.order
 
     def complete(self, transfer_id: int, rng: random.Random) -> Order:
         """What is left of it, and the report to the scheduler."""
-        transfer = self.open.pop(transfer_id)
-        while transfer.pieces:
-            self._copy_one(transfer, rng)
-        return transfer.order
+        order = self.finish_here(transfer_id, rng)
+        assert order is not None, f"{transfer_id} is not in flight"
+        del self.open[transfer_id]
+        return order
 
-    def reading(self, pool: Phase) -> set[int]:
-        """Device blocks that a store or relay may still read."""
-        return {block for transfer in self.open.values() for block in transfer.reads.get(pool, ())}
+    def reading(self, pool: Phase, but: Sequence[int] = ()) -> set[int]:
+        """Device blocks that a store or relay may still read, one that is not among `but`."""
+        return {
+            block
+            for number, transfer in self.open.items()
+            if not transfer.is_done_here and number not in but
+            for block in transfer.reads.get(pool, ())
+        }
 
     def writing(self, pool: Phase) -> set[int]:
         """Device blocks that a load or relay may still write."""
-        return {block for transfer in self.open.values() for block in transfer.writes.get(pool, ())}
-
-    @property
-    def tier_blocks(self) -> set[int]:
         return {
             block
             for transfer in self.open.values()
-            if not isinstance(transfer.order, Relay)
+            if not transfer.is_done_here
+            for block in transfer.writes.get(pool, ())
+        }
+
+    @property
+    def tier_blocks(self) -> set[int]:
+        return self.tier_blocks_of_others("")
+
+    def tier_blocks_of_others(self, request_id: str) -> set[int]:
+        """In use by copies for somebody else."""
+        return {
+            block
+            for transfer in self.open.values()
+            if not isinstance(transfer.order, Relay) and transfer.order.request_id != request_id
             for block in transfer.order.tier_blocks
+        }
+
+    def under_way(self, request_id: str) -> set[int]:
+        """Copies for a request that no step has awaited."""
+        return {
+            number
+            for number, transfer in self.open.items()
+            if transfer.order.request_id == request_id and not transfer.is_done_here
         }
 
     def is_moving(self, request_id: str) -> bool:

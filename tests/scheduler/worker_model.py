@@ -23,7 +23,7 @@ from seesaw.scheduler.output import (
     SchedulerOutput,
     Store,
 )
-from tests.scheduler.transfer_model import STALE, TransferModel, make_pool
+from tests.scheduler.transfer_model import STALE, Order, TransferModel, make_pool
 
 _PRIME = (1 << 61) - 1
 
@@ -65,7 +65,12 @@ class Known:
     has_drawn: bool = False
     """Since it has this table, or the copy in the tier that became it."""
     stored: Store | None = None
-    """Its copy in the tier: from the store's step until the load is reported complete."""
+    """Its copy in the tier, all of it: from the store's step until the load is reported complete or
+    awaited."""
+    loading: int = -1
+    """The load that was begun last."""
+    kept: list[int] = field(default_factory=list)
+    """Tier blocks that it was loaded from, which may still be its own."""
 
     @property
     def num_left(self) -> int:
@@ -105,6 +110,8 @@ class WorkerModel:
         assert len({row.request_id for row in rows}) == len(rows), "two rows of one request"
         for load in step.loads:
             self._begin_load(load)
+        for transfer_id in step.awaits:
+            self._await(transfer_id)
         moving = self.transfers.reading(self.phase) | self.transfers.writing(self.phase)
         written: set[tuple[int, int]] = set()
         for row in rows:
@@ -122,10 +129,18 @@ class WorkerModel:
 
     def transferred(self, transfer_id: int, rng: random.Random) -> None:
         """The copy is complete and the scheduler hears of it now."""
-        order = self.transfers.complete(transfer_id, rng)
+        self._arrived(self.transfers.complete(transfer_id, rng))
+
+    def _await(self, transfer_id: int) -> None:
+        order = self.transfers.finish_here(transfer_id, random.Random(transfer_id))
+        if order is not None:
+            self._arrived(order)
+
+    def _arrived(self, order: Order) -> None:
         known = self.requests.get(order.request_id)
-        if isinstance(order, Load) and known is not None:
-            known.stored = None
+        is_latest = known is not None and known.loading == order.transfer_id
+        if known is not None and is_latest and known.stored is not None:
+            known.stored, known.kept = None, list(known.stored.tier_blocks)
 
     # -- before the rows --------------------------------------------------------------------------
 
@@ -156,13 +171,13 @@ class WorkerModel:
         known = self.requests[request_id]
         assert known.blocks or known.stored, f"{request_id} has no KV to lose"
         assert not self.transfers.is_moving(request_id), f"{request_id} yields while it is copied"
-        known.pool, known.blocks, known.stored = None, [], None
+        known.pool, known.blocks, known.stored, known.kept = None, [], None, []
         known.computed, known.started, known.has_drawn = 0, False, False
         self.num_preempted += 1
 
     def _append_blocks(self, request_id: str, blocks: list[int]) -> None:
         known = self.requests[request_id]
-        assert known.stored is None, f"{request_id} has blocks and a copy in the tier"
+        assert known.stored is None or known.pool, f"{request_id} has blocks and is in the tier"
         if known.pool is None:
             known.pool = self.phase
         assert known.pool == self.phase, f"{request_id}: a table of two pools"
@@ -232,33 +247,44 @@ class WorkerModel:
 
     def _begin_store(self, store: Store) -> None:
         known = self.requests[store.request_id]
-        count = -(-store.num_tokens // self.config.block_size)
+        start, end = store.token_start, store.token_start + store.num_tokens
+        size, wide = self.config.block_size, self.transfers.tier_block_size
         assert known.pool == store.phase, f"{store}: the table is of {known.pool}"
         assert known.stored is None, f"{store} of what the tier holds already"
-        assert store.num_tokens == known.computed, f"{store}: {known.computed} computed"
-        assert store.blocks[:count] == known.blocks[:count], f"{store}: not its table"
+        assert end == known.computed, f"{store}: {known.computed} computed"
+        assert start % wide == 0, f"{store}: begins inside a tier block"
+        assert start <= wide * len(known.kept) or not start, f"{store}: a gap behind {known.kept}"
+        table = known.blocks[start // size : -(-end // size)]
+        assert store.blocks[: len(table)] == table, f"{store}: not its table"
+        assert not self.transfers.under_way(store.request_id), f"{store} of what is being copied"
         assert not self.transfers.writing(store.phase) & set(store.blocks), f"{store} of a load"
-        kv = self._kv(known)[: store.num_tokens]
-        assert kv == known.prefix[: store.num_tokens], f"{store} of KV not its own"
-        taken = self.held_tier_blocks() & set(store.tier_blocks)
+        assert self._kv(known)[:end] == known.prefix[:end], f"{store} of KV not its own"
+        before = known.kept[: start // wide]
+        again = known.kept[start // wide :] if start else []
+        assert store.tier_blocks[: len(again)] == again, f"{store}: kept in {known.kept}"
+        taken = self.held_tier_blocks(store.request_id) & set(store.tier_blocks)
         assert not taken, f"{store}: tier blocks {taken} are in use"
         assert all(0 <= block < len(self.transfers.tier) for block in store.tier_blocks), store
         assert len(set(store.tier_blocks)) == len(store.tier_blocks), store
         self.transfers.begin(store)
-        known.pool, known.blocks, known.stored = None, [], store
+        known.pool, known.blocks, known.kept = None, [], []
+        known.stored = store._replace(
+            tier_blocks=before + store.tier_blocks, num_tokens=end, token_start=0
+        )
 
     def _begin_load(self, load: Load) -> None:
         known = self.requests[load.request_id]
         store = known.stored
         assert store is not None, f"{load}: the tier does not hold it"
-        assert not self.transfers.is_moving(load.request_id), f"{load} before its store is complete"
+        early = self.transfers.under_way(load.request_id).difference(load.after)
+        assert not early, f"{load} before its store is complete"
         assert load.tier_blocks == store.tier_blocks, f"{load}: stored in {store.tier_blocks}"
         assert load.num_tokens == store.num_tokens, f"{load}: stored {store.num_tokens}"
-        taken = self._held_blocks("decode") & set(load.blocks)
+        taken = self._held_blocks("decode", load.after) & set(load.blocks)
         assert not taken, f"{load}: blocks {taken} of the decode pool are in use"
         self.transfers.begin(load)
         known.pool, known.blocks = "decode", list(load.blocks)
-        known.computed, known.started = load.num_tokens, True
+        known.computed, known.started, known.loading = load.num_tokens, True, load.transfer_id
         self._check_table(known)
 
     def _begin_relay(self, relay: Relay) -> None:
@@ -275,16 +301,17 @@ class WorkerModel:
         known.pool, known.blocks = "decode", list(relay.to_blocks)
         self._check_table(known)
 
-    def held_tier_blocks(self) -> set[int]:
-        """Those that hold, or are about to hold, what somebody will read."""
-        held = self.transfers.tier_blocks
-        for known in self.requests.values():
-            if known.stored is not None:
+    def held_tier_blocks(self, but: str = "") -> set[int]:
+        """Those that hold, or are about to hold, what somebody else than `but` will read."""
+        held = self.transfers.tier_blocks_of_others(but)
+        for request_id, known in self.requests.items():
+            if known.stored is not None and request_id != but:
                 held.update(known.stored.tier_blocks)
         return held
 
-    def _held_blocks(self, pool: Phase) -> set[int]:
-        held = self.transfers.reading(pool) | self.transfers.writing(pool)
+    def _held_blocks(self, pool: Phase, after: Sequence[int] = ()) -> set[int]:
+        """But those that are read by transfers `after`, which are waited for."""
+        held = self.transfers.reading(pool, after) | self.transfers.writing(pool)
         for known in self.requests.values():
             if known.pool == pool:
                 held.update(known.blocks)
