@@ -52,6 +52,6 @@ def _request(request: Request) -> str:
         f" {request.num_computed} computed; {len(request.blocks)} blocks,"
         f" {len(request.tier_blocks)} of the tier"
     )
-    if request.transfer_id is not None:
-        text += f"; copy {request.transfer_id} under way"
+    if request.transfers:
+        text += f"; copies {', '.join(map(str, sorted(request.transfers)))} under way"
     return text

@@ -36,7 +36,7 @@ class Occupancy:
             storing=len(at.storing),
             stored=len(at.stored),
             loading=len(at.loading),
-            running=len(at.running),
+            running=len(at.running) + len(at.parked),
             prefill_blocks=0 if prefill is None else prefill.num_blocks - prefill.num_free,
             decode_blocks=decode.num_blocks - decode.num_free,
             reserved_blocks=min(at.reserved_blocks, decode.num_free) if grows else 0,
