@@ -28,6 +28,9 @@ class FakeRank:
     """Steps finished, whether the driver knows or not."""
     is_silent: bool = False
     """It waits for a peer that is gone, or has said its last words."""
+    has_failed: bool = False
+    stopped_s: float | None = None
+    """When it was frozen."""
     ended_with: int | None = None
     """Its process's exit code; negative = a signal."""
 

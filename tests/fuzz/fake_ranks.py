@@ -12,6 +12,7 @@ peer.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from seesaw.engine.messages import (
     ToWorker,
     TransferReport,
 )
-from seesaw.engine.ranks import RankDied
+from seesaw.engine.ranks import RankDied, RankSilent
 from seesaw.engine.wire import decode, encode
 from seesaw.scheduler.output import Load, SchedulerOutput, Store, TokenLogprobs
 from tests.fuzz.clock import Clock
@@ -45,6 +46,12 @@ PLAYED = {
 }  # fmt: skip
 """Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
 checks."""
+
+RANK_TIMEOUT_S = 6.0
+"""How soon `Ranks` would miss a rank's answer."""
+
+MOST_S = 200.0
+"""Of one thing that a rank does: the driver gives up after 600 seconds without any."""
 
 MOST_STEPS = 20_000
 """Of one replica: scenarios need some hundreds."""
@@ -139,13 +146,17 @@ class FakeRanks:
                 message: FromWorker = decode(self._inbox.popleft())
                 self._hear(message)
                 return message
-            self._raise_if_died()
+            self._raise_if_lost()
             next_s = self.clock.next_s
+            if next_s is None and not self.victims:
+                raise Stuck(f"the driver waits and nothing will come: {self.describe()}")
             if deadline_s is not None and (next_s is None or next_s > deadline_s):
                 self.clock.now_s = deadline_s
                 return None
-            if not self.clock.advance():
-                raise Stuck(f"the driver waits and nothing will come: {self.describe()}")
+            assert self.clock.advance(), "the driver would wait for ever"
+
+    def last_words(self, rank: int) -> str:
+        return "is a fake one"
 
     def first_killed(self, within_s: float) -> RankDied | None:
         """Who dies of a signal until then; what comes meanwhile waits in the inbox."""
@@ -232,7 +243,7 @@ class FakeRanks:
         own.copying.add(order.transfer_id)
         seconds = self._spent(own, self.scenario.pace.copy_s)
         nbytes = self._kv_bytes.of(own.rank % self.size, order)
-        report = TransferReport(own.rank, order.transfer_id, nbytes, seconds)
+        report = TransferReport(own.rank, order.transfer_id, nbytes, seconds, begin_s)
         model = self.models[replica]
 
         def finish() -> None:
@@ -309,6 +320,8 @@ class FakeRanks:
             self._later(wait_s, lambda: self._end(own.rank, -9))
         elif fault.kind == "ended":
             self._later(wait_s, lambda: self._end(own.rank, 3))
+        elif fault.kind in ("frozen", "hung"):
+            self._later(wait_s, lambda: self._stop(own, answers=fault.kind == "hung"))
         elif fault.kind in ("failed", "failed copy"):
             where = "a KV store or load" if fault.kind == "failed copy" else "a step"
             self._later(wait_s, lambda: self._fail(own, where, "the seed says so"))
@@ -324,6 +337,15 @@ class FakeRanks:
             if not own.is_silent:
                 self.victims.add(rank)
 
+    def _stop(self, own: FakeRank, *, answers: bool) -> None:
+        """It lives and does nothing any more, but for answering pings."""
+        if own.ended_with is None and not own.is_silent:
+            self.clock.note(f"rank {own.rank} {'hangs' if answers else 'is frozen'}")
+            own.is_silent = True
+            self.victims.add(own.rank)
+            if not answers:
+                own.stopped_s = self.clock.now_s
+
     def _fail(self, own: FakeRank, where: str, error: str) -> None:
         """Its last words; the process ends a moment later."""
         if own.ended_with is not None or own.is_silent:
@@ -332,7 +354,7 @@ class FakeRanks:
         self._say(own, Failed(own.rank, where, f"RuntimeError: {error}", "Traceback ..."))
         if error != PEER_GONE:
             self.victims.add(own.rank)
-        own.is_silent = True
+        own.is_silent = own.has_failed = True
         said_s = max(own.heard_s, self.clock.now_s)
         self.clock.at(said_s + self._rng.random(), lambda: self._end(own.rank, 1))
 
@@ -352,11 +374,15 @@ class FakeRanks:
             self._fail(own, f"step {step.step_id}", PEER_GONE)
         own.is_silent = True
 
-    def _raise_if_died(self) -> None:
-        """As `Ranks` has it: who was killed rather than who ended because its peer had."""
+    def _raise_if_lost(self) -> None:
+        """As `Ranks` has it: who was killed rather than who ended because its peer had; and who has
+        not answered for so long."""
         ended = [own for own in self._ranks if own.ended_with is not None]
         for own in sorted(ended, key=lambda one: ((one.ended_with or 0) >= 0, one.rank)):
             raise RankDied(own.rank, own.ended_with or 0)
+        for own in self._ranks:
+            if own.stopped_s is not None and self.clock.now_s - own.stopped_s > RANK_TIMEOUT_S:
+                raise RankSilent(own.rank, os.getpid(), self.clock.now_s - own.stopped_s)
 
     # -- small things -----------------------------------------------------------------------------
 
@@ -368,7 +394,8 @@ class FakeRanks:
 
     def _spent(self, own: FakeRank, mean_s: float) -> float:
         pace = self.scenario.pace
-        return self._drawn(mean_s) * (pace.slow_times if own.rank in pace.slow_ranks else 1.0)
+        times = pace.slow_times if own.rank in pace.slow_ranks else 1.0
+        return min(self._drawn(mean_s) * times, MOST_S)
 
     def _logprobs(
         self, model: WorkerModel, step: SchedulerOutput, drawn: list[int]
@@ -388,6 +415,9 @@ class FakeRanks:
         killed = {rank for rank in self.victims if (self._ranks[rank].ended_with or 0) < 0}
         if killed:
             return killed
+        frozen = {own.rank for own in self._ranks if own.stopped_s is not None}
+        if frozen:
+            return frozen | {own.rank for own in self._ranks if own.has_failed}
         return self.victims | {own.rank for own in self._ranks if own.is_silent}
 
     def activity(self, rank: int) -> str:

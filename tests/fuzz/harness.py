@@ -6,8 +6,9 @@ not read, prompts are token ids and each token is a character.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,9 +17,10 @@ from unittest import mock
 import torch
 
 from seesaw.config import EngineConfig
+from seesaw.engine import dump, loader, rank_loader
 from seesaw.engine import engine as engine_module
-from seesaw.engine import loader, rank_loader
 from seesaw.engine.engine import Engine
+from seesaw.engine.rank_executor import RankExecutor
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
 from seesaw.scheduler.build import make_schedulers
@@ -128,7 +130,9 @@ def load_replicas(scenario: Scenario, ranks: FakeRanks) -> Callable[..., loader.
             debug=scenario.config.debug,
         )
         device = torch.device("cpu")
-        setup = loader._setup(config, checkpoint, plan, layouts, torch.float32, device, "plain")
+        setup = loader._setup(
+            config, checkpoint, plan, layouts, torch.float32, device, "plain", False
+        )
         own: Any = ranks if scenario.keep_ranks else None
         replicas = rank_loader.load_ranks(schedulers, setup, checkpoint, None, own)
         return loader.Loaded(replicas, plan, layouts)
@@ -142,9 +146,23 @@ def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
     with (
         mock.patch.object(engine_module, "load_replicas", load_replicas(scenario, ranks)),
         mock.patch.object(rank_loader, "Ranks", return_value=ranks),
+        mock.patch.object(
+            rank_loader, "RankExecutor", partial(RankExecutor, clock=lambda: ranks.clock.now_s)
+        ),
         mock.patch.object(rank_loader, "predict_bytes", predict_bytes),
         mock.patch.object(rank_loader, "cores_of_rank", return_value=None),
     ):
+        yield
+
+
+@contextmanager
+def dumps_kept(dumps: list[str]) -> Iterator[None]:
+    """Inside, what dying engines would write to files is kept there."""
+
+    def write(why: str, lines: Iterable[str]) -> None:
+        dumps.append("\n".join([why, *lines]))
+
+    with mock.patch.object(dump, "write", write):
         yield
 
 

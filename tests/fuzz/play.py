@@ -22,7 +22,7 @@ from seesaw.sampling_params import SamplingParams
 from tests.fuzz.answers import check_answer, expected
 from tests.fuzz.clock import Clock
 from tests.fuzz.fake_ranks import FakeRanks
-from tests.fuzz.harness import make_engine
+from tests.fuzz.harness import dumps_kept, make_engine
 from tests.fuzz.scenario import Asked, Fault, Scenario, random_scenario
 
 MOST_IDLE = 3
@@ -55,13 +55,15 @@ class Play:
         self._ranks: FakeRanks | None = None
         self._faults = list(scenario.faults)
         self._lives = 0
+        self._dumps: list[str] = []
 
     def play(self) -> None:
         try:
             for asked in self.scenario.requests:
                 self._plan(asked)
-            while self._coming or self._open or not self._lives:
-                self._live()
+            with dumps_kept(self._dumps):
+                while self._coming or self._open or not self._lives:
+                    self._live()
             twice = {one: count for one, count in self._answered.items() if count != 1}
             assert not twice, f"answered more than once: {twice}"
             unanswered = self._asked.keys() - self._answered.keys() - self._aborted
@@ -278,7 +280,9 @@ class Play:
         named = [rank for rank in ranks.culprits() if str(error).startswith(f"rank {rank} ")]
         assert named, f"{ranks.culprits()} should be named: {error}"
         activity = ranks.activity(named[0])
-        assert str(error).endswith(f"it was in {activity}."), f"{activity} should be named: {error}"
+        assert f"; it was in {activity}." in str(error), f"{activity} should be named: {error}"
+        if self._dumps:
+            assert f"rank {named[0]}: in {activity}" in self._dumps.pop(), "a dump without the rank"
 
     def _check_dead(self, engine: Engine, error: EngineDeadError) -> None:
         """Every later call fails at once and says why."""

@@ -18,10 +18,12 @@ from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.config import SchedulerConfig
 from tests.scheduler.traces import PROFILES, TIER_PROFILES, Profile, Script, Trace, random_trace
 
-FaultKind = Literal["killed", "ended", "failed", "failed copy", "killed at start", "left"]
-"""SIGKILL; an exit without a word; an error in a step or in a copy, told before the end; SIGKILL
-while weights are loaded; and no fault of a rank: the caller shuts the engine down while it works.
-"""
+FaultKind = Literal[
+    "killed", "ended", "failed", "failed copy", "frozen", "hung", "killed at start", "left"
+]
+"""SIGKILL; an exit without a word; an error in a step or in a copy, told before the end; SIGSTOP; a
+step that never ends though the process answers; SIGKILL while weights are loaded; and no fault of
+a rank: the caller shuts the engine down while it works."""
 
 FIRST_CHAR = 0x4100
 PROFILE_OF = {
@@ -230,7 +232,8 @@ def _random_pace(rng: random.Random, num_ranks: int) -> Pace:
 
 def _random_faults(rng: random.Random, num_ranks: int) -> list[Fault]:
     kinds: Sequence[FaultKind] = (
-        "killed", "killed", "killed", "ended", "failed", "failed copy", "killed at start", "left",
+        "killed", "killed", "killed", "ended", "failed", "failed copy", "frozen", "hung",
+        "killed at start", "left",
     )  # fmt: skip
     return [
         Fault(rng.choice(kinds), rng.randrange(num_ranks), rng.choice((0, 1, 3, 10)))
