@@ -6,7 +6,9 @@ not read, prompts are token ids and each token is a character.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,16 +16,12 @@ from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
-import torch
-
 from seesaw.config import EngineConfig
 from seesaw.engine import dump, loader, rank_loader
-from seesaw.engine import engine as engine_module
 from seesaw.engine.engine import Engine
 from seesaw.engine.rank_executor import RankExecutor
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
-from seesaw.scheduler.build import make_schedulers
 from tests.fuzz.costs import predict_bytes
 from tests.fuzz.fake_ranks import FakeRanks
 from tests.fuzz.scenario import FIRST_CHAR, SPEC, Scenario
@@ -114,44 +112,31 @@ def _memory_plan(scenario: Scenario) -> MemoryPlan:
     )
 
 
-def load_replicas(scenario: Scenario, ranks: FakeRanks) -> Callable[..., loader.Loaded]:
-    """`loader.load_replicas` with the scenario's sizes in place of measured ones."""
-
-    def load(config: EngineConfig, checkpoint: Any, *_: object) -> loader.Loaded:
-        plan = _memory_plan(scenario)
-        layouts = LayoutChoice(scenario.prefill, scenario.decode, "the scenario")
-        schedulers = make_schedulers(
-            config,
-            plan,
-            layouts,
-            SPEC.num_hidden_layers,
-            scenario.policy,
-            max_steps_in_flight=scenario.config.max_steps_in_flight,
-            debug=scenario.config.debug,
-        )
-        device = torch.device("cpu")
-        setup = loader._setup(
-            config, checkpoint, plan, layouts, torch.float32, device, "plain", False
-        )
-        own: Any = ranks if scenario.keep_ranks else None
-        replicas = rank_loader.load_ranks(schedulers, setup, checkpoint, None, own)
-        return loader.Loaded(replicas, plan, layouts)
-
-    return load
-
-
 @contextmanager
 def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
-    """Inside, `Engine` is made over `ranks`."""
-    with (
-        mock.patch.object(engine_module, "load_replicas", load_replicas(scenario, ranks)),
-        mock.patch.object(rank_loader, "Ranks", return_value=ranks),
-        mock.patch.object(
-            rank_loader, "RankExecutor", partial(RankExecutor, clock=lambda: ranks.clock.now_s)
-        ),
-        mock.patch.object(rank_loader, "predict_bytes", predict_bytes),
-        mock.patch.object(rank_loader, "cores_of_rank", return_value=None),
-    ):
+    """Inside, an engine finds the scenario's sizes in place of measured ones, and `ranks`."""
+    layouts = LayoutChoice(scenario.prefill, scenario.decode, "the scenario")
+    executor = partial(RankExecutor, clock=lambda: ranks.clock.now_s)
+    with contextlib.ExitStack() as patches:
+
+        def replace(owner: Any, name: str, result: Any) -> None:
+            patches.enter_context(mock.patch.object(owner, name, return_value=result))
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            patches.enter_context(mock.patch.object(owner, name, value))
+
+        put(loader, "logger", logging.getLogger("tests.fuzz"))
+        replace(loader, "choose_layouts", layouts)
+        replace(loader, "device_space", None)
+        replace(loader, "has_kernels", False)
+        replace(loader, "_weight_format", "plain")
+        replace(loader, "plan_memory", _memory_plan(scenario))
+        put(loader, "STEPS_IN_FLIGHT", scenario.config.max_steps_in_flight)
+        replace(loader.envs, "debug_blocks", scenario.config.debug)
+        replace(rank_loader, "Ranks", ranks)
+        replace(rank_loader, "cores_of_rank", None)
+        put(rank_loader, "RankExecutor", executor)
+        put(rank_loader, "predict_bytes", predict_bytes)
         yield
 
 
@@ -169,5 +154,6 @@ def dumps_kept(dumps: list[str]) -> Iterator[None]:
 def make_engine(scenario: Scenario, ranks: FakeRanks) -> Engine:
     """Raises EngineDeadError where a rank dies while it starts."""
     checkpoint: Any = FakeCheckpoint()
+    own: Any = ranks if scenario.keep_ranks else None
     with fake_loading(scenario, ranks):
-        return Engine(config_of(scenario), checkpoint=checkpoint)
+        return Engine(config_of(scenario), checkpoint=checkpoint, ranks=own)

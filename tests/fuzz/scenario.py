@@ -189,7 +189,7 @@ def random_scenario(seed: int, *, with_faults: bool = True) -> Scenario:
         requests=requests,
         pace=_random_pace(rng, num_ranks),
         faults=_random_faults(rng, num_ranks) if with_faults and rng.random() < 0.4 else [],
-        keep_ranks=rng.random() < 0.5,
+        keep_ranks=rng.random() < 0.5 or num_ranks == 1,  # else there is no process
         settles=rng.random() < 0.7,
     )
 
