@@ -57,11 +57,12 @@ class System:
 
 
 SPLIT = {"prefill_layout": "pp2", "decode_layout": "tp2", "host_kv_memory": "4GiB"}
+AUTO = {"layouts": "auto", "num_devices": 2, "host_kv_memory": "4GiB"}
 SYSTEMS = (
     System("pp2 -> tp2", SPLIT),
     System("tp2", {"prefill_layout": "tp2"}),
     System("pp2", {"prefill_layout": "pp2"}),
-    System("auto", {"layouts": "auto", "num_devices": 2, "host_kv_memory": "4GiB"}),
+    System("auto", AUTO),
 )
 
 BASE = Cell(2048, 8, 128, "1gbit")
@@ -73,6 +74,7 @@ ABLATIONS = (
     System("tier of 24 prompts", SPLIT | {"host_kv_memory": "1152MiB"}),
     System("tier of 12 prompts", SPLIT | {"host_kv_memory": "576MiB"}),
     System("tier of 4 prompts", SPLIT | {"host_kv_memory": "192MiB"}),
+    System("auto, tier of 4 prompts", AUTO | {"host_kv_memory": "192MiB"}),
     System("tier order: layer", SPLIT | {"tier_order": "layer"}),
     System("tier order: token", SPLIT | {"tier_order": "token"}),
     System("tier blocks of 32 tokens", SPLIT | {"tier_block_size": 32}),
@@ -106,4 +108,7 @@ def settings_of(cell: Cell, system: System, model: str) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "collectives": "tcp",
     }
+    if "layouts" in system.settings:
+        settings["expected_lengths"] = [(cell.input_len, cell.output_len)]
+        settings["expected_requests"] = cell.num_requests
     return settings | system.settings
