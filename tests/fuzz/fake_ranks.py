@@ -2,9 +2,9 @@
 
 Messages pass through the real wire format. A rank takes them in order, a while after they were
 sent, and reports a while after that; what a replica's ranks compute together is played by the
-scheduler tests' worker model, which fails at the first use of wrong, stale or freed KV. A copy is
-open there from the step that begins it until the driver has taken the last rank's report, so that
-blocks which are used before that are found, whatever the ranks' pace.
+scheduler tests' worker model (`replica_model`), which fails at the first use of wrong, stale or
+freed KV. A copy is open there from the step that begins it until the driver has taken the last
+rank's report, so that blocks which are used before that are found, whatever the ranks' pace.
 
 Ranks die as the scenario has it; those of their replica then wait for ever, or fail for want of a
 peer.
@@ -16,7 +16,6 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from seesaw.engine.messages import (
     Failed,
@@ -33,19 +32,12 @@ from seesaw.engine.messages import (
 )
 from seesaw.engine.ranks import RankDied, RankSilent
 from seesaw.engine.wire import decode, encode
-from seesaw.scheduler.output import Load, SchedulerOutput, Store, TokenLogprobs
+from seesaw.scheduler.output import Load, SchedulerOutput, Store
 from tests.fuzz.clock import Clock
-from tests.fuzz.costs import KVBytes, weight_bytes
-from tests.fuzz.fake_rank import PEER_GONE, FakeRank, logprobs_of, told_report, told_step
+from tests.fuzz.costs import weight_bytes
+from tests.fuzz.fake_rank import PEER_GONE, FakeRank, told_report, told_step
+from tests.fuzz.replica_model import Drawn, ReplicaModel
 from tests.fuzz.scenario import Fault, Scenario
-from tests.scheduler.worker_model import WorkerModel
-
-PLAYED = {
-    "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
-    "known_tokens", "poison_blocks", "block_copies", "loads", "lanes", "stores",
-}  # fmt: skip
-"""Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
-checks."""
 
 RANK_TIMEOUT_S = 6.0
 """How soon `Ranks` would miss a rank's answer."""
@@ -53,21 +45,9 @@ RANK_TIMEOUT_S = 6.0
 MOST_S = 200.0
 """Of one thing that a rank does: the driver gives up after 600 seconds without any."""
 
-MOST_STEPS = 20_000
-"""Of one replica: scenarios need some hundreds."""
-
 
 class Stuck(AssertionError):
     """The driver waits for a message that nobody will ever send."""
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A step as the driver sent it, and what it draws."""
-
-    output: SchedulerOutput
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None] | None
 
 
 class FakeRanks:
@@ -84,21 +64,14 @@ class FakeRanks:
         self.num_setups = 0
         self.was_killed: bool | None = None
         """How it was closed; None while it is open."""
-        self.models: list[WorkerModel] = []
-        self.num_steps: list[int] = []
-        self.prompts: list[list[int]] = []
-        """Tokens of the prompts that each replica was given."""
-        self.stored_bytes = self.loaded_bytes = 0
-        """Counted from blocks and ranges alone."""
+        self.replicas: list[ReplicaModel] = []
         self.num_heard = 0
         """Messages that the driver has taken."""
         self.victims: set[int] = set()
         """Ranks that died or failed by themselves, the first cause of what follows."""
         self._rng = random.Random(f"{scenario.seed}/{salt}")
-        self._kv_bytes = KVBytes(scenario)
         self._inbox: deque[bytes] = deque()
         self._ranks = [FakeRank(rank) for rank in range(self.num_ranks)]
-        self._unconfirmed: dict[tuple[int, int], int] = {}
         if fault is not None and fault.kind == "killed at start":
             self._later(self._rng.choice((0.0, 2.0)), lambda: self._end(fault.rank, -9))
 
@@ -114,11 +87,9 @@ class FakeRanks:
             for one in self._ranks:
                 one.is_ready = False
             count = self.num_ranks // self.size
-            config, vocab_size = self.scenario.config, self.scenario.vocab_size
-            self.models = [WorkerModel(config, vocab_size) for _ in range(count)]
-            self.num_steps = [0] * count
-            self.stored_bytes = self.loaded_bytes = 0
-            self.prompts = [[] for _ in range(count)]
+            self.replicas = [
+                ReplicaModel(self.scenario, self.size, self._rng) for _ in range(count)
+            ]
         if own.ended_with is not None:
             raise RankDied(rank, own.ended_with)
         self.send(rank, setup)
@@ -197,40 +168,32 @@ class FakeRanks:
         self.clock.at(own.free_s, lambda: self._say(own, answer))
 
     def _take_step(self, replica: int, step: SchedulerOutput) -> None:
-        for name in SchedulerOutput.__dataclass_fields__.keys() - PLAYED:
-            assert not getattr(step, name), f"{name} of step {step.step_id}: nobody plays it"
-        model = self.models[replica]
-        self.num_steps[replica] += 1
-        assert self.num_steps[replica] < MOST_STEPS, "requests go round and round"
         self.clock.note(f"replica {replica}: {told_step(step)}")
-        drawn = model.execute(step).token_ids
-        sent = _Sent(step, drawn, self._logprobs(model, step, drawn))
-        self.prompts[replica] += [len(new.prompt_token_ids) for new in step.new_requests]
-        for order in (*step.stores, *step.loads):
-            self._unconfirmed[replica, order.transfer_id] = self.size
+        model = self.replicas[replica]
+        drawn = model.take(step)
         for own in self._of(replica):
             assert own.is_ready, f"a step for rank {own.rank}, which is not ready"
-            self._run(own, replica, sent)
+            self._run(own, model, drawn)
         fault = self.fault
         if (
             fault is not None
-            and fault.after_steps < self.num_steps[replica]
+            and fault.after_steps < model.num_steps
             and fault.rank // self.size == replica
         ):
             self.fault = None
             self._befall(fault)
 
-    def _run(self, own: FakeRank, replica: int, sent: _Sent) -> None:
+    def _run(self, own: FakeRank, model: ReplicaModel, drawn: Drawn) -> None:
         """The rank's part of a step: its copies and its report, at times to come."""
-        step, pace = sent.output, self.scenario.pace
+        step, pace = drawn.step, self.scenario.pace
         own.doing.append(step)
         begin_s = self._work(own, self._spent(own, pace.step_s))
         end_s = own.free_s
         for load in step.loads:
-            self._copy(own, replica, load, begin_s)
+            self._copy(own, model, load, begin_s)
         for store in step.stores:
-            self._copy(own, replica, store, end_s)
-        self.clock.at(end_s, lambda: self._finish(own, replica, sent, end_s - begin_s))
+            self._copy(own, model, store, end_s)
+        self.clock.at(end_s, lambda: self._finish(own, drawn, end_s - begin_s))
 
     def _work(self, own: FakeRank, seconds: float) -> float:
         """Keep the rank busy from when it has the message; returns that time."""
@@ -239,23 +202,23 @@ class FakeRanks:
         own.free_s = begin_s + seconds
         return begin_s
 
-    def _copy(self, own: FakeRank, replica: int, order: Store | Load, begin_s: float) -> None:
+    def _copy(
+        self, own: FakeRank, model: ReplicaModel, order: Store | Load, begin_s: float
+    ) -> None:
         own.copying.add(order.transfer_id)
         seconds = self._spent(own, self.scenario.pace.copy_s)
-        nbytes = self._kv_bytes.of(own.rank % self.size, order)
+        nbytes = model.bytes_of(own.rank % self.size, order)
         report = TransferReport(own.rank, order.transfer_id, nbytes, seconds, begin_s)
-        model = self.models[replica]
 
         def finish() -> None:
-            if self._rng.random() < 0.3 and order.transfer_id in model.transfers.open:
-                model.transfers.copy_some(self._rng)
+            model.copy_some()
             self._say(own, report)
 
         self.clock.at(begin_s + seconds, finish)
 
-    def _finish(self, own: FakeRank, replica: int, sent: _Sent, busy_s: float) -> None:
-        step = sent.output
-        if self._waits_for_peer(own, replica):
+    def _finish(self, own: FakeRank, drawn: Drawn, busy_s: float) -> None:
+        step = drawn.step
+        if self._waits_for_peer(own):
             self._stop_for_peer(own, step)
             return
         own.num_done += 1
@@ -268,8 +231,8 @@ class FakeRanks:
         report = StepReport(
             rank=own.rank,
             step_id=step.step_id,
-            token_ids=sent.token_ids if is_last else None,
-            logprobs=sent.logprobs if is_last else None,
+            token_ids=drawn.token_ids if is_last else None,
+            logprobs=drawn.logprobs if is_last else None,
             busy_s=busy_s * self._rng.random(),
             reshard_s=step.reshard * self._rng.choice((0.0, 1e-3, 1.0)),
             weight_bytes=moved,
@@ -287,7 +250,6 @@ class FakeRanks:
     def _hear(self, message: FromWorker) -> None:
         """The driver takes it now."""
         own = self._ranks[message.rank]
-        replica = own.rank // self.size
         self.num_heard += 1
         self.clock.note(f"heard from rank {own.rank}: {told_report(message)}")
         if isinstance(message, Ready):
@@ -296,21 +258,7 @@ class FakeRanks:
             own.doing.popleft()
         elif isinstance(message, TransferReport):
             own.copying.discard(message.transfer_id)
-            key = replica, message.transfer_id
-            self._unconfirmed[key] -= 1
-            if not self._unconfirmed[key]:
-                del self._unconfirmed[key]
-                self._complete(replica, message.transfer_id)
-
-    def _complete(self, replica: int, transfer_id: int) -> None:
-        model = self.models[replica]
-        order = model.transfers.open[transfer_id].order
-        nbytes = sum(self._kv_bytes.of(rank, order) for rank in range(self.size))
-        if isinstance(order, Store):
-            self.stored_bytes += nbytes
-        else:
-            self.loaded_bytes += nbytes
-        model.transferred(transfer_id, self._rng)
+            self.replicas[own.rank // self.size].confirmed(message.transfer_id)
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -358,11 +306,11 @@ class FakeRanks:
         said_s = max(own.heard_s, self.clock.now_s)
         self.clock.at(said_s + self._rng.random(), lambda: self._end(own.rank, 1))
 
-    def _waits_for_peer(self, own: FakeRank, replica: int) -> bool:
+    def _waits_for_peer(self, own: FakeRank) -> bool:
         """A rank of its replica is gone that would have to run this step with it."""
         return any(
             peer.num_done <= own.num_done
-            for peer in self._of(replica)
+            for peer in self._of(own.rank // self.size)
             if peer is not own and (peer.is_silent or peer.ended_with is not None)
         )
 
@@ -397,18 +345,6 @@ class FakeRanks:
         times = pace.slow_times if own.rank in pace.slow_ranks else 1.0
         return min(self._drawn(mean_s) * times, MOST_S)
 
-    def _logprobs(
-        self, model: WorkerModel, step: SchedulerOutput, drawn: list[int]
-    ) -> list[TokenLogprobs | None] | None:
-        rows = [row for lane in step.lanes for row in lane.rows if row.samples]
-        wanted = [model.requests[row.request_id].new.sampling.logprobs for row in rows]
-        if all(count is None for count in wanted):
-            return None
-        return [
-            None if count is None else logprobs_of(token, count, self.scenario.vocab_size)
-            for token, count in zip(drawn, wanted, strict=True)
-        ]
-
     def culprits(self) -> set[int]:
         """Who may be named as the cause: who was killed, else anyone that failed or ended. Of a
         rank that was not killed the driver may hear after its peers, which lost it."""
@@ -419,6 +355,11 @@ class FakeRanks:
         if frozen:
             return frozen | {own.rank for own in self._ranks if own.has_failed}
         return self.victims | {own.rank for own in self._ranks if own.is_silent}
+
+    @property
+    def num_steps(self) -> int:
+        """That the driver has sent, to all replicas."""
+        return sum(model.num_steps for model in self.replicas)
 
     def activity(self, rank: int) -> str:
         return self._ranks[rank].activity

@@ -163,11 +163,7 @@ class Play:
             self._take(engine.step())
             idle = idle + 1 if ranks.num_heard == heard else 0
             assert idle < MOST_IDLE, f"steps that wait for nothing: {ranks.describe()}"
-            if (
-                fault is not None
-                and fault.kind == "left"
-                and sum(ranks.num_steps) > (fault.after_steps)
-            ):
+            if fault is not None and fault.kind == "left" and ranks.num_steps > (fault.after_steps):
                 self.seen["left"] += 1
                 self._engine = None  # who comes while it ends asks the next one
                 engine.shutdown()
@@ -233,13 +229,13 @@ class Play:
             assert scheduler.num_in_flight == scheduler.num_transfers == 0
         for merger in executor_of(engine)._mergers:
             assert not {**merger._steps, **merger._transfers}, "reports that nobody waits for"
-        assert stats.scheduler.num_steps == sum(ranks.num_steps)
+        assert stats.scheduler.num_steps == ranks.num_steps
         found = (moved.kv_store_bytes, moved.kv_load_bytes)
-        assert found == (ranks.stored_bytes, ranks.loaded_bytes)
+        copied = sum((model.moved for model in ranks.replicas), Counter())
+        assert found == (copied["Store"], copied["Load"])
         assert found == (moved.predicted.kv_store_bytes, moved.predicted.kv_load_bytes)
         assert moved.weight_bytes_moved == moved.predicted.weight_bytes_moved
-        for model in ranks.models:
-            assert not model.transfers.open
+        assert not any(model.num_open for model in ranks.replicas)
         self._check_transitions(engine, ranks)
         self.seen["transitions"] += stats.scheduler.num_transitions
         self.seen["stores"] += stats.scheduler.num_stored
@@ -256,7 +252,8 @@ class Play:
             return
         if self._lives > 1 or not scenario.is_at_once:
             return
-        for scheduler, prompts in zip(engine._replicas.schedulers, ranks.prompts, strict=True):
+        for scheduler, model in zip(engine._replicas.schedulers, ranks.replicas, strict=True):
+            prompts = model.prompts
             if scheduler.stats.num_preemptions or not prompts:
                 continue
             need = [-(-size // tier.tier_block_size) for size in prompts]
