@@ -21,6 +21,8 @@ class FakeRank:
     """When it is done with all that it was sent."""
     heard_s: float = 0.0
     """When its last message arrives at the driver: none overtakes another."""
+    copied_s: dict[int, float] = field(default_factory=dict)
+    """When each store and load is, or will be, complete here."""
     is_ready: bool = False
     doing: deque[SchedulerOutput] = field(default_factory=deque)
     copying: set[int] = field(default_factory=set)

@@ -86,6 +86,7 @@ class FakeRanks:
             self.num_setups += 1
             for one in self._ranks:
                 one.is_ready = False
+                one.copied_s.clear()
             count = self.num_ranks // self.size
             self.replicas = [
                 ReplicaModel(self.scenario, self.size, self._rng) for _ in range(count)
@@ -187,6 +188,8 @@ class FakeRanks:
         """The rank's part of a step: its copies and its report, at times to come."""
         step, pace = drawn.step, self.scenario.pace
         own.doing.append(step)
+        for transfer_id in step.awaits:
+            own.free_s = max(own.free_s, own.copied_s.get(transfer_id, 0.0))
         begin_s = self._work(own, self._spent(own, pace.step_s))
         end_s = own.free_s
         for load in step.loads:
@@ -206,6 +209,8 @@ class FakeRanks:
         self, own: FakeRank, model: ReplicaModel, order: Store | Load, begin_s: float
     ) -> None:
         own.copying.add(order.transfer_id)
+        for one in order.after if isinstance(order, Load) else ():
+            begin_s = max(begin_s, own.copied_s.get(one, 0.0))
         seconds = self._spent(own, self.scenario.pace.copy_s)
         nbytes = model.bytes_of(own.rank % self.size, order)
         report = TransferReport(own.rank, order.transfer_id, nbytes, seconds, begin_s)
@@ -214,6 +219,7 @@ class FakeRanks:
             model.copy_some()
             self._say(own, report)
 
+        own.copied_s[order.transfer_id] = begin_s + seconds
         self.clock.at(begin_s + seconds, finish)
 
     def _finish(self, own: FakeRank, drawn: Drawn, busy_s: float) -> None:

@@ -22,6 +22,8 @@ from seesaw.engine.engine import Engine
 from seesaw.engine.rank_executor import RankExecutor
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
+from seesaw.scheduler import policies
+from seesaw.scheduler.scheduler import Scheduler
 from tests.fuzz.costs import predict_bytes
 from tests.fuzz.fake_ranks import FakeRanks
 from tests.fuzz.scenario import FIRST_CHAR, SPEC, Scenario
@@ -112,6 +114,15 @@ def _memory_plan(scenario: Scenario) -> MemoryPlan:
     )
 
 
+def _schedulers(scenario: Scenario) -> list[Scheduler]:
+    """With all that traces may ask for."""
+    options = dict(scenario.options)
+    return [
+        Scheduler(scenario.config, policies.make(scenario.policy, options))
+        for _ in range(scenario.decode.dp)
+    ]
+
+
 @contextmanager
 def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
     """Inside, an engine finds the scenario's sizes in place of measured ones, and `ranks`."""
@@ -131,8 +142,7 @@ def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
         replace(loader, "has_kernels", False)
         replace(loader, "_weight_format", "plain")
         replace(loader, "plan_memory", _memory_plan(scenario))
-        put(loader, "STEPS_IN_FLIGHT", scenario.config.max_steps_in_flight)
-        replace(loader.envs, "debug_blocks", scenario.config.debug)
+        replace(loader, "make_schedulers", _schedulers(scenario))
         replace(rank_loader, "Ranks", ranks)
         replace(rank_loader, "cores_of_rank", None)
         put(rank_loader, "RankExecutor", executor)

@@ -14,7 +14,8 @@ from tests.scheduler.worker_model import WorkerModel
 
 PLAYED = {
     "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
-    "known_tokens", "poison_blocks", "block_copies", "loads", "lanes", "stores",
+    "known_tokens", "poison_blocks", "block_copies", "loads", "awaits",
+    "lanes", "stores",
 }  # fmt: skip
 """Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
 checks."""

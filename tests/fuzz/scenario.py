@@ -7,6 +7,7 @@ ticks are read as seconds of the fake clock; a step of a rank takes about one.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -199,9 +200,19 @@ def _random_layouts(rng: random.Random, profile: Profile) -> tuple[ParallelLayou
     size, dp = rng.choice((1, 2, 2, 2, 3, 4, 4)), rng.choice((1, 1, 1, 2, 3))
     stages = [pp for pp in (1, 2, 3, 4) if size % pp == 0]
     prefill, decode = (
-        ParallelLayout(dp=dp, tp=size // pp, pp=pp) for pp in rng.choices(stages, k=2)
+        ParallelLayout(dp=dp, tp=size // pp, pp=pp, stages=_random_stages(rng, pp))
+        for pp in rng.choices(stages, k=2)
     )
     return (prefill, decode) if profile.with_tier else (decode, decode)
+
+
+def _random_stages(rng: random.Random, pp: int) -> tuple[int, ...]:
+    """Layers of each, at times given."""
+    if pp == 1 or rng.random() < 0.7:
+        return ()
+    layers = SPEC.num_hidden_layers
+    cuts = [0, *sorted(rng.sample(range(1, layers), pp - 1)), layers]
+    return tuple(stop - start for start, stop in itertools.pairwise(cuts))
 
 
 def _of_layouts(
@@ -209,7 +220,8 @@ def _of_layouts(
 ) -> SchedulerConfig:
     tier = config.tier
     if tier is not None:
-        tier = replace(tier, prefill_stages=prefill.pp, decode_stages=decode.pp)
+        # Relays are the scheduler's by now, not yet the engine's.
+        tier = replace(tier, prefill_stages=prefill.pp, decode_stages=decode.pp, relays=False)
     return replace(
         config,
         num_layers=SPEC.num_hidden_layers,
