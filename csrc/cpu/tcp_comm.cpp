@@ -34,19 +34,20 @@ constexpr std::int64_t kAloneBytes = 64 * 1024;
 // a slow and full link (the other host's kernel answers, whatever its rank does), and below the 10
 // seconds in which a cut is to be told.
 constexpr std::chrono::seconds kCutAfter{6};
-constexpr std::uint32_t kCutRetransmissions = 3;
+constexpr int kUnanswered = 3;  // of what it sent
 // How often one that waits looks at that.
 constexpr std::chrono::milliseconds kLook{500};
 
-// Whether the kernel sends the same bytes again and again and hears nothing. TCP_USER_TIMEOUT would
-// also end a link whose reader is busy: then there is nothing to acknowledge, as its window is shut.
+// Whether the kernel sends the same bytes, or probes where it cannot send, again and again and hears
+// nothing. TCP_USER_TIMEOUT would also end a link whose reader is busy: its window is shut then, and
+// nothing is acknowledged but probes.
 bool is_cut(int socket) {
     tcp_info info{};
     socklen_t size = sizeof info;
     if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return false;  // not TCP
     const auto silent = std::chrono::milliseconds(info.tcpi_last_ack_recv);
-    return info.tcpi_unacked > 0 && info.tcpi_retransmits >= kCutRetransmissions &&
-           silent >= kCutAfter;
+    const bool repeats = info.tcpi_unacked > 0 && info.tcpi_retransmits >= kUnanswered;
+    return (repeats || info.tcpi_probes >= kUnanswered) && silent >= kCutAfter;
 }
 
 std::string gone(int rank, const std::string& why) {

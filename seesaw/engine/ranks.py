@@ -91,6 +91,7 @@ class Ranks:
 
     def __init__(self, num_ranks: int, *, environment: dict[str, str] | None = None) -> None:
         self.num_ranks = num_ranks
+        self._timeout_s = envs.rank_timeout_s()
         self.folder = _make_folder()
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
@@ -107,7 +108,6 @@ class Ranks:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._num_setups = [0] * num_ranks
-        self._timeout_s = envs.rank_timeout_s()
         self._watchdog = Watchdog(num_ranks, time.monotonic)
         self._next_look_s = 0.0
         self._heard = [False] * num_ranks  # since the last look

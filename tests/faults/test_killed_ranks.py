@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,87 +15,40 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import zmq
 
-from seesaw.engine.messages import Step
 from seesaw.engine.ranks import Ranks
 from seesaw.engine.wire import decode
 from seesaw.errors import EngineDeadError
-from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.output import SchedulerOutput
 from tests.engine.rank_harness import BASE, Walker, engine_on, generate
+from tests.faults.conftest import children
+from tests.faults.strike import LIMIT_S, PROMPTS, SAMPLING, SMALL_TIER, strike
 
-PROMPTS = [[5 + i, 6, 7, 8, 9 + i] * 6 for i in range(12)]
-SAMPLING = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-SMALL_TIER = {"host_kv_memory": str(192 * 1024), "max_model_len": 64}
-LIMIT_S = 10
 NUM_ROWS = 4000
 
 
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-def own_files() -> list[str]:
-    """Files of this process that seesaw makes for ranks: images, tiers, folders."""
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if "seesaw" in target and ("memfd" in target or "/seesaw-" in target):
-            found.append(target)
-    return found
-
-
-def kill_at(
-    monkeypatch: pytest.MonkeyPatch, wanted: Callable[[SchedulerOutput], bool]
-) -> list[Any]:
-    """Kill rank 1 when a step that is `wanted` has been sent; returns [when] once it happened."""
-    send, killed = Ranks.send_encoded, []
-
-    def sending(self: Ranks, ranks: Any, data: bytes) -> None:
-        send(self, ranks, data)
-        message = decode(data)
-        if isinstance(message, Step) and wanted(message.output) and not killed:
-            killed.append(time.monotonic())
-            os.kill(self.pids[1], signal.SIGKILL)
-
-    monkeypatch.setattr(Ranks, "send_encoded", sending)
-    return killed
-
-
-@pytest.mark.parametrize(
-    ("phase", "wanted"),
-    [
-        ("prefill", lambda step: step.phase == "prefill" and bool(step.num_tokens)),
-        ("decode", lambda step: step.phase == "decode" and bool(step.num_tokens)),
-        ("load", lambda step: bool(step.loads)),
-    ],
-)
-def test_a_killed_rank_is_named_with_its_phase(tiny_checkpoint, monkeypatch, phase, wanted):
-    before, files = children(), own_files()
-    killed = kill_at(monkeypatch, wanted)
+@pytest.mark.parametrize("moment", ["prefill", "decode", "load"])
+def test_a_killed_rank_is_named_with_its_phase(tiny_checkpoint, monkeypatch, moment):
+    before = children()
+    rank = random.randrange(2)
+    print(f"rank {rank}")
+    struck = strike(monkeypatch, moment, rank, signal.SIGKILL)
     with engine_on(None, tiny_checkpoint("llama"), "pp2", "tp2", **SMALL_TIER) as engine:
-        with pytest.raises(EngineDeadError, match=r"rank 1 was killed by SIGKILL") as caught:
+        with pytest.raises(EngineDeadError, match=rf"rank {rank} was killed by SIGKILL") as caught:
             generate(engine, PROMPTS, SAMPLING)
-        assert killed, "the step never came"
-        assert time.monotonic() - killed[0] < LIMIT_S
+        assert struck, "the step never came"
+        assert time.monotonic() - struck[0] < LIMIT_S
         said = str(caught.value)
         assert any(word in said for word in ("step", "stores or loads")), said
-        if phase == "prefill":
+        if moment == "prefill":
             assert "prefill step" in said, said
         assert children() == before, "a worker is still there"
-        with pytest.raises(EngineDeadError, match="rank 1"):
+        with pytest.raises(EngineDeadError, match=f"rank {rank}"):
             engine.step()
-    assert own_files() == files
 
 
 @pytest.mark.parametrize("reshard_from", ["host", "peers"])
@@ -115,7 +69,6 @@ def test_a_rank_that_dies_in_a_transition_is_named(tiny_checkpoint, reshard_from
             walker.change()
         assert time.monotonic() - began_s < LIMIT_S
         assert children() == before
-    assert not own_files()
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.5])
@@ -137,7 +90,6 @@ def test_a_rank_that_dies_at_the_start_is_named(tiny_checkpoint, monkeypatch, pa
     ):
         pass
     assert children() == before
-    assert not own_files()
 
 
 def test_workers_end_with_a_driver_that_was_killed(tiny_checkpoint, tmp_path):
