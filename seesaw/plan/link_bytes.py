@@ -1,4 +1,4 @@
-"""Bytes that the ranks of a replica send each other in a step: what a counter at a link should show.
+"""Bytes that the ranks of a replica send each other in a step, as a counter at a link should show.
 
 Sums within a layer and hidden states between stages; words of the sampler (some bytes for each
 drawn token) and headers of the network are left out.
