@@ -20,6 +20,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf"]
 Device = Literal["auto", "cpu", "cuda"]
 Reload = Literal["auto", "missing", "all", "none"]
 ReshardFrom = Literal["auto", "host", "peers"]
+KVPath = Literal["auto", "tier", "peers"]
 Collectives = Literal["auto", "shm", "tcp", "gloo"]
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -203,6 +204,11 @@ class EngineConfig:
     reshard_from: ReshardFrom = _opt(
         "auto", "where those come from; auto = peers on cuda, host on cpu"
     )
+    kv_path: KVPath = _opt(
+        "auto",
+        "how KV of prompts that will run at once comes into the decode pool: from rank to rank "
+        "(peers), or through the tier as all else; auto = as weights on cuda, tier on cpu",
+    )
     collectives: Collectives = _opt(
         "auto",
         "how ranks on cpu talk: shared memory, TCP (also between network namespaces, see "
@@ -251,6 +257,7 @@ class EngineConfig:
             ("tier_order", TierOrder),
             ("reload", Reload),
             ("reshard_from", ReshardFrom),
+            ("kv_path", KVPath),
             ("collectives", Collectives),
         ):
             if getattr(self, name) not in get_args(known):

@@ -119,6 +119,8 @@ def _moved(old: MovedBytes, new: MovedBytes) -> dict[str, Any]:
     return {
         "kv_store_bytes": new.kv_store_bytes - old.kv_store_bytes,
         "kv_load_bytes": new.kv_load_bytes - old.kv_load_bytes,
+        "kv_relay_bytes": new.kv_relay_bytes - old.kv_relay_bytes,
+        "kv_peer_bytes": new.kv_peer_bytes - old.kv_peer_bytes,
         "weight_bytes_moved": {
             source: nbytes - old.weight_bytes_moved[source]
             for source, nbytes in new.weight_bytes_moved.items()
@@ -128,7 +130,8 @@ def _moved(old: MovedBytes, new: MovedBytes) -> dict[str, Any]:
 
 def describe_movement(figures: Mapping[str, Any]) -> str | None:
     """One line for people; None where nothing but tokens moved."""
-    if not figures["num_transitions"] and not figures["kv_store_bytes"]:
+    relayed = figures["kv_relay_bytes"]
+    if not figures["num_transitions"] and not figures["kv_store_bytes"] and not relayed:
         return None
     layouts, weights = figures["layouts"], figures["weight_bytes_moved"]
     moved = [
@@ -140,7 +143,9 @@ def describe_movement(figures: Mapping[str, Any]) -> str | None:
         f"prefill in {layouts['prefill']}, decode in {layouts['decode']}: "
         f"{figures['num_transitions']} transitions, {figures['transition_visible_s']:.2f} s "
         f"visible; KV stored {format_bytes(figures['kv_store_bytes'])}, "
-        f"loaded {format_bytes(figures['kv_load_bytes'])}; "
+        f"loaded {format_bytes(figures['kv_load_bytes'])}"
+        + (f", from pool to pool {format_bytes(relayed)}" if relayed else "")
+        + "; "
         f"weights moved {' + '.join(moved) or 'none'}; "
         f"{figures['mean_decode_batch']:.1f} rows per decode step"
     )

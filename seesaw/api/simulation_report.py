@@ -43,6 +43,7 @@ def describe(result: Result) -> list[str]:
             "weights moved "
             f"{moved or 'none'}; KV stored {format_bytes(result.kv_store_bytes)}, loaded "
             f"{format_bytes(result.kv_load_bytes)}"
+            + (f", relayed {format_bytes(result.kv_relay_bytes)}" if result.kv_relay_bytes else "")
         )
     if result.num_lost:
         lines.append(f"{result.num_lost} requests were lost with a rank and ran again")

@@ -85,7 +85,8 @@ class Streams:
     """Of one GPU, beside that on which steps are computed (`engine.device_clock`). KV goes over the
     bus on `store` and `load`, and is put in order for it on `gather` and `scatter`, so that one
     piece is put in order while another one is on its way. `weights` brings those of the next
-    layout. What ranks say to each other goes on streams that NCCL makes itself.
+    layout, `relay` takes KV from pool to pool. What ranks say to each other goes on streams that
+    NCCL makes itself.
     """
 
     gather: CudaStream
@@ -93,6 +94,7 @@ class Streams:
     load: CudaStream
     scatter: CudaStream
     weights: CudaStream
+    relay: CudaStream
 
 
 def streams(device: torch.device) -> Streams:
@@ -103,7 +105,7 @@ def streams(device: torch.device) -> Streams:
 @functools.cache
 def _streams(index: int) -> Streams:
     device = torch.device("cuda", index)
-    return Streams(*(CudaStream(device) for _ in range(5)))
+    return Streams(*(CudaStream(device) for _ in range(6)))
 
 
 def now(device: torch.device) -> CudaEvent:

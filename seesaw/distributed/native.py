@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from seesaw.distributed.transport import MOST_EXCHANGES
+
 if TYPE_CHECKING:
     from seesaw import _cpu
 
@@ -43,17 +45,40 @@ class NativeGroup:
         return list(parts)
 
 
-class NativeTransport:
-    """A `Transport`, and its own `PeerExchange`: all bytes from a rank to another go in one order.
+class NativeExchange:
+    """A `PeerExchange` over links of its own, so that another thread may use it than the one whose
+    sums and hand-overs go over the transport's: all bytes of a link go in one order."""
 
-    `release` is called when the links are closed.
+    def __init__(self, links: _cpu.Links) -> None:
+        self._links = links
+
+    def exchange(
+        self,
+        sends: Sequence[tuple[int, torch.Tensor]],
+        receives: Sequence[tuple[int, torch.Tensor]],
+    ) -> None:
+        self._links.exchange(_parcels(sends), _parcels(receives))
+
+    def close(self) -> None:
+        self._links.close()
+
+
+class NativeTransport:
+    """A `Transport`. `join_again` makes another set of links between the same ranks, together: the
+    first, the second, ...; `release` is called when all are closed.
     """
 
     def __init__(
-        self, links: _cpu.Links, rank: int, release: Callable[[], None] = lambda: None
+        self,
+        links: _cpu.Links,
+        rank: int,
+        join_again: Callable[[int], _cpu.Links],
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._links = links
         self._rank = rank
+        self._join_again = join_again
+        self._exchanges: list[NativeExchange] = []
         self._release = release
 
     def comm(self, stages: Sequence[Sequence[int]]) -> NativeGroup:
@@ -66,17 +91,15 @@ class NativeTransport:
     def receive(self, x: torch.Tensor, from_rank: int) -> None:
         self._links.receive(from_rank, x.data_ptr(), x.nbytes)
 
-    def peer_exchange(self) -> NativeTransport:
-        return self
-
-    def exchange(
-        self,
-        sends: Sequence[tuple[int, torch.Tensor]],
-        receives: Sequence[tuple[int, torch.Tensor]],
-    ) -> None:
-        self._links.exchange(_parcels(sends), _parcels(receives))
+    def peer_exchange(self) -> NativeExchange:
+        assert len(self._exchanges) < MOST_EXCHANGES, "more exchanges than there is room for"
+        exchange = NativeExchange(self._join_again(1 + len(self._exchanges)))
+        self._exchanges.append(exchange)
+        return exchange
 
     def close(self) -> None:
+        for exchange in self._exchanges:
+            exchange.close()
         self._links.close()
         self._release()
 

@@ -84,7 +84,8 @@ class RankGroup:
         return self._comms[layout]
 
     def peer_exchange(self) -> PeerExchange:
-        """Together."""
+        """Another one each time, MOST_EXCHANGES at most; for one thread at a time, which need not
+        be that of the other calls. Together."""
         return self._transport.peer_exchange()
 
     def send(self, x: torch.Tensor, to_rank: int) -> None:

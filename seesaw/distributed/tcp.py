@@ -21,6 +21,8 @@ from seesaw.plan.workspace import MAX_HANDOVERS
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+    from seesaw import _cpu
+
 _WORD_BYTES = 16
 _RANK = struct.Struct("<I")
 _ALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 4))
@@ -35,18 +37,27 @@ CALL_S = 6.0
 def join(rank: int, num_ranks: int, store: Store, timeout_s: float) -> NativeTransport:
     """Wait for the other ranks. Raises ConfigError (`check_host`), and RuntimeError where another
     rank cannot be reached."""
+
+    def links(number: int) -> _cpu.Links:
+        name = f"exchange {number} of " if number else ""
+        return _link(rank, num_ranks, store, timeout_s, f"{name}rank")
+
+    return NativeTransport(links(0), rank, links)
+
+
+def _link(rank: int, num_ranks: int, store: Store, timeout_s: float, name: str) -> _cpu.TcpLinks:
+    """One set of connections; `name` tells sets apart in the store."""
     from seesaw._cpu import TcpLinks
 
     sockets = [-1] * num_ranks
-    for peer, connection in _connect(rank, num_ranks, store, timeout_s).items():
+    for peer, connection in _connect(rank, num_ranks, store, timeout_s, name).items():
         connection.setblocking(True)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _ALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         sockets[peer] = connection.detach()
-    links = TcpLinks(sockets=sockets, rank=rank, most_under_way=MAX_HANDOVERS, timeout_s=timeout_s)
-    return NativeTransport(links, rank)
+    return TcpLinks(sockets=sockets, rank=rank, most_under_way=MAX_HANDOVERS, timeout_s=timeout_s)
 
 
 def check_host() -> None:
@@ -56,7 +67,9 @@ def check_host() -> None:
         _listen().close()
 
 
-def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[int, socket.socket]:
+def _connect(
+    rank: int, num_ranks: int, store: Store, timeout_s: float, name: str
+) -> dict[int, socket.socket]:
     """Sockets by peer: each rank calls those below it."""
     deadline_s = time.monotonic() + timeout_s
     store.set_timeout(timedelta(seconds=timeout_s))
@@ -64,9 +77,9 @@ def _connect(rank: int, num_ranks: int, store: Store, timeout_s: float) -> dict[
     found: dict[int, socket.socket] = {}
     with _listen() as listener:
         host, port = listener.getsockname()[:2]
-        store.set(f"rank{rank}", f"{word.hex()} {port} {host}")
+        store.set(f"{name}{rank}", f"{word.hex()} {port} {host}")
         for peer in range(rank):
-            found[peer] = _call(peer, store, rank, deadline_s)
+            found[peer] = _call(peer, store, f"{name}{peer}", rank, deadline_s)
         while len(found) < num_ranks - 1:
             listener.settimeout(max(0.1, deadline_s - time.monotonic()))
             try:
@@ -103,8 +116,8 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _call(peer: int, store: Store, rank: int, deadline_s: float) -> socket.socket:
-    word, port, host = store.get(f"rank{peer}").decode().split()
+def _call(peer: int, store: Store, key: str, rank: int, deadline_s: float) -> socket.socket:
+    word, port, host = store.get(key).decode().split()
     left_s = min(max(0.1, deadline_s - time.monotonic()), CALL_S)
     try:
         connection = socket.create_connection((host, int(port)), timeout=left_s)

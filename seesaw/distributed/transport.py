@@ -9,9 +9,13 @@ import torch
 
 from seesaw.layers.comm import Comm
 
+MOST_EXCHANGES = 2
+"""One for weights, one for KV."""
+
 
 class PeerExchange(Protocol):
-    """Pieces of weights from rank to rank, many at once."""
+    """Pieces of weights or KV from rank to rank, many at once. Apart from all else that ranks say
+    to each other, so that a thread of its own may use it."""
 
     def exchange(
         self,
@@ -42,7 +46,7 @@ class Transport(Protocol):
         ...
 
     def peer_exchange(self) -> PeerExchange:
-        """Together."""
+        """Another one each time, MOST_EXCHANGES at most. Together."""
         ...
 
     def close(self) -> None:

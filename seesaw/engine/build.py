@@ -19,6 +19,7 @@ from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
 from seesaw.engine.threads import use_threads
 from seesaw.kvcache.pool import KVCache
+from seesaw.kvcache.relay import KVRelays, PoolPart, Relayed
 from seesaw.kvcache.tier import HostTier
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.layers.comm import ALONE, Comm
@@ -35,6 +36,7 @@ from seesaw.layout.format import WeightFormat
 from seesaw.layout.formats import make_format
 from seesaw.layout.kv import PIECE_TOKENS, PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
+from seesaw.layout.relay import relay_pieces
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves
 from seesaw.log import get_logger
@@ -169,6 +171,9 @@ class _Builder:
         self.dtype = torch_dtype(setup.dtype)
         self.release: list[Callable[[], None]] = []
         self._report = report
+        self.phase_names: tuple[Phase, ...] = (
+            ("decode",) if setup.tier is None else ("prefill", "decode")
+        )
 
     def transfers(self, tier: HostTier) -> KVTransfers:
         """Copies to and from `tier`, which is closed with them."""
@@ -185,16 +190,39 @@ class _Builder:
         self.release += [transfers.close, tier.close]
         return transfers
 
+    def relays(self, phases: Mapping[Phase, RankPhase], group: RankGroup | None) -> KVRelays | None:
+        """Between the pools of two phases, where the setup asks for it. Together."""
+        setup, rank, report = self.setup, self.setup.rank, self._report
+        if not setup.relays:
+            return None
+
+        def done(one: Relayed) -> None:
+            start_s = time.perf_counter() - one.seconds
+            report(
+                TransferReport(
+                    rank, one.transfer_id, one.num_bytes, one.seconds, start_s, one.peer_bytes
+                )
+            )
+
+        prefill, decode = (
+            PoolPart(phases[name].kv, phases[name].ranges.layers, phases[name].ranges.kv_heads)
+            for name in self.phase_names
+        )
+        pieces = relay_pieces(setup.prefill, setup.decode, setup.spec)
+        exchange = None if group is None else group.peer_exchange()
+        relays = KVRelays(rank, pieces, prefill, decode, exchange, done, report)
+        self.release.insert(0, relays.close)  # what is under way needs the group
+        return relays
+
     def phases(
         self, params: Mapping[Phase, Mapping[str, torch.Tensor]], comms: Mapping[Phase, Comm]
     ) -> dict[Phase, RankPhase]:
         """`params` has the phases; where it has one there is one layout, for both phases if there
         is a tier."""
-        names: tuple[Phase, ...] = ("decode",) if self.setup.tier is None else ("prefill", "decode")
         make = CpuDecoder if self.setup.weights == "panels" else Decoder
         decoders: dict[ParallelLayout, Decoder | CpuDecoder] = {}
         phases: dict[Phase, RankPhase] = {}
-        for name in names:
+        for name in self.phase_names:
             own = name if name in params else "decode"
             layout = self.setup.layout(name)
             ranges = rank_ranges(layout, self.setup.spec, self.setup.rank)
@@ -235,6 +263,7 @@ class _Builder:
         *,
         links: StageLink | None = None,
         transfers: KVTransfers | None = None,
+        relays: KVRelays | None = None,
         weights: PhaseWeights | None = None,
     ) -> ModelRunner:
         setup = self.setup
@@ -246,6 +275,7 @@ class _Builder:
             setup.limits,
             links=links,
             transfers=transfers,
+            relays=relays,
             weights=weights,
             recorder=recorder_for(setup, phases.values()),
             release=self.release,
@@ -298,10 +328,12 @@ def build_runner(setup: RankSetup, files: Sequence[int], report: Report) -> Mode
     transfers = None
     if setup.tier is not None:
         transfers = builder.transfers(HostTier.attach(files[1], tier_shape(setup)))
+    phases = builder.phases(params, comms)
     return builder.runner(
-        builder.phases(params, comms),
+        phases,
         links=group,
         transfers=transfers,
+        relays=builder.relays(phases, group),
         weights=weights if len(plan.phases) == 2 else None,
     )
 
@@ -344,6 +376,5 @@ def build_local_runner(
     """The only rank, in this process, with all parameters in place; the tier becomes its own."""
     builder = _Builder(setup, report)
     transfers = None if tier is None else builder.transfers(tier)
-    return builder.runner(
-        builder.phases({"decode": params}, {"decode": ALONE}), transfers=transfers
-    )
+    phases = builder.phases({"decode": params}, {"decode": ALONE})
+    return builder.runner(phases, transfers=transfers, relays=builder.relays(phases, None))

@@ -142,6 +142,7 @@ def _setup(
         block_size=plan.block_size,
         num_blocks=plan.num_blocks,
         prefill_blocks=plan.prefill_blocks,
+        relays=plan.relays,
         tier=(
             TierSetup(plan.tier_blocks, plan.tier_block_size, config.tier_order)
             if plan.tier_blocks

@@ -66,4 +66,5 @@ class Merger:
             report.transfer_id,
             sum(one.num_bytes for one in reports.values()),
             max(one.seconds for one in reports.values()),
+            sum(one.peer_bytes for one in reports.values()),
         )

@@ -53,6 +53,8 @@ class RankSetup:
     num_blocks: int
     prefill_blocks: int
     tier: TierSetup | None
+    relays: bool
+    """KV of prompts may go from the ranks' prefill pools to their decode pools."""
     limits: StepLimits
     graph_bytes: int
     """Of device memory for CUDA graphs; 0 = none are recorded."""
@@ -133,14 +135,15 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class TransferReport:
-    """One rank's part of a store or load is complete. Its copies began at `start_s` of
-    `time.perf_counter()`."""
+    """One rank's part of a store, load or relay is complete. Its copies began at `start_s` of
+    `time.perf_counter()`. `peer_bytes` of `num_bytes` came from other ranks."""
 
     rank: int
     transfer_id: int
     num_bytes: int
     seconds: float
     start_s: float
+    peer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

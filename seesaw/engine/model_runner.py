@@ -23,10 +23,11 @@ from seesaw.engine.profile import StepClock
 from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
 from seesaw.engine.request_state import RequestState
 from seesaw.engine.sampler import PendingDraw, SamplingState, begin_draw, begin_draw_highest
+from seesaw.kvcache.relay import BlockRelay, KVRelays
 from seesaw.kvcache.transfer import KVTransfers
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.triton_backend import on_triton
-from seesaw.scheduler.output import Batch, Load, Phase, SchedulerOutput, Store
+from seesaw.scheduler.output import Batch, Load, Phase, Relay, SchedulerOutput, Store
 from seesaw.weights.hashes import param_hashes
 
 
@@ -34,8 +35,9 @@ class ModelRunner:
     """Runs steps in order of `step_id`.
 
     `links` is needed where a layout has several stages, `transfers` where there is a host tier,
-    `weights` where the layouts differ; with a `recorder` decode steps are recorded and replayed.
-    `release`: what is to be closed with the runner, in order.
+    `relays` where KV may go from pool to pool, `weights` where the layouts differ; with a
+    `recorder` decode steps are recorded and replayed. `release`: what is to be closed with the
+    runner, in order.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ModelRunner:
         *,
         links: StageLink | None = None,
         transfers: KVTransfers | None = None,
+        relays: KVRelays | None = None,
         weights: PhaseWeights | None = None,
         recorder: Recorder | None = None,
         release: Sequence[Callable[[], None]] = (),
@@ -59,6 +62,7 @@ class ModelRunner:
         self._device = device
         self._links = links
         self._transfers = transfers
+        self._relays = relays
         self._weights = weights
         self._release = release
         self._requests: dict[str, RequestState] = {}
@@ -132,6 +136,8 @@ class ModelRunner:
             self._run_batch(lane, step, phase, begun)
         for store in step.stores:
             self._store(store)
+        if step.relays:
+            self._relay(step.relays)
         begun.close()
         return begun
 
@@ -156,7 +162,7 @@ class ModelRunner:
             release()
         self._release = ()
         self._phases = {}
-        self._links = self._transfers = self._weights = None
+        self._links = self._transfers = self._relays = self._weights = None
         self._buffers = self._graphs = None
 
     # -- state ------------------------------------------------------------------------------------
@@ -196,6 +202,14 @@ class ModelRunner:
             store.transfer_id, phase.kv, phase.ranges.layers, phase.stored_heads,
             phase.ranges.kv_heads, store.blocks, store.tier_blocks, store.num_tokens,
         )  # fmt: skip
+
+    def _relay(self, relays: Sequence[Relay]) -> None:
+        assert self._relays is not None, "a relay where none was announced"
+        for relay in relays:
+            self._requests[relay.request_id].blocks = array("i", relay.to_blocks)
+        self._relays.begin(
+            [BlockRelay(one.transfer_id, one.blocks, one.to_blocks) for one in relays]
+        )
 
     # -- rows -------------------------------------------------------------------------------------
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from seesaw.engine.build import plan_weights, pool_shape, tier_shape
 from seesaw.engine.messages import RankSetup
 from seesaw.engine.stats import TransferBytes
 from seesaw.layout.kv import KVCopy, owned_heads, transfer_bytes
+from seesaw.layout.relay import relay_pieces, relay_takes
+from seesaw.layout.reshard import Source
 from seesaw.scheduler.output import Phase
+
+RELAYED_FROM: tuple[Source, ...] = ("copy", "peer")
 
 
 def predict_bytes(setup: RankSetup) -> TransferBytes:
@@ -45,12 +51,22 @@ def predict_bytes(setup: RankSetup) -> TransferBytes:
             sum(_pieces(setup, "decode", rank, count, stores=False) for rank in ranks)
             for count in counts
         ],
+        relay_block_bytes={
+            source: sum(one[source] for one in relay_block_takes(setup)) for source in RELAYED_FROM
+        },
         weights_by_phase={
             phase: {str(source): nbytes for source, nbytes in found.items()}
             for phase in phases
             if (found := weights.bytes_by_source(phase))
         },
     )
+
+
+def relay_block_takes(setup: RankSetup) -> Sequence[Mapping[Source, int]]:
+    """By rank what it takes of a block that is relayed."""
+    tile_bytes = pool_shape(setup, "prefill", 0).tile_bytes
+    pieces = relay_pieces(setup.prefill, setup.decode, setup.spec)
+    return relay_takes(pieces, tile_bytes, setup.num_ranks)
 
 
 def _pieces(setup: RankSetup, phase: Phase, rank: int, num_blocks: int, *, stores: bool) -> int:

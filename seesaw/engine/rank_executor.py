@@ -89,6 +89,7 @@ class RankExecutor:
         ranks = range(first, first + self._size)
         moves = [store.transfer_id for store in step.stores]
         moves += [load.transfer_id for load in step.loads]
+        moves += [relay.transfer_id for relay in step.relays]
         for rank in ranks:
             self._doing[rank].append((step.step_id, what))
             self._copying[rank].update(moves)

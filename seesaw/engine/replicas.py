@@ -117,7 +117,7 @@ class Replicas:
 
     def _submit(self, step: SchedulerOutput, replica: int) -> None:
         self._steps[replica, step.step_id] = step
-        if step.stores or step.loads:
+        if step.stores or step.loads or step.relays:
             self._note_moves(step, replica)
         if step.reshard:
             self._movement.predicted.add_weights(self._predict.weights(step.phase))
@@ -135,6 +135,11 @@ class Replicas:
             self._moving[replica, load.transfer_id] = "load"
             predicted.kv_load_bytes += self._predict.load(load.num_tokens)
             self._movement.tier_pieces += self._predict.pieces(load.num_tokens)
+        for relay in step.relays:
+            self._moving[replica, relay.transfer_id] = "relay"
+            num_bytes, peer_bytes = self._predict.relay(relay.num_tokens)
+            predicted.kv_relay_bytes += num_bytes
+            predicted.kv_peer_bytes += peer_bytes
 
     def collect(self) -> Event:
         """Wait for the next finished step or transfer. Raises EngineDeadError."""
@@ -154,8 +159,11 @@ class Replicas:
             kind = self._moving.pop((replica, done.transfer_id))
             if kind == "store":
                 self._movement.kv_store_bytes += done.num_bytes
-            else:
+            elif kind == "load":
                 self._movement.kv_load_bytes += done.num_bytes
+            else:
+                self._movement.kv_relay_bytes += done.num_bytes
+                self._movement.kv_peer_bytes += done.peer_bytes
             scheduler.transferred(done)
             return []
         self._note_time(self._steps.pop((replica, done.step_id)), done)

@@ -25,6 +25,9 @@ class MovedBytes:
 
     kv_store_bytes: int = 0
     kv_load_bytes: int = 0
+    kv_relay_bytes: int = 0
+    """From prefill pools to decode pools; those of them that went from rank to rank."""
+    kv_peer_bytes: int = 0
     weight_bytes_moved: dict[str, int] = field(default_factory=_no_bytes)
 
     def add_weights(self, moved: Mapping[str, int]) -> None:
@@ -79,6 +82,8 @@ class TransferBytes:
     tier_block_bytes: int
     store_pieces: Mapping[Phase, Sequence[int]]
     load_pieces: Sequence[int]
+    relay_block_bytes: Mapping[str, int]
+    """Of a block of the prefill pool: by source, "copy" and "peer"."""
     weights_by_phase: Mapping[Phase, Mapping[str, int]]
 
     def store(self, phase: Phase, num_tokens: int) -> int:
@@ -88,6 +93,13 @@ class TransferBytes:
     def load(self, num_tokens: int) -> int:
         """To the decode pool; each rank that holds a head loads it."""
         return -(-num_tokens // self.block_size) * self.load_block_bytes
+
+    def relay(self, num_tokens: int) -> tuple[int, int]:
+        """To the decode pool, and what of it goes from rank to rank."""
+        blocks = -(-num_tokens // self.block_size)
+        return blocks * sum(self.relay_block_bytes.values()), blocks * self.relay_block_bytes[
+            "peer"
+        ]
 
     def pieces(self, num_tokens: int, phase: Phase | None = None) -> int:
         """Runs of bytes in the tier: of a store from the pool of `phase`, or of a load."""

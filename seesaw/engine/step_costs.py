@@ -8,6 +8,7 @@ from itertools import chain
 
 from seesaw.engine.build import plan_weights, pool_shape
 from seesaw.engine.messages import RankSetup
+from seesaw.engine.predict import relay_block_takes
 from seesaw.layout.kv import owned_heads, transfer_bytes
 from seesaw.plan.cost_model import CostModel, StageTime
 from seesaw.plan.machine import Machine
@@ -71,6 +72,11 @@ class StepCosts:
             for rank in ranks
         )
 
+        self._relay_s = max(
+            self._costs["decode"].transition_s(rank, takes)
+            for rank, takes in enumerate(relay_block_takes(setup))
+        )
+
     def step(self, step: SchedulerOutput) -> StepSeconds:
         """Of a step with rows."""
         rows = list(chain(*(lane.rows for lane in step.lanes)))
@@ -94,3 +100,6 @@ class StepCosts:
 
     def load_s(self, num_tokens: int) -> float:
         return -(-num_tokens // self._block_size) * self._load_s
+
+    def relay_s(self, num_tokens: int) -> float:
+        return -(-num_tokens // self._block_size) * self._relay_s

@@ -48,7 +48,7 @@ class _Step:
 class _Move:
     """A store or load in flight."""
 
-    kind: Literal["store", "load"]
+    kind: Literal["store", "load", "relay"]
     num_bytes: int
     seconds: float | None
 
@@ -82,7 +82,7 @@ class EngineTrace:
         self._size = layouts.num_ranks // layouts.dp
         self._steps: dict[tuple[int, int], _Step] = {}
         self._moves: dict[tuple[int, int], _Move] = {}
-        self._moved: Counter[str] = Counter(store=0, load=0, weights=0)
+        self._moved: Counter[str] = Counter(store=0, load=0, relay=0, weights=0)
         self._tokens = Counter(prompt=0, output=0)
         self._counts: dict[str, dict[str, float]] = {}
         self._decoded = [scheduler.stats.num_decode_rows for scheduler in schedulers]
@@ -138,9 +138,14 @@ class EngineTrace:
             size = self._predict.load(load.num_tokens)
             seconds = None if self._costs is None else self._costs.load_s(load.num_tokens)
             self._moves[replica, load.transfer_id] = _Move("load", size, seconds)
+        for relay in step.relays:
+            size, _ = self._predict.relay(relay.num_tokens)
+            seconds = None if self._costs is None else self._costs.relay_s(relay.num_tokens)
+            self._moves[replica, relay.transfer_id] = _Move("relay", size, seconds)
         self._writer.span(
             DRIVER, "driver", f"plan {step.step_id}", began_s, now_s,
             rows=len(rows), stores=len(step.stores), loads=len(step.loads),
+            relays=len(step.relays),
         )  # fmt: skip
         if step.reshard:
             self._writer.instant(f"to {step.phase}", now_s, replica=replica, step=step.step_id)
@@ -161,8 +166,9 @@ class EngineTrace:
         if isinstance(report, TransferReport):
             if report.num_bytes:
                 kind = self._moves[replica, report.transfer_id].kind
+                row: str = "peer" if kind == "relay" else kind
                 self._writer.span(
-                    report.rank, kind, f"{kind} {report.transfer_id}", report.start_s,
+                    report.rank, row, f"{kind} {report.transfer_id}", report.start_s,
                     report.start_s + report.seconds, bytes=report.num_bytes,
                 )  # fmt: skip
             return

@@ -21,6 +21,7 @@ from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.plan import Reload
 from seesaw.layout.ranges import RankRanges
 from seesaw.plan.machine import Kind, Machine
+from seesaw.plan.transition import relays_kv
 from seesaw.plan.weight_bytes import (
     WeightBytes,
     from_peers,
@@ -28,7 +29,12 @@ from seesaw.plan.weight_bytes import (
     weight_bytes,
     weight_format,
 )
-from seesaw.plan.workspace import copy_staging_bytes, graph_bytes, workspace_bytes
+from seesaw.plan.workspace import (
+    copy_staging_bytes,
+    graph_bytes,
+    relay_staging_bytes,
+    workspace_bytes,
+)
 
 DEFAULT_CUDA_UTILIZATION = 0.9
 DEFAULT_CPU_SHARE_OF_FREE = 0.5
@@ -102,6 +108,10 @@ class Setting:
     def reload(self) -> Reload:
         """Raises ConfigError."""
         return reload_of(self.config, self._format)
+
+    @property
+    def relays(self) -> bool:
+        return self.uses_tier and relays_kv(self.config, self.space.kind)
 
     @property
     def _format(self) -> FormatName:
@@ -255,6 +265,8 @@ def _needs(setting: Setting) -> list[RankNeeds]:
         if setting.uses_tier:
             parts = setting.config.tier_block_size // setting.config.block_size
             work += copy_staging_bytes(parts * max(blocks), setting.space.kind)
+        if setting.relays:
+            work += relay_staging_bytes(blocks[0] + blocks[-1], setting.space.kind)
         found.append(RankNeeds(rank, arena, work, graphs, blocks[0], blocks[-1]))
     return found
 

@@ -49,6 +49,8 @@ class MemoryPlan:
     tier_blocks: int
     tier_block_size: int
     tier_bytes: int
+    relays: bool = False
+    """KV of prompts that will run at once goes from rank to rank."""
 
     @property
     def kv_bytes(self) -> int:
@@ -147,6 +149,7 @@ def plan_memory(
         tier_blocks=tier_blocks,
         tier_block_size=config.tier_block_size,
         tier_bytes=layouts.dp * tier_blocks * tier_block_bytes,
+        relays=setting.relays,
     )
 
 
@@ -164,6 +167,11 @@ def _check_policy(config: EngineConfig, layouts: LayoutChoice, uses_tier: bool) 
         raise ConfigError(
             f"host_kv_memory={config.host_kv_memory!r}: policy={policy!r} uses no host tier. "
             "Leave it out, or use policy='seesaw' or 'seesaw-cost'."
+        )
+    elif config.kv_path == "peers":
+        raise ConfigError(
+            f"kv_path='peers': policy={policy!r} computes prompts where they are answered, so that "
+            "no KV moves. Leave it out, or use policy='seesaw' or 'seesaw-cost'."
         )
 
 

@@ -36,6 +36,15 @@ def faster_source(config: EngineConfig, machine: Machine) -> ReshardFrom:
     return "peers" if is_faster else "host"
 
 
+def relays_kv(config: EngineConfig, kind: Kind) -> bool:
+    """Whether KV that will run at once goes from rank to rank: as `config` says, or on GPUs that
+    take weights from each other too. Ranks on CPU share the memory of the tier, which nothing
+    between them is faster than."""
+    if config.kv_path == "auto":
+        return kind == "cuda" and from_peers(config, kind)
+    return config.kv_path == "peers"
+
+
 def planned_bytes(
     spec: ModelSpec, element_bytes: int, prefill: ParallelLayout, decode: ParallelLayout,
     config: EngineConfig, kind: Kind, native: bool = False,

@@ -155,6 +155,12 @@ def graph_bytes(
     )
 
 
+def relay_staging_bytes(block_bytes: int, kind: Kind) -> int:
+    """Upper bound of what relays set aside on a rank, whose blocks of both pools together are
+    `block_bytes`: a round (`kvcache/relay`), on a CPU once more in the order of the pool."""
+    return (1 if kind == "cuda" else 2) * max(KV_BATCH_BYTES, block_bytes)
+
+
 def copy_staging_bytes(part_bytes: int, kind: Kind) -> int:
     """Upper bound of what stores and loads have in device memory beside pool and tier, where a
     rank's part of a tier block is `part_bytes`: on a GPU the slots of both directions

@@ -33,6 +33,7 @@ def make_schedulers(
             tier_block_size=memory.tier_block_size,
             prefill_stages=layouts.prefill.pp,
             decode_stages=layouts.decode.pp,
+            relays=memory.relays,
         )
     settings = SchedulerConfig(
         num_blocks=memory.num_blocks,

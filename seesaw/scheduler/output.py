@@ -94,12 +94,13 @@ class Relay(NamedTuple):
 
 
 class TransferDone(NamedTuple):
-    """A store, load or relay is complete on every rank. `num_bytes` over all ranks; `seconds` of
-    the slowest, from the begin of its copies."""
+    """A store, load or relay is complete on every rank. `num_bytes` over all ranks, `peer_bytes` of
+    them from rank to rank; `seconds` of the slowest, from the begin of its copies."""
 
     transfer_id: int
     num_bytes: int = 0
     seconds: float = 0.0
+    peer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

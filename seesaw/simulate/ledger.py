@@ -27,7 +27,7 @@ class _ReplicaNotes:
     beginning: dict[str, int] = field(default_factory=dict)
     """Prompt tokens of those that run and have no row yet that draws."""
     moving: dict[int, str] = field(default_factory=dict)
-    """Stores and loads in flight."""
+    """Stores, loads and relays in flight."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Ledger:
         self._input_tokens = self._output_tokens = 0  # of requests that ended
         self._steady: Part | None = None
         self._elapsed_s = 0.0
-        self._bytes = {"store": 0, "load": 0}
+        self._bytes = {"store": 0, "load": 0, "relay": 0}
         self._weights: dict[str, int] = {}
         self._num_transitions = 0
         self._transition_s = 0.0
@@ -68,6 +68,7 @@ class Ledger:
             notes.beginning[new.request_id] = len(new.prompt_token_ids)
         notes.moving.update((one.transfer_id, "store") for one in step.stores)
         notes.moving.update((one.transfer_id, "load") for one in step.loads)
+        notes.moving.update((one.transfer_id, "relay") for one in step.relays)
         kind: str = step.phase
         if kind == "decode":
             notes.best_rows = max(notes.best_rows, work.num_sampled)
@@ -161,6 +162,7 @@ class Ledger:
             transition_s=self._transition_s / setup.num_replicas,
             kv_store_bytes=self._bytes["store"],
             kv_load_bytes=self._bytes["load"],
+            kv_relay_bytes=self._bytes["relay"],
             weight_bytes_moved=self._weights,
             mean_decode_batch=stats.mean_decode_batch,
             num_preemptions=stats.num_preemptions,

@@ -1,7 +1,8 @@
 """When the ranks of one replica would have done what a step asks: a clock in place of workers.
 
 Every rank runs steps in their order, as the engine's do; it has a lane for compute and one each for
-stores and loads, and no lane does two things at once. Owns time; knows no policy and no request.
+stores, loads and relays, and no lane does two things at once. Owns time; knows no policy and no
+request.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NO_WORK = Work()
 
 
 class Recorder(Protocol):
-    """Told of everything that occupies a lane ("compute", "store" or "load") of a rank."""
+    """Told of everything that occupies a lane ("compute", "store", "load", "peer") of a rank."""
 
     def span(self, rank: int, lane: str, name: str, start_s: float, end_s: float) -> None: ...
 
@@ -38,6 +39,16 @@ class PhaseModel:
     costs: CostModel
     store_block_bytes: Sequence[int]
     load_block_bytes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayModel:
+    """A block that goes from the ranks' prefill pools to their decode pools: seconds of each rank,
+    and bytes over all."""
+
+    block_s: Sequence[float]
+    block_bytes: int
+    block_peer_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class ReplicaClock:
         counter: WorkCounter,
         *,
         transitions: Mapping[Phase, Transition] | None = None,
+        relay: RelayModel | None = None,
         recorder: Recorder | None = None,
         first_rank: int = 0,
         pace: Pace | None = None,
@@ -80,6 +92,7 @@ class ReplicaClock:
         self._phases = phases
         self._counter = counter
         self._transitions = transitions or {}
+        self._relay = relay
         self._recorder = recorder
         self._first_rank = first_rank
         self._pace = pace
@@ -88,6 +101,7 @@ class ReplicaClock:
         self.compute_free_s = [begin_s] * num_ranks
         self.store_free_s = [begin_s] * num_ranks
         self.load_free_s = [begin_s] * num_ranks
+        self.peer_free_s = [begin_s] * num_ranks
         self.busy_s = [0.0] * num_ranks
         """Seconds that each rank computed; changes of layout and copies do not count."""
 
@@ -109,6 +123,8 @@ class ReplicaClock:
             nbytes = self._phases[store.phase].store_block_bytes
             end = self._transfer("store", store.transfer_id, len(store.blocks), nbytes, phase.costs)
             transfers.append(end)
+        for relay in step.relays:
+            transfers.append(self._exchange(relay.transfer_id, len(relay.blocks)))
         tokens = [0] * work.num_sampled
         output = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
         return Ran(done_s, output, transfers, work)
@@ -167,6 +183,21 @@ class ReplicaClock:
             lanes[rank] = begin_s + taken_s
             end_s, seconds = max(end_s, lanes[rank]), max(seconds, taken_s)
         return end_s, TransferDone(transfer_id, blocks * sum(block_bytes), seconds)
+
+    def _exchange(self, transfer_id: int, blocks: int) -> tuple[float, TransferDone]:
+        """Ranks begin together, when all have come to it."""
+        assert self._relay is not None, "a relay where there is none"
+        lanes, block_s = self.peer_free_s, self._relay.block_s
+        begin_s = max(*lanes, *self.compute_free_s)
+        for rank, seconds in enumerate(block_s):
+            self._note(rank, "peer", f"relay {transfer_id}", begin_s, blocks * seconds)
+            lanes[rank] = begin_s + blocks * seconds
+        return max(lanes), TransferDone(
+            transfer_id,
+            blocks * self._relay.block_bytes,
+            blocks * max(block_s),
+            blocks * self._relay.block_peer_bytes,
+        )
 
     def _note(self, rank: int, lane: str, name: str, start_s: float, seconds: float) -> None:
         end_s = min(start_s + seconds, self._stop_s)

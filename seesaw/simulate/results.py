@@ -91,6 +91,7 @@ class Result:
     transition_s: float
     kv_store_bytes: int
     kv_load_bytes: int
+    kv_relay_bytes: int
     weight_bytes_moved: Mapping[str, int]
     mean_decode_batch: float
     num_preemptions: int
@@ -152,6 +153,7 @@ class Result:
             "transition_s": self.transition_s,
             "kv_store_bytes": self.kv_store_bytes,
             "kv_load_bytes": self.kv_load_bytes,
+            "kv_relay_bytes": self.kv_relay_bytes,
             "weight_bytes_moved": dict(self.weight_bytes_moved),
             "mean_decode_batch": self.mean_decode_batch,
             "num_preemptions": self.num_preemptions,

@@ -15,6 +15,7 @@ from seesaw.config import EngineConfig
 from seesaw.layout.kv import PoolShape, owned_heads, transfer_bytes
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import rank_ranges
+from seesaw.layout.relay import relay_pieces, relay_takes
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.device_memory import Space
@@ -28,7 +29,7 @@ from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
 from seesaw.scheduler.output import Phase
 from seesaw.scheduler.scheduler import Scheduler
-from seesaw.simulate.replica import PhaseModel, Recorder, ReplicaClock, Transition
+from seesaw.simulate.replica import PhaseModel, Recorder, RelayModel, ReplicaClock, Transition
 from seesaw.simulate.scenario import Scenario
 
 
@@ -139,6 +140,7 @@ class Setup:
             self._phases(replica),
             self.counter,
             transitions=self._transitions(replica),
+            relay=self._relay(replica) if self.memory.relays else None,
             recorder=recorder,
             first_rank=replica * self.decode.num_ranks,
             pace=faults.pace if faults.slow else None,
@@ -165,6 +167,21 @@ class Setup:
             store.append(transfer_bytes(shape, block_size, owned))
             load.append(transfer_bytes(shape, block_size))
         return PhaseModel(self._costs(replica, layout), store, load)
+
+    def _relay(self, replica: int) -> RelayModel:
+        spec, element_bytes = (
+            self.scenario.spec,
+            self.scenario.kv_element_bytes or self.element_bytes,
+        )
+        prefill, decode = self.prefill.replica, self.decode.replica
+        tile_bytes = self.config.block_size * spec.head_dim * element_bytes
+        takes = relay_takes(relay_pieces(prefill, decode, spec), tile_bytes, decode.num_ranks)
+        costs, ranks = self._costs(replica, decode), range(decode.num_ranks)
+        return RelayModel(
+            [costs.transition_s(rank, takes[rank]) for rank in ranks],
+            sum(sum(one.values()) for one in takes),
+            sum(one["peer"] for one in takes),
+        )
 
     def _costs(self, replica: int, layout: ParallelLayout) -> CostModel:
         size = layout.num_ranks

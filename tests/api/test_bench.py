@@ -67,9 +67,10 @@ def test_throughput_of_two_layouts_says_what_moved(
     figures = json.loads(target.read_text())
     assert figures["layouts"] == {"prefill": "dp1-tp1-pp2", "decode": "dp1-tp2-pp1"}
     assert figures["num_transitions"] >= 5  # into decode three times, back twice
-    moved = ("kv_store_bytes", "kv_load_bytes", "weight_bytes_moved")
+    moved = ("kv_store_bytes", "kv_load_bytes", "kv_relay_bytes", "kv_peer_bytes")
+    moved += ("weight_bytes_moved",)
     assert {name: figures[name] for name in moved} == figures["predicted"]
-    assert figures["kv_store_bytes"] > 0
+    assert figures["kv_store_bytes"] > figures["kv_relay_bytes"] == 0
     weights = figures["weight_bytes_moved"]
     assert weights["resident"] > 0
     if reload == "auto" and native() is not None:  # ranks run from the host's copy

@@ -13,6 +13,7 @@ ONE = TransferBytes(
     tier_block_bytes=4000,
     store_pieces={"prefill": [0, 20, 4], "decode": [0, 30, 6]},
     load_pieces=[0, 10, 1],
+    relay_block_bytes={"copy": 300, "peer": 500},
     weights_by_phase={"decode": {"resident": 5, "copy": 0, "peer": 0, "host": 7}},
 )
 
@@ -22,6 +23,7 @@ def test_whole_blocks_are_copied(num_tokens: int, blocks: int) -> None:
     assert ONE.store("prefill", num_tokens) == blocks * 1000
     assert ONE.store("decode", num_tokens) == blocks * 900
     assert ONE.load(num_tokens) == blocks * 1200
+    assert ONE.relay(num_tokens) == (blocks * 800, blocks * 500)
 
 
 def test_pieces_are_those_of_whole_tier_blocks_and_the_rest() -> None:

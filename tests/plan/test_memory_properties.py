@@ -82,16 +82,24 @@ def cases(draw: st.DrawFn) -> Case:
         "reload": draw(st.sampled_from(["missing", "all"])),
     }
     replicas = draw(st.sampled_from([1, 1, 2]))
+    uses_tier = prefill != decode or draw(st.booleans())
+    config["kv_path"] = draw(st.sampled_from(["auto", "tier", "peers"] if uses_tier else ["auto"]))
     return Case(
         spec=replace(spec, max_position_embeddings=positions),
         prefill=replace(prefill, dp=replicas),
         decode=replace(decode, dp=replicas),
-        uses_tier=prefill != decode or draw(st.booleans()),
+        uses_tier=uses_tier,
         kind=draw(st.sampled_from(["cuda", "cpu"])),
         settings=config,
         element_bytes=draw(st.sampled_from([2, 4])),
         kv_element_bytes=draw(st.sampled_from([None, 1])),
     )
+
+
+def relays(case: Case) -> bool:
+    """Asked for, or on GPUs that take weights from each other."""
+    path, source = case.settings["kv_path"], case.settings["reshard_from"]
+    return path == "peers" or (path == "auto" and case.kind == "cuda" and source != "host")
 
 
 def held_aside(case: Case, fmt: PlainFormat, held: list[list[RankRanges]], rank: int) -> int:
@@ -146,6 +154,9 @@ def parts_by_rank(case: Case, made: MemoryPlan) -> list[int]:
             part = max(blocks) * case.settings["tier_block_size"] // made.block_size
             # three batches each way on a GPU; on a CPU one part, twice
             work += 6 * max(16 * 2**20, part) if case.kind == "cuda" else 2 * part
+            if relays(case):
+                aside = max(16 * 2**20, blocks[0] + blocks[-1])
+                work += aside if case.kind == "cuda" else 2 * aside
         kv = made.num_blocks * blocks[-1] + made.prefill_blocks * blocks[0]
         parts.append(arena + work + kv)
     return parts

@@ -43,7 +43,9 @@ def layouts(text: str) -> tuple[ParallelLayout, ParallelLayout]:
 
 
 def make_config(**settings: Any) -> EngineConfig:
-    return EngineConfig(**{"model": "tiny", "block_size": 4, "tier_block_size": 8} | settings)
+    """KV goes through the tier, unless told otherwise."""
+    small = {"model": "tiny", "block_size": 4, "tier_block_size": 8, "kv_path": "tier"}
+    return EngineConfig(**small | settings)
 
 
 def make_scenario(

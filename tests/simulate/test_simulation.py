@@ -72,6 +72,16 @@ def test_two_requests_through_the_tier() -> None:
     assert result.phase_s["prefill"] == 1.0
 
 
+def test_prompts_that_fit_the_decode_pool_go_there_from_pool_to_pool() -> None:
+    """Nothing is stored, and no store is waited for: 4.5 and 7 are the ends through the tier. The
+    second's exchange is behind the first's, so it is in the step behind."""
+    result = simulate(stored_requests(kv_path="peers"))
+    assert result.samples["first_token"] == [1.0, 1.0]
+    assert result.kv_relay_bytes == 2 * BLOCK_BYTES
+    assert result.kv_store_bytes == result.kv_load_bytes == 0
+    assert result.samples["end_to_end"] == [3.0, 4.0]
+
+
 def test_stores_go_on_while_the_layout_changes() -> None:
     """The change takes from 1 to 11. What was stored meanwhile is loaded by 11.5 and by 12."""
     result = simulate(stored_requests(transition_s=10.0))
