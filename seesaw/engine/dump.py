@@ -28,8 +28,12 @@ _alive: weakref.WeakSet[Dumps] = weakref.WeakSet()
 
 
 def register(engine: Dumps) -> None:
-    """Have `dump_all` reach it as long as it lives."""
+    """Have `dump_all` reach it as long as it lives, or until `forget`."""
     _alive.add(engine)
+
+
+def forget(engine: Dumps) -> None:
+    _alive.discard(engine)
 
 
 def dump_all() -> None:

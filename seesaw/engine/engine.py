@@ -335,6 +335,7 @@ class Engine:
         """Stop the workers and free weights and KV; a step that another thread takes is waited
         for. Safe to call twice and after a failure."""
         self._closed = True
+        dump.forget(self)
         replicas = self.__dict__.get("_replicas")
         if replicas is None:
             return

@@ -75,16 +75,17 @@ class WorkerProcess:
         self._outbox.setsockopt(zmq.SNDHWM, 0)
         self._outbox.connect(f"ipc://{folder}/driver")
 
-    def run(self) -> int:
-        """Until told to stop; the exit code."""
+    def run(self) -> None:
+        """Until told to stop. Ends the process where something fails."""
         try:
             while self._take(self._next()):
                 pass
         except BaseException as error:
             where = self._doing[0] if self._ahead is None else self._ahead.doing
             self._fail(error, where)
-            return 1
-        return 0
+            # With the error its frames would go, and what they hold, in any order: a crash then
+            # would be taken for the cause.
+            os._exit(1)
 
     def _next(self) -> ToWorker:
         """The next message; until there is one, steps are reported as they are done."""
@@ -202,12 +203,12 @@ def _sendable(text: str) -> str:
 
 def main(arguments: list[str]) -> NoReturn:
     rank, folder, control = int(arguments[0]), arguments[1], int(arguments[2])
-    code = WorkerProcess(rank, folder, socket.socket(fileno=control)).run()
+    WorkerProcess(rank, folder, socket.socket(fileno=control)).run()
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     # Nothing is left to do. Libraries' threads must not hold the process, nor crash it as it ends:
     # a signal would be taken for the cause.
-    os._exit(code)
+    os._exit(0)
 
 
 if __name__ == "__main__":

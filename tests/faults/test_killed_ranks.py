@@ -5,7 +5,6 @@ Real processes are killed with SIGKILL, in every phase.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -24,11 +23,9 @@ import zmq
 from seesaw.engine.ranks import Ranks
 from seesaw.engine.wire import decode
 from seesaw.errors import EngineDeadError
-from tests.engine.rank_harness import BASE, Walker, engine_on, generate
+from tests.engine.rank_harness import Walker, engine_on, generate
 from tests.faults.conftest import children
 from tests.faults.strike import LIMIT_S, PROMPTS, SAMPLING, SMALL_TIER, strike
-
-NUM_ROWS = 4000
 
 
 @pytest.mark.parametrize("moment", ["prefill", "decode", "load"])
@@ -115,48 +112,6 @@ with engine_on(None, {str(tiny_checkpoint("llama"))!r}, "pp2", "tp2") as engine:
         time.sleep(0.05)
     assert not any(psutil.pid_exists(int(pid)) for pid in (one, two))
     assert not Path(folder).exists()
-
-
-def test_a_batch_goes_on_after_a_rank_was_killed(tiny_checkpoint, tmp_path):
-    """The job restarts its engine, the rows in flight run again, every row is answered once."""
-    rows = tmp_path / "rows.jsonl"
-    with rows.open("w") as file:
-        for index in range(NUM_ROWS):
-            body = {"prompt": f"Row {index} says", "max_tokens": 24, "temperature": 0}
-            row = {"custom_id": f"r{index}", "method": "POST", "url": "/v1/completions"}
-            file.write(json.dumps(row | {"body": body}) + "\n")
-    answers = tmp_path / "answers.jsonl"
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (BASE | SMALL_TIER).items()]
-    job = subprocess.Popen(
-        [
-            sys.executable, "-m", "seesaw", "run-batch", "-i", str(rows), "-o", str(answers),
-            "--model", str(tiny_checkpoint("llama")), "--prefill-layout=pp2",
-            "--decode-layout=tp2", *flags,
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    journal = answers.with_name("answers.jsonl.journal.sqlite")
-    killed = False
-    while job.poll() is None and not killed:
-        workers = [
-            child
-            for child in psutil.Process(job.pid).children(recursive=True)
-            if "seesaw.engine.worker" in " ".join(child.cmdline())
-        ]
-        if len(workers) == 2 and answers.exists() and answers.stat().st_size:
-            workers[1].kill()
-            killed = True
-        time.sleep(0.02)
-    _, said = job.communicate(timeout=120)
-    assert killed, f"the job was over before a rank could be killed: {said}"
-    assert job.returncode == 0, said
-    assert "was killed by SIGKILL" in said
-    # Not splitlines: texts of a random model hold other characters that end lines.
-    with answers.open() as file:
-        found = [json.loads(line) for line in file]
-    assert sorted(line["custom_id"] for line in found) == sorted(f"r{i}" for i in range(NUM_ROWS))
-    assert not journal.exists() or journal.stat().st_size
 
 
 def test_a_worker_ends_only_when_it_was_heard_why():

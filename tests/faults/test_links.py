@@ -17,9 +17,11 @@ import pytest
 
 pytest.importorskip("seesaw._cpu")
 
+from seesaw.errors import EngineDeadError
+from tests.engine.rank_harness import engine_on, generate
 from tests.faults.link_rank import READER_IS_BUSY_S, TIMEOUT_S
 from tests.faults.namespaces import Link, new_link
-from tests.faults.strike import LIMIT_S
+from tests.faults.strike import LIMIT_S, PROMPTS, SAMPLING, SMALL_TIER
 
 
 class Pair:
@@ -84,3 +86,22 @@ def test_cut_links_are_named_and_slow_ones_are_not(tmp_path: Path) -> None:
             assert when_s - began_s < LIMIT_S, (task, line)
     assert [line for _, line in said["late_reader"]] == ["done\n"] * 2
     assert min(when_s for when_s, _ in said["late_reader"]) - began_s > READER_IS_BUSY_S - 2
+
+
+def test_an_engine_whose_link_is_cut_names_it(tiny_checkpoint, monkeypatch) -> None:
+    """Between steps all is quiet, so it is found out in the next one."""
+    with new_link() as link:
+        for name, value in link.environment().items():
+            monkeypatch.setenv(name, value)
+        model = tiny_checkpoint("llama")
+        with engine_on(None, model, "pp2", "tp2", collectives="tcp", **SMALL_TIER) as engine:
+            assert len(generate(engine, PROMPTS, SAMPLING)) == len(PROMPTS)
+            link.down()
+            began_s = time.monotonic()
+            with pytest.raises(
+                EngineDeadError,
+                match=r"rank [01] failed \((prefill|decode) step.*"
+                r"the link between ranks [01] and [01] is cut",
+            ):
+                generate(engine, PROMPTS, SAMPLING)
+            assert time.monotonic() - began_s < LIMIT_S
