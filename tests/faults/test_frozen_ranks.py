@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
+from contextlib import closing
 
 import pytest
 
+from seesaw.engine.ranks import Ranks
 from seesaw.errors import ConfigError, EngineDeadError
 from tests.engine.rank_harness import engine_on, generate
 from tests.faults.conftest import children
@@ -43,6 +46,17 @@ def test_a_rank_that_is_stopped_for_a_moment_costs_no_answer(tiny_checkpoint, mo
         found = [output.token_ids for output in generate(engine, PROMPTS, SAMPLING)]
     assert struck
     assert found == expected
+
+
+def test_a_rank_that_has_nothing_to_say_answers(monkeypatch):
+    monkeypatch.setenv("SEESAW_RANK_TIMEOUT", "3")
+    with closing(Ranks(1)) as ranks:
+        deadline_s = time.monotonic() + 60
+        while "has not said" in ranks.last_words(0):
+            assert ranks.receive(0.1) is None
+            assert time.monotonic() < deadline_s
+        assert ranks.receive(4.5) is None, "longer than it may be silent"
+        assert re.search(r"said \d+\.\d s ago: starting, since \d", ranks.last_words(0))
 
 
 def test_a_timeout_that_is_none_is_refused(tiny_checkpoint, monkeypatch):
