@@ -33,7 +33,7 @@ class StepBuilder(StepView):
         """Prompt tokens that requests admitted for the first time need not compute."""
         self.num_decoding_in_flight = num_decoding_in_flight
         """Steps of this phase in flight that have such rows."""
-        self.num_parked = self.num_fetched = 0
+        self.num_parked = 0
         self._output = output
         self._batch = Batch([])
         self._add_row = self._batch.rows.append
@@ -43,6 +43,11 @@ class StepBuilder(StepView):
         self._num_prompt_rows = 0
         self._prefilled: list[Request] = []
         self._parking: list[Request] = []
+        self._fetched: list[Request] = []
+
+    @property
+    def num_fetched(self) -> int:
+        return len(self._fetched)
 
     @property
     def num_decode_rows(self) -> int:
@@ -69,6 +74,7 @@ class StepBuilder(StepView):
         """
         assert request.last_step != self.step_id, f"{request} has a row in this step already"
         assert request.status is self._runs, f"{request} does not run in phase {self.phase}"
+        assert request not in self._parking, f"{request} has given its blocks away in this step"
         start, num_tokens = request.num_computed, request.num_tokens
         count = num_tokens - start
         if num_tokens >= request.limit or count <= 0:
@@ -83,6 +89,8 @@ class StepBuilder(StepView):
         end = start + count
         must_tell = end > request.num_known
         if must_tell and end > len(request.tokens):
+            return True
+        if request.transfers and request in self._fetched:
             return True
         if end > request.table_room and not self._extend(request, end):
             return False
@@ -256,9 +264,10 @@ class StepBuilder(StepView):
         """Begin to load a parked request, if `reserve_blocks` stay free. It may have a row in any
         later step: ranks wait for their own part of the load, the scheduler for nothing."""
         assert request.status is RequestStatus.PARKED, f"{request} is not parked"
-        fetched = self._load(request, reserve_blocks, RequestStatus.RUNNING)
-        self.num_fetched += fetched
-        return fetched
+        if not self._load(request, reserve_blocks, RequestStatus.RUNNING):
+            return False
+        self._fetched.append(request)
+        return True
 
     def park(self, request: Request) -> bool:
         """Give the blocks of a running request to others from the next step on, after its row in

@@ -39,7 +39,7 @@ class Chaos:
                 self._prefill_some(step)
         if step.tokens_left < step.budget or moved or self._go_on(step):
             return
-        if step.waiting or step.prefilling or step.running or step.stored:
+        if step.waiting or step.prefilling or step.running or step.stored or step.parked:
             step.switch()
             self._go_on(step)
 
@@ -55,6 +55,8 @@ class Chaos:
                 stored |= step.store_back(request)
             elif choice < 0.8:
                 step.schedule(request, rng.randint(1, 9))
+                if step.rotation_tokens and may_store and rng.random() < 0.3:
+                    stored |= step.park(request)
         self._admit_some(step, rng.random())
         return stored
 
@@ -82,6 +84,11 @@ class Chaos:
         for request in rng.sample(step.stored, len(step.stored)):
             if rng.random() < 0.4:
                 moved |= step.load(request, reserve_blocks=rng.randint(0, 2))
+            elif step.rotation_tokens and rng.random() < 0.4:
+                step.join(request)
+        for request in rng.sample(step.parked, len(step.parked)):
+            if rng.random() < 0.4:
+                moved |= step.fetch(request, reserve_blocks=rng.randint(0, 2))
         return moved
 
     def _go_on(self, step: StepBuilder) -> bool:
@@ -101,6 +108,7 @@ class Chaos:
                 step.schedule(request, 9)
                 return True
         loads = [step.load(request) for request in list(step.stored)]
+        loads += [step.fetch(request) for request in list(step.parked)]
         return any(loads)
 
     def _wait_is_right(self, step: StepBuilder) -> bool:

@@ -31,6 +31,8 @@ class Rules:
         """How often something rare was met, so that tests can ask for it."""
         self._in_tail: set[str] = set()
         self._yielding: set[str] = set()  # those that the workers hear of with this step
+        tier = trace.config.tier
+        self._rotates = tier is not None and tier.rotation_tokens > 0
         self._is_settled = False  # in the prefill phase, with no decode step in flight
 
     def check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
@@ -49,9 +51,15 @@ class Rules:
             assert not step.reshard
             return
         for store in step.stores:
+            if store.token_start:
+                self.seen["partial stores"] += 1
             if self.is_alive(store.request_id):
                 most = self._most(store.request_id)
-                assert store.num_tokens + 1 < most, f"{store}: nothing is left to decode"
+                end = store.token_start + store.num_tokens
+                assert end + 1 < most, f"{store}: nothing is left to decode"
+        for load in step.loads:
+            self.seen["loads in step order"] += bool(load.after)
+        self.seen["awaits"] += len(step.awaits)
         self._check_relays(step)
         if self.trace.policy in PHASED:
             self._check_phase(step, rows)
@@ -98,7 +106,7 @@ class Rules:
             assert row.request_id not in drawing, f"{row}: its request is in another stage"
         decoding = [row for row in rows if self._is_decode(row)]
         residents = sum(
-            known.pool == step.phase
+            (known.pool == step.phase or (known.stored is not None and self._rotates))
             and known.num_left <= 1
             and len(known.new.prompt_token_ids) <= known.computed
             and self.is_alive(request_id)
@@ -190,7 +198,7 @@ class Rules:
             self.trace.options.get("switch", "minimal"),
             self.trace.options.get("low_mark", 0.0),
         )
-        if switch != "prefill-first":
+        if switch != "prefill-first" and not self._rotates:
             assert held <= low_mark * tier.tier_blocks, f"to prefill with {held} tier blocks held"
         if switch == "decode-first":
             residents = [
@@ -209,6 +217,8 @@ class Rules:
         at_once = all(script.arrival_tick == 0 for script in trace.scripts)
         if tier is None or not (strict and minimal and at_once) or stats.num_preemptions:
             return
+        if self._rotates:
+            return  # what runs from the tier takes room of prompts
         need = [-(-len(script.prompt) // tier.tier_block_size) for script in trace.scripts]
         if not need:
             return
@@ -274,6 +284,7 @@ class Rules:
         for request_id, known in self.worker.requests.items():
             if not (ended_too or self.is_alive(request_id)):
                 continue
+            held.update(known.kept if self._rotates else ())
             if known.stored is not None:
                 held.update(known.stored.tier_blocks)
             elif known.pool == "prefill":

@@ -111,6 +111,8 @@ class Profile:
     """Device blocks in a tier block."""
     spare_tier_blocks: tuple[int, int] = (0, 20)
     spare_prefill_blocks: tuple[int, int] = (0, 20)
+    rotation: tuple[int, ...] = (0,)
+    """Tokens that a step may fetch of requests that run from the tier."""
     relays: float = 0.4
     """How often prompts may go from pool to pool."""
     all_at_once: float = 0.3
@@ -185,6 +187,28 @@ TIER_PROFILES = {
         options=CHAOS,
         spare_blocks=(0, 12),
         spare_tier_blocks=(0, 12),
+        rotation=(0, 20),
+    ),
+    "rotation": replace(
+        _TIER,
+        rotation=(8, 30, 200),
+        stages=(1, 6),
+        spare_blocks=(0, 12),
+        requests=(4, 20),
+        max_num_seqs=(2, 20),
+        max_tokens=(1, 30),
+        spare_tier_blocks=(10, 200),
+    ),
+    "rotation-tiny": replace(
+        _TIER,
+        rotation=(1, 20),
+        stages=(1, 5),
+        spare_blocks=(0, 3),
+        requests=(3, 10),
+        spare_tier_blocks=(0, 8),
+        abort_rate=0.5,
+        policy="seesaw",
+        in_order=0.3,
     ),
     "cost": replace(_TIER, policy="seesaw-cost", options=COST),
     "cost-tiny": replace(
@@ -243,6 +267,7 @@ def _random_tier(
         prefill_stages=rng.randint(*profile.stages),
         decode_stages=rng.randint(*profile.stages),
         relays=rng.random() < profile.relays,
+        rotation_tokens=rng.choice(profile.rotation),
     )
 
 

@@ -267,7 +267,7 @@ class WorkerModel:
         assert all(0 <= block < len(self.transfers.tier) for block in store.tier_blocks), store
         assert len(set(store.tier_blocks)) == len(store.tier_blocks), store
         self.transfers.begin(store)
-        known.pool, known.blocks, known.kept = None, [], []
+        known.pool, known.blocks, known.kept, known.loading = None, [], [], -1
         known.stored = store._replace(
             tier_blocks=before + store.tier_blocks, num_tokens=end, token_start=0
         )

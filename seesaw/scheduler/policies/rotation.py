@@ -40,24 +40,23 @@ def run_in_turns(step: StepBuilder, chunk: int, reserve: int) -> bool:
     free_stages = step.stages - step.num_decoding_in_flight
     count = min(share, -(-len(ready) // free_stages)) if free_stages > 0 else 0
     chosen = ready[:count]
-    short = False
-    for request in (*prompts, *chosen):
-        if step.tokens_left and not step.schedule(request, chunk):
-            short = True
+    short = [r for r in (*prompts, *chosen) if step.tokens_left and not step.schedule(r, chunk)]
     drawn = {r.request_id for r in chosen}
     upcoming = [r for r in answers if r.request_id not in drawn][: 2 * max(1, share)]
     fetch(step, upcoming, reserve)
     lacking = _blocks_to_fetch(step, upcoming) - max(0, step.num_free_blocks - reserve)
-    if short:
-        lacking = max(lacking, 1)
+    lacking = max(lacking, len(short))
+    has_parked = False
     for request in (*reversed(chosen), *reversed(ready[count:])):
         if lacking <= 0:
             break
         if step.park(request):
+            has_parked = True
             lacking -= len(request.blocks)
-    if short and lacking > 0 and not step.blocks_draining:
-        _make_one_yield(step)
-    return short
+    if not has_parked:
+        for request in short:
+            _make_room(step, request, chunk)
+    return bool(short)
 
 
 def fetch(step: StepBuilder, requests: list[Request], reserve: int) -> None:
@@ -108,9 +107,11 @@ def _blocks_to_fetch(step: StepBuilder, requests: list[Request]) -> int:
     return blocks
 
 
-def _make_one_yield(step: StepBuilder) -> None:
-    """The youngest that has no row in this step and is not being admitted is computed again."""
-    for request in reversed(step.running):
-        if request.last_step != step.step_id:
-            step.preempt(request)
-            return
+def _make_room(step: StepBuilder, request: Request, chunk: int) -> None:
+    """Nobody could be parked: the youngest others without a row in this step are computed again,
+    until the request has its row; where there is none, it is itself."""
+    while request.status is RequestStatus.RUNNING and not step.schedule(request, chunk):
+        if step.blocks_draining:
+            return  # blocks are on their way back
+        others = (r for r in reversed(step.running) if r.last_step != step.step_id)
+        step.preempt(next((r for r in others if r is not request), request))

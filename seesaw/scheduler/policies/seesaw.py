@@ -134,7 +134,12 @@ class Seesaw:
 
     def _relays(self, step: StepBuilder, request: Request) -> bool:
         """Whether a waiting prompt would be the next in the decode pool, and fits it now."""
-        stored = step.stored or step.storing or any(one.tier_blocks for one in step.prefilling)
+        stored = (
+            step.parked
+            or step.stored
+            or step.storing
+            or any(one.tier_blocks for one in step.prefilling)
+        )
         return not stored and step.can_relay(request, reserve_blocks=self._reserve(step))
 
     def wants_prefill(self, step: StepBuilder) -> bool:
@@ -180,13 +185,15 @@ class Seesaw:
     def _decode(self, step: StepBuilder) -> None:
         chunk = step.config.max_num_batched_tokens
         if step.rotation_tokens:
+            self._load(step)
             short = rotation.run_in_turns(step, chunk, self._reserve(step))
         else:
             short = run_residents(step, chunk)
         if short:
             return  # blocks are short: nobody comes in
         is_tail = self.is_tail(step)
-        self._load(step)
+        if not step.rotation_tokens:
+            self._load(step)
         while step.waiting and step.tokens_left:
             request = step.waiting[0]
             if not (is_tail or step.has_outgrown(request)):
