@@ -24,7 +24,8 @@ from seesaw.errors import ConfigError
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine import Machine
-from seesaw.plan.search import KV_BYTES, Plan, search, usable
+from seesaw.plan.search import KV_BYTES, Plan, search
+from seesaw.plan.ways import usable
 from seesaw.plan.workload import Arrivals, Workload
 from seesaw.scheduler import policies
 from seesaw.simulate.arrivals import draw_requests

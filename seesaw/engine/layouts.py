@@ -23,7 +23,8 @@ from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
 from seesaw.plan.machine_files import device_by_torch_name, local_path
-from seesaw.plan.search import MOST_DRAWN, known_dtypes, search
+from seesaw.plan.search import MOST_DRAWN, search
+from seesaw.plan.ways import known_dtypes
 from seesaw.plan.workload import Constant, Lengths, Listed, Workload, mean_lengths
 from seesaw.scheduler import policies
 
@@ -137,6 +138,7 @@ def _plan(
         best.decode,
         f"planned for {job}, see `seesaw plan`; {at_hand.source}; {found.verdict}",
         best.reshard_from,
+        found.times,
     )
 
 

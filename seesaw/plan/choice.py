@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from seesaw.config import ReshardFrom
 from seesaw.layout.parallel import ParallelLayout
+
+if TYPE_CHECKING:
+    from seesaw.plan.pair_times import PairTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,9 @@ class LayoutChoice:
     reason: str
     reshard_from: ReshardFrom = "auto"
     """Where weights come from when the layout changes; `auto` = as the settings say."""
+    times: PairTimes | None = None
+    """What a pair that was chosen is predicted to take; with it the choice is made anew while the
+    job runs. None where layouts were given."""
 
     @property
     def num_ranks(self) -> int:

@@ -122,6 +122,13 @@ class Estimator:
             decode_bottleneck=answers.bottleneck,
         )
 
+    def for_demand(self, demand: Demand) -> Estimator:
+        """The same model on the same machine for other requests."""
+        return Estimator(
+            self.spec, self.machine, demand, self.dtype,
+            max_num_seqs=self.max_num_seqs, kv_bytes=self.kv_bytes,
+        )  # fmt: skip
+
     def balanced(
         self, layout: ParallelLayout, chunk: int, tokens: float, rows: float
     ) -> ParallelLayout:

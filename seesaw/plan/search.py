@@ -23,7 +23,9 @@ from seesaw.plan.device_memory import longest_wanted
 from seesaw.plan.estimate import Estimate, Estimator, name_of
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
-from seesaw.plan.transition import faster_source, missing_bytes, planned_bytes
+from seesaw.plan.pair_times import PairTimes, pair_times
+from seesaw.plan.transition import Moved, faster_source, missing_bytes, planned_bytes
+from seesaw.plan.ways import check_dtype, usable
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.workload import Workload
 
@@ -69,6 +71,8 @@ class Plan:
     candidates: Sequence[Estimate]
     refused: Sequence[Refused]
     verdict: str
+    times: PairTimes | None = None
+    """Of a recommended pair, should lengths turn out to be others."""
 
     def best(self, *, split: bool) -> Estimate | None:
         return next((one for one in self.candidates if one.is_split == split), None)
@@ -120,8 +124,12 @@ def search(
         _try_all(asked.on(machine), machine, found, refused)
     if not found:
         raise _nothing_fits(refused)
-    candidates = [one.estimate for one in _with_exact_transitions(_with_balanced_stages(found))]
-    return _plan(candidates, refused)
+    ranked = _with_exact_transitions(_with_balanced_stages(found))
+    plan = _plan([one.estimate for one in ranked], refused)
+    if not plan.recommended.is_split:
+        return plan
+    chosen = next(one for one in ranked if one.estimate is plan.recommended)
+    return replace(plan, times=pair_times(chosen.estimator, chosen.estimate, chosen.moved))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +172,8 @@ class _Found:
     estimator: Estimator
     asked: _Asked
     estimate: Estimate
+    moved: tuple[Moved, Moved] | None = None
+    """By a change of layout, where that was planned to the byte."""
 
     def with_balanced_stages(self) -> list[tuple[ParallelLayout, ParallelLayout]]:
         """The same layouts with stages balanced for prompts, for answers, or both."""
@@ -184,7 +194,7 @@ class _Found:
     def replan(self) -> None:
         """Take the change of layout as the engine would plan it."""
         asked, one = self.asked, self.estimate
-        moved = planned_bytes(
+        self.moved = moved = planned_bytes(
             asked.spec, asked.element_bytes, one.prefill.replica, one.decode.replica,
             asked.config, self.estimator.machine.kind, asked.native,
         )  # fmt: skip
@@ -365,47 +375,3 @@ def _only(best: Estimate, is_static: bool) -> str:
     if is_static:
         return f"no split can run; the best static layout is {best.decode.short}."
     return "no static layout fits."
-
-
-# -- machines and dtypes ---------------------------------------------------------------------------
-
-
-def usable(machines: Sequence[Machine], num_devices: int | None) -> list[Machine]:
-    """The ways of `machines` with so many devices. Raises ConfigError."""
-    if num_devices is None:
-        return list(machines)
-    exact = [one for one in machines if len(one.devices) == num_devices]
-    if exact:
-        return exact
-    largest = max(machines, key=lambda one: len(one.devices))
-    if largest.kind == "cpu":
-        counts = ", ".join(sorted({str(len(one.devices)) for one in machines}))
-        raise ConfigError(
-            f"num_devices={num_devices}: {largest.name} is known with {counts} ranks, since how "
-            "fast a rank is depends on how many there are. Give one of these, or run `seesaw "
-            "calibrate`."
-        )
-    return [largest.first(num_devices)]
-
-
-def check_dtype(machine: Machine, dtype: str) -> None:
-    """Raises ConfigError where not all devices compute in `dtype`, as far as is known."""
-    known = known_dtypes(machine)
-    if dtype not in known:
-        other = "float16" if "float16" in known else (*known, dtype)[0]
-        raise ConfigError(
-            f"dtype={dtype}: {machine.name} is known to compute in {', '.join(known) or 'none'}. "
-            f"Use --dtype {other}."
-        )
-
-
-def known_dtypes(machine: Machine) -> tuple[str, ...]:
-    """What all devices compute in, at rates that are known."""
-    return tuple(
-        dtype
-        for dtype in ELEMENT_BYTES
-        if all(
-            dtype in device.dtypes and dtype in device.rates.matmul_flops
-            for device in machine.devices
-        )
-    )

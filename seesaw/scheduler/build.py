@@ -8,6 +8,7 @@ from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
 from seesaw.scheduler import policies
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
+from seesaw.scheduler.policy import Redecides
 from seesaw.scheduler.scheduler import Scheduler
 
 
@@ -49,6 +50,9 @@ def make_schedulers(
         debug=debug,
     )
     # A policy has state: each replica has one of its own.
-    return [
-        Scheduler(settings, policies.make(policy, config.policy_options)) for _ in range(layouts.dp)
-    ]
+    made = [policies.make(policy, config.policy_options) for _ in range(layouts.dp)]
+    if layouts.times is not None:
+        for one in made:
+            if isinstance(one, Redecides):
+                one.redecide_by(layouts.times)
+    return [Scheduler(settings, one) for one in made]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput
 
 if TYPE_CHECKING:
+    from seesaw.plan.pair_times import PairTimes
     from seesaw.scheduler.step import StepBuilder
 
 
@@ -32,3 +33,12 @@ class Observer(Protocol):
     """A policy that wants to hear of finished steps."""
 
     def observe(self, step: SchedulerOutput, done: ModelOutput) -> None: ...
+
+
+@runtime_checkable
+class Redecides(Protocol):
+    """A policy that may change its mind on taking turns between two layouts."""
+
+    def redecide_by(self, times: PairTimes) -> None:
+        """What a plan predicts, before any step."""
+        ...

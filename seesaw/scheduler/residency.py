@@ -14,6 +14,7 @@ from collections.abc import MutableSequence
 from seesaw.scheduler.blocks import ROOT, BlockPool
 from seesaw.scheduler.config import SchedulerConfig
 from seesaw.scheduler.kv_tier import TierBlocks
+from seesaw.scheduler.mix import Mix
 from seesaw.scheduler.output import Load, Phase, Relay, Store
 from seesaw.scheduler.request import Request, RequestStatus
 
@@ -65,6 +66,8 @@ class Residency:
         self.largest_blocks = 0
         """Of the decode pool, that the largest request so far may need."""
         self.num_preemptions = 0
+        self.num_redecisions = 0
+        self.mix = Mix()
         self._transfers: dict[int, Request] = {}
         self._next_transfer = 0
 

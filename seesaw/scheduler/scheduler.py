@@ -204,6 +204,7 @@ class Scheduler:
         self._policy.plan(step)
         step.close()
         self.stats.num_preemptions = self._residency.num_preemptions
+        self.stats.num_redecisions = self._residency.num_redecisions
         if not (output.lanes[0].rows or output.reshard or output.loads or output.stores):
             self._check_progress(output)
             return None
@@ -313,6 +314,7 @@ class Scheduler:
     def _append(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
         tokens = request.tokens
         tokens.append(token)
+        self._residency.mix.drew()
         if request.logprobs is not None:
             request.logprobs.append(logprobs)
         if (
@@ -327,6 +329,7 @@ class Scheduler:
     def _end(self, request: Request, reason: FinishReason, stop_reason: int | str | None) -> None:
         request.finish_reason = reason
         request.stop_reason = stop_reason
+        self._residency.mix.ended(request.num_prompt)
         self.stats.num_discarded_tokens += len(request.arrived)
         request.arrived.clear()
         self._num_unfinished -= 1

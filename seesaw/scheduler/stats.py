@@ -21,6 +21,8 @@ class SchedulerStats:
     """Prompt tokens whose KV was shared instead of computed."""
     num_transitions: int = 0
     """Changes of phase, in either direction."""
+    num_redecisions: int = 0
+    """Changes between two layouts in turns and the decode layout alone, as lengths turned out."""
     num_prefill_steps: int = 0
     """Steps with rows of phase "prefill"; their tokens."""
     num_prefill_tokens: int = 0

@@ -7,6 +7,7 @@ block accounting or exceed a budget.
 
 from __future__ import annotations
 
+from seesaw.scheduler.mix import Mix
 from seesaw.scheduler.output import Batch, NewRequest, Row, SchedulerOutput
 from seesaw.scheduler.request import ALL, Request, RequestStatus
 from seesaw.scheduler.residency import Residency, register_full_blocks
@@ -296,6 +297,15 @@ class StepBuilder(StepView):
             taken = set(blocks)
             pool.poisonable = [block for block in pool.poisonable if block not in taken]
         return blocks
+
+    @property
+    def mix(self) -> Mix:
+        """Lengths of the latest requests."""
+        return self._residency.mix
+
+    def note_redecision(self) -> None:
+        """Count that a policy has changed the way it goes."""
+        self._residency.num_redecisions += 1
 
     def switch(self) -> None:
         """Go over to the other phase with this step. Before any row; nothing is waited for: the

@@ -15,6 +15,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import check_pair
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.machine import Machine
+from seesaw.plan.pair_times import PairTimes
 from seesaw.simulate.faults import MOST_S, NO_FAULTS, Faults, is_time
 
 
@@ -51,6 +52,9 @@ class Scenario:
     `kv_element_bytes` of None keeps KV in `config.dtype`. `native`: ranks on CPU compute with
     seesaw's own kernels.
 
+    `times` makes the scheduler decide anew while it runs, as where the layouts were chosen by a
+    plan that predicts these.
+
     `num_blocks`, `prefill_blocks` and `tier_blocks` replace what the memory plan gives, and
     `transition_s` the seconds of every change of layout. `debug` has the scheduler check its blocks
     after every step.
@@ -67,6 +71,7 @@ class Scenario:
     max_steps_in_flight: int = 2
     kv_element_bytes: int | None = None
     native: bool = True
+    times: PairTimes | None = None
     transition_s: float | None = None
     num_blocks: int | None = None
     prefill_blocks: int | None = None

@@ -21,8 +21,8 @@ from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.device_memory import Space
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
-from seesaw.plan.search import check_dtype
 from seesaw.plan.transition import Moved, planned_bytes
+from seesaw.plan.ways import check_dtype
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.work import WorkCounter
 from seesaw.scheduler import policies
@@ -42,7 +42,7 @@ class Setup:
     @cached_property
     def layouts(self) -> LayoutChoice:
         prefill, decode = self.scenario.layouts
-        return LayoutChoice(prefill, decode, "of the scenario")
+        return LayoutChoice(prefill, decode, "of the scenario", times=self.scenario.times)
 
     @property
     def prefill(self) -> ParallelLayout:

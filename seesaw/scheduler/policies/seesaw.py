@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from seesaw.errors import ConfigError
+from seesaw.plan.pair_times import PairTimes
 from seesaw.scheduler.policies import rotation
+from seesaw.scheduler.policies.redecide import Redecider
 from seesaw.scheduler.policies.rows import balance_prompts, run_residents
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.step import StepBuilder
@@ -60,7 +62,17 @@ class SeesawOptions:
         metadata={"help": "most prompt tokens of such a tail; 0 = the step's budget"},
     )
 
+    redecide: bool = field(
+        default=True,
+        metadata={
+            "help": "go on in the decode layout alone while the lengths of requests make that "
+            "faster, where seesaw chose the layouts (--layouts auto)"
+        },
+    )
+
     def __post_init__(self) -> None:
+        if not isinstance(self.redecide, bool):
+            raise ConfigError(f"redecide={self.redecide!r}: expected True or False.")
         if self.switch not in get_args(Switch):
             known = ", ".join(get_args(Switch))
             raise ConfigError(f"switch={self.switch!r}: expected one of {known}.")
@@ -89,6 +101,14 @@ class Seesaw:
         self._tail = options.tail
         self._tail_tokens = options.tail_tokens
         self._sorted_at = -1
+        self._may_redecide = options.redecide
+        self._redecider: Redecider | None = None
+
+    def redecide_by(self, times: PairTimes) -> None:
+        """Decide while running, by what a plan has predicted, whether both layouts go on taking
+        turns."""
+        if self._may_redecide:
+            self._redecider = Redecider(times)
 
     def plan(self, step: StepBuilder) -> None:
         assert step.config.tier is not None, "policy 'seesaw' needs a host tier"
@@ -157,8 +177,13 @@ class Seesaw:
         return step.num_tier_blocks_to_load <= self._low_mark * tier.tier_blocks
 
     def is_tail(self, step: StepBuilder) -> bool:
-        """What waits costs less than two transitions: one step's tokens, unless set otherwise."""
-        if not self._tail or step.prefilling or not self.is_drained(step):
+        """What waits costs less than two transitions: one step's tokens, unless set otherwise, or
+        all where the decode layout alone is the faster way to go on."""
+        if step.prefilling or not self.is_drained(step):
+            return False
+        if self._redecider is not None and self._redecider.decodes_only(step):
+            return True
+        if not self._tail:
             return False
         left = self._tail_tokens or step.config.max_num_batched_tokens
         for request in step.waiting:
