@@ -78,13 +78,16 @@ class Replica:
         return min(self.max_num_seqs, by_memory, self.demand.num_requests)
 
     @cached_property
+    def stay(self) -> float:
+        """Requests that memory holds to their ends."""
+        demand, memory = self.demand, self.memory
+        return memory.num_blocks * memory.block_size / (demand.prompt + demand.answer)
+
+    @cached_property
     def is_crowded(self) -> bool:
         """Requests that were let in together cannot all stay to their ends: memory is short before,
         so that they come and go one by one, not as a wave."""
-        demand, memory = self.demand, self.memory
-        together = min(self.max_num_seqs, demand.num_requests)
-        ends = together * (demand.prompt + demand.answer)
-        return ends > memory.num_blocks * memory.block_size
+        return min(self.max_num_seqs, self.demand.num_requests) > self.stay
 
     def waves(self, *, longest_first: bool) -> list[Wave]:
         """What decodes together, one after the other, to the end of the job.
@@ -101,14 +104,18 @@ class Replica:
             return [Wave(min(left, batch), 0.0, left)]  # nobody decodes
         if left <= batch:
             return [Wave(left * rounds / longest, longest, left)]
-        if demand.is_even and not self.is_crowded:
-            full = left // batch
-            rest = left - full * batch
-            waves = [Wave(batch, full * rounds, full * batch, full)]
+        together = longest_first and left <= 2 * self.stay
+        if demand.is_even and (together or not self.is_crowded):
+            # Those that were loaded before a decode phase began stay together, as many as fit to
+            # their ends; after that they drift apart as some yield.
+            size = max(1.0, min(batch, self.stay)) if self.is_crowded else batch
+            full = left // size
+            rest = left - full * size
+            waves = [Wave(size, full * rounds, full * size, full)]
             return [*waves, Wave(rest, rounds, rest)] if rest else waves
         if longest_first and not demand.is_even:
-            together = max(left * rounds / batch, longest)
-            return [Wave(left * rounds / together, together, left)]
+            length = max(left * rounds / batch, longest)
+            return [Wave(left * rounds / length, length, left)]
         to_come = batch * demand.residual
         steady = max(0.0, left * rounds - to_come) / batch
         # The longest of the last batch, or the longest of all, which begins halfway on average.
@@ -142,8 +149,7 @@ class Replica:
         demand, memory = self.demand, self.memory
         tokens = memory.num_blocks * memory.block_size
         let_in = min(self.max_num_seqs, demand.num_requests, tokens / demand.prompt)
-        stay = tokens / (demand.prompt + demand.answer)
-        return max(0.0, let_in - stay) * (demand.prompt + demand.answer / 2)
+        return max(0.0, let_in - self.stay) * (demand.prompt + demand.answer / 2)
 
     def _wave(self, phases: Phases, wave: Wave, extra: float, *, is_first: bool) -> float:
         """From the prompts of a wave to its last tokens, `extra` times the prompts' tokens
@@ -226,6 +232,12 @@ class Replica:
         held_s = math.ceil(demand.prompt / chunk) * slowest + through - slowest + store_s
         ring_s = demand.num_requests * held_s / at_once
         into.wait(BUBBLES, max(0.0, ring_s - into.seconds))
+        # It holds blocks of the tier for as long, and until it is loaded; which begins behind the
+        # steps in flight. So do those that go through before the decode pool is full.
+        in_tier = max(1.0, memory.tier_blocks // -(-demand.prompt // memory.tier_block_size))
+        passing = min(float(demand.num_requests), self.batch)
+        tier_s = passing * (held_s + through + self._transfer_s(load=True)) / in_tier
+        into.wait(BUBBLES, max(0.0, tier_s - into.seconds * passing / demand.num_requests))
         stores_s = demand.num_requests * store_s
         into.wait(HOST_LINK, max(0.0, stores_s - into.seconds))
 
