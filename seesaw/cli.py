@@ -19,6 +19,7 @@ from seesaw.errors import ConfigError, SeesawError, nearest
 VERBS = {
     "generate": "seesaw.api.commands.generate:generate",
     "run-batch": "seesaw.api.commands.run_batch:run_batch",
+    "report": "seesaw.api.commands.report:report",
     "plan": "seesaw.api.commands.plan:plan",
     "simulate": "seesaw.api.commands.simulate:simulate",
     "calibrate": "seesaw.api.commands.calibrate:calibrate",

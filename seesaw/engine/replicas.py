@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from seesaw.engine.executor import Executor
 from seesaw.engine.profile import StepProfile
 from seesaw.engine.stats import MovementStats, TransferBytes
-from seesaw.engine.tracing import EngineTrace
+from seesaw.engine.tracing import EngineTrace, Move
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
 
@@ -46,7 +46,7 @@ class Replicas:
         self._commit_tier = commit_tier
         self._home: dict[str, int] = {}
         self._load = [0] * len(schedulers)  # positions that unfinished requests may need
-        self._moving: dict[tuple[int, int], str] = {}  # (replica, transfer id) -> store or load
+        self._moving: dict[tuple[int, int], Move] = {}  # by replica and transfer id
         self._steps: dict[tuple[int, int], SchedulerOutput] = {}  # in flight
         self.observer: StepObserver | None = None
         self._changed_s = time.perf_counter()
@@ -126,20 +126,30 @@ class Replicas:
     def _note_moves(self, step: SchedulerOutput, replica: int) -> None:
         predicted = self._movement.predicted
         for store in step.stores:
-            self._moving[replica, store.transfer_id] = "store"
-            predicted.kv_store_bytes += self._predict.store(store.phase, store.num_tokens)
+            size = self._predict.store(store.phase, store.num_tokens)
+            self._expect(replica, "store", store.transfer_id, store.phase, size)
+            predicted.kv_store_bytes += size
             self._movement.tier_pieces += self._predict.pieces(store.num_tokens, store.phase)
             if self._commit_tier is not None:
                 self._commit_tier(replica, max(store.tier_blocks) + 1)
         for load in step.loads:
-            self._moving[replica, load.transfer_id] = "load"
-            predicted.kv_load_bytes += self._predict.load(load.num_tokens)
+            size = self._predict.load(load.num_tokens)
+            self._expect(replica, "load", load.transfer_id, "decode", size)
+            predicted.kv_load_bytes += size
             self._movement.tier_pieces += self._predict.pieces(load.num_tokens)
         for relay in step.relays:
-            self._moving[replica, relay.transfer_id] = "relay"
             num_bytes, peer_bytes = self._predict.relay(relay.num_tokens)
+            self._expect(replica, "relay", relay.transfer_id, "decode", num_bytes)
             predicted.kv_relay_bytes += num_bytes
             predicted.kv_peer_bytes += peer_bytes
+
+    def _expect(
+        self, replica: int, kind: Move, transfer_id: int, phase: Phase, num_bytes: int
+    ) -> None:
+        """A transfer from or to the pool of `phase` begins."""
+        self._moving[replica, transfer_id] = kind
+        if self._trace is not None:
+            self._trace.expects(replica, kind, transfer_id, phase, num_bytes)
 
     def collect(self) -> Event:
         """Wait for the next finished step or transfer. Raises EngineDeadError."""

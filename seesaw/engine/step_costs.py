@@ -42,7 +42,6 @@ class StepCosts:
     def __init__(self, setup: RankSetup, machine: Machine, source: str) -> None:
         self.source = source
         self._counter = WorkCounter(setup.spec)
-        self._block_size = setup.block_size
         part = machine.part(0, setup.num_ranks)
         phases: tuple[Phase, ...] = ("prefill", "decode")
         self._costs = {
@@ -54,28 +53,26 @@ class StepCosts:
             self._weights_s[phase] = max(
                 self._costs[phase].transition_s(rank, plan.bytes_by_source(rank)) for rank in ranks
             )
-        self._store_s = {
-            phase: max(
-                transfer_bytes(
-                    pool_shape(setup, phase, rank),
-                    self._block_size,
-                    owned_heads(setup.layout(phase), setup.spec, rank).size,
-                )
-                / self._costs[phase].store_bytes_per_s(rank)
-                for rank in ranks
-            )
-            for phase in phases
-        }
-        self._load_s = max(
-            transfer_bytes(pool_shape(setup, "decode", rank), self._block_size)
-            / self._costs["decode"].load_bytes_per_s(rank)
-            for rank in ranks
+        self._copy_s: dict[tuple[str, Phase], float] = {}
+        for phase in phases:
+            costs, layout = self._costs[phase], setup.layout(phase)
+            pools = [pool_shape(setup, phase, rank) for rank in ranks]
+            held = [transfer_bytes(pool, setup.block_size) for pool in pools]
+            owned = [
+                transfer_bytes(pool, setup.block_size, owned_heads(layout, setup.spec, rank).size)
+                for rank, pool in enumerate(pools)
+            ]
+            for kind, sizes, rate in (
+                ("store", owned, costs.store_bytes_per_s), ("load", held, costs.load_bytes_per_s)
+            ):  # fmt: skip
+                slowest_s = max(size / rate(rank) for rank, size in enumerate(sizes))
+                self._copy_s[kind, phase] = slowest_s / sum(sizes)
+        takes = relay_block_takes(setup)
+        relayed = sum(sum(sizes.values()) for sizes in takes)
+        relay_s = max(
+            self._costs["decode"].transition_s(rank, sizes) for rank, sizes in enumerate(takes)
         )
-
-        self._relay_s = max(
-            self._costs["decode"].transition_s(rank, takes)
-            for rank, takes in enumerate(relay_block_takes(setup))
-        )
+        self._copy_s["relay", "decode"] = relay_s / max(1, relayed)
 
     def step(self, step: SchedulerOutput) -> StepSeconds:
         """Of a step with rows."""
@@ -94,12 +91,7 @@ class StepCosts:
         """Until the slowest rank has its weights of `phase`, where nothing else is done."""
         return self._weights_s.get(phase, 0.0)
 
-    def store_s(self, phase: Phase, num_tokens: int) -> float:
-        """Of the slowest rank, when it has the link for itself."""
-        return -(-num_tokens // self._block_size) * self._store_s[phase]
-
-    def load_s(self, num_tokens: int) -> float:
-        return -(-num_tokens // self._block_size) * self._load_s
-
-    def relay_s(self, num_tokens: int) -> float:
-        return -(-num_tokens // self._block_size) * self._relay_s
+    def copy_s(self, kind: str, phase: Phase, num_bytes: int) -> float:
+        """Of the slowest rank, for a store from the pool of `phase`, or a load or relay to it, of so
+        many bytes over all ranks, when they have the link for themselves."""
+        return num_bytes * self._copy_s[kind, phase]

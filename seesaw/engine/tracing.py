@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,10 @@ RATE_S = 0.25
 """Over what time a rate of tokens is a mean."""
 
 
+Move = Literal["store", "load", "relay"]
+LANES: Mapping[Move, str] = {"store": "store", "load": "load", "relay": "peer"}
+
+
 @dataclass(slots=True)
 class _Step:
     """A step in flight."""
@@ -46,9 +50,9 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """A store or load in flight."""
+    """A transfer in flight."""
 
-    kind: Literal["store", "load", "relay"]
+    kind: Move
     num_bytes: int
     seconds: float | None
 
@@ -86,7 +90,8 @@ class EngineTrace:
         self._tokens = Counter(prompt=0, output=0)
         self._counts: dict[str, dict[str, float]] = {}
         self._decoded = [scheduler.stats.num_decode_rows for scheduler in schedulers]
-        self._rated_s = self._counted_s = time.perf_counter()
+        self._rated_s = time.perf_counter()
+        self._counted_s = 0.0
         writer.about(
             simulated=False,
             prefill_layout=layouts.prefill.short,
@@ -128,20 +133,6 @@ class EngineTrace:
         num_decodes = decoded - self._decoded[replica]
         self._decoded[replica] = decoded
         self._steps[replica, step.step_id] = _Step(step, len(rows), num_decodes, predicted)
-        for store in step.stores:
-            size = self._predict.store(store.phase, store.num_tokens)
-            seconds = None
-            if self._costs is not None:
-                seconds = self._costs.store_s(store.phase, store.num_tokens)
-            self._moves[replica, store.transfer_id] = _Move("store", size, seconds)
-        for load in step.loads:
-            size = self._predict.load(load.num_tokens)
-            seconds = None if self._costs is None else self._costs.load_s(load.num_tokens)
-            self._moves[replica, load.transfer_id] = _Move("load", size, seconds)
-        for relay in step.relays:
-            size, _ = self._predict.relay(relay.num_tokens)
-            seconds = None if self._costs is None else self._costs.relay_s(relay.num_tokens)
-            self._moves[replica, relay.transfer_id] = _Move("relay", size, seconds)
         self._writer.span(
             DRIVER, "driver", f"plan {step.step_id}", began_s, now_s,
             rows=len(rows), stores=len(step.stores), loads=len(step.loads),
@@ -149,6 +140,14 @@ class EngineTrace:
         )  # fmt: skip
         if step.reshard:
             self._writer.instant(f"to {step.phase}", now_s, replica=replica, step=step.step_id)
+        self._look(now_s)
+
+    def expects(
+        self, replica: int, kind: Move, transfer_id: int, phase: Phase, num_bytes: int
+    ) -> None:
+        """A transfer begins, from or to the pool of `phase`, of so many bytes over all ranks."""
+        seconds = None if self._costs is None else self._costs.copy_s(kind, phase, num_bytes)
+        self._moves[replica, transfer_id] = _Move(kind, num_bytes, seconds)
 
     def worked(self, what: str, began_s: float) -> None:
         """The driver did something else since `began_s`."""
@@ -166,9 +165,8 @@ class EngineTrace:
         if isinstance(report, TransferReport):
             if report.num_bytes:
                 kind = self._moves[replica, report.transfer_id].kind
-                row: str = "peer" if kind == "relay" else kind
                 self._writer.span(
-                    report.rank, row, f"{kind} {report.transfer_id}", report.start_s,
+                    report.rank, LANES[kind], f"{kind} {report.transfer_id}", report.start_s,
                     report.start_s + report.seconds, bytes=report.num_bytes,
                 )  # fmt: skip
             return
@@ -202,9 +200,7 @@ class EngineTrace:
         else:
             self._note_step(replica, done, now_s)
             self._writer.span(DRIVER, "driver", f"update {done.step_id}", began_s, now_s)
-        if now_s - self._counted_s >= COUNT_S:
-            self._counted_s = now_s
-            self._look(now_s)
+        self._look(now_s)
 
     def _note_move(self, replica: int, done: TransferDone, now_s: float) -> None:
         move = self._moves.pop((replica, done.transfer_id))
@@ -243,6 +239,9 @@ class EngineTrace:
         self._writer.instant(f"step {done.step_id}", now_s, replica=replica, **args)
 
     def _look(self, now_s: float) -> None:
+        if now_s - self._counted_s < COUNT_S:
+            return
+        self._counted_s = now_s
         for replica, scheduler in enumerate(self._schedulers):
             which = f" of replica {replica}" if len(self._schedulers) > 1 else ""
             at = scheduler.occupancy
@@ -273,6 +272,7 @@ class EngineTrace:
 
     def close(self) -> None:
         """A last look; the file is its maker's to close."""
+        self._counted_s = 0.0
         self._look(time.perf_counter())
 
 

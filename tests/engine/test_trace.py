@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from seesaw.api.llm import LLM
+from seesaw.plan.machine_files import builtin_cpu, local_path, write_machines
 from seesaw.sampling_params import SamplingParams
 from seesaw.trace import Trace, kind_of, read_trace
 from tests.engine.rank_harness import BASE
@@ -38,7 +40,12 @@ def traced(
     seed = random.randrange(1 << 30)
     print(f"prompts of seed {seed}")
     prompts = prompts_of(seed)
-    with LLM(str(model), trace=path, **SPLIT) as llm:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        # As if this machine had been measured: what steps should take is in the trace, too.
+        patch.setenv("SEESAW_CACHE_ROOT", str(path.parent))
+        write_machines(local_path(), builtin_cpu(2, 2**30))
+        llm = stack.enter_context(LLM(str(model), trace=path, **SPLIT))
+
         llm.generate(
             prompts, SamplingParams(max_tokens=12, ignore_eos=True, temperature=0), use_tqdm=False
         )
@@ -67,7 +74,8 @@ def test_each_rank_has_its_lanes_and_the_driver_its_own(
     assert trace.is_whole
     assert trace.about["prefill_layout"] == "pp2"
     assert trace.about["tier_blocks"] == counted["tier"]
-    assert trace.about["not_predicted"] or trace.about["predicted_by"]
+    assert "seesaw calibrate" in trace.about["predicted_by"]
+    assert trace.about["not_predicted"] is None
     assert set(trace.labels) == {-1, 0, 1}
     lanes = {(span.rank, span.lane, kind_of(span.name)) for span in trace.spans}
     for rank in (0, 1):
@@ -107,6 +115,28 @@ def test_spans_agree_with_what_was_counted(traced: tuple[Trace, dict[str, object
             for rank in (0, 1)
         ]
         assert max(busy) == pytest.approx(step["busy_s"], abs=1e-5)
+
+
+def test_steps_and_copies_say_what_was_predicted_of_them(
+    traced: tuple[Trace, dict[str, object]],
+) -> None:
+    trace, _ = traced
+    for one in trace.instants:
+        kind, args = kind_of(one.name), one.args
+        if kind in ("store", "load") or (kind == "step" and args["rows"]):
+            assert args["predicted_s"] > 0, one
+        if kind == "step" and args["rows"]:
+            # What bounds the slowest stage adds up to it.
+            assert sum(args["bound_s"].values()) == pytest.approx(args["predicted_s"], rel=1e-2)
+        if "reshard_s" in args:
+            assert args["predicted_reshard_s"] > 0
+            assert sum(args["predicted_weight_bytes"].values()) == sum(
+                args["weight_bytes"].values()
+            )
+    for span, args in zip(trace.spans, trace.span_args, strict=True):
+        if span.lane == "compute" and kind_of(span.name) in ("prefill", "decode"):
+            assert args["predicted_s"] > 0, span
+            assert 0 < args["rows"] <= args["tokens"], span
 
 
 def span_args(trace: Trace, kind: str) -> list[dict[str, object]]:

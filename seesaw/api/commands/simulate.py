@@ -292,7 +292,8 @@ def _write_files(
 
     title = f"{result.layouts}, {result.policy}"
     if "trace" in files:
-        write_trace(files["trace"], spans.spans, labels[: len(result.busy_share)])
+        labels = labels[: len(result.busy_share)]
+        write_trace(files["trace"], spans.spans, labels, simulated=True)
     if "plot" in files:
         from seesaw.api.plots import timeline
 

@@ -79,6 +79,21 @@ def drawing(
     """Yields a figure with one pair of axes, and writes it to `path` afterwards, whole or not at
     all. The title says that it is `simulated`.
     """
+    with drawing_panels(path, title, (1.0,), simulated=simulated, inches=inches) as (figure, axes):
+        yield figure, axes[0]
+
+
+@contextlib.contextmanager
+def drawing_panels(
+    path: str | os.PathLike[str],
+    title: str,
+    heights: Sequence[float],
+    *,
+    simulated: bool,
+    inches: tuple[float, float],
+) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """The same with axes one below the other, their heights in the ratio of `heights`, over one
+    x."""
     file = check_plot_file(path)
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -87,8 +102,12 @@ def drawing(
         title = f"{title} (simulated)"
     with style.context(["default", dict(STYLE)]):
         figure = Figure(figsize=inches, layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title(title, wrap=True)
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights))
+        axes = [figure.add_subplot(grid[0])]
+        axes += [figure.add_subplot(grid[at], sharex=axes[0]) for at in range(1, len(heights))]
+        for one in axes[:-1]:
+            one.tick_params(axis="x", labelbottom=False)
+        axes[0].set_title(title, wrap=True)
         yield figure, axes
         # Not by pyplot: no window and no choice of backend; what draws follows from the format.
         draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")

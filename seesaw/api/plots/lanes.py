@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from seesaw.api.plots.figure import COLOURS, drawing, legend
 from seesaw.errors import ConfigError
-from seesaw.trace import LANES
+from seesaw.trace import DRIVER, LANES, kind_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KIND_COLOURS: Mapping[str, str] = {
     "prefill": "#0072B2",
@@ -17,6 +21,8 @@ KIND_COLOURS: Mapping[str, str] = {
     "to decode": "#D55E00",
     "store": "#009E73",
     "load": "#CC79A7",
+    "wait": "#BBBBBB",
+    "driver": "#56B4E9",
 }
 MAX_VECTORS = 2000
 """More bars than this become pixels in an SVG too: each path takes 200 bytes of it."""
@@ -38,38 +44,53 @@ def timeline(
     them; `name` is a kind and a number, such as `decode 17`.
     Raises ConfigError: no spans, a span that ends before it starts.
     """
-    rows, count = _rows(spans)
-    if not rows:
+    spans = list(spans)
+    inches = (9.0, 1.5 + 0.2 * num_rows(spans))
+    with drawing(path, title, simulated=simulated, inches=inches) as (figure, axes):
+        handles, names = draw_lanes(axes, spans)
+        axes.set_xlabel("time (s)")
+        legend(figure, handles, names)
+
+
+def num_rows(spans: Iterable[Sequence[Any]]) -> int:
+    """Lanes that have spans. Raises ConfigError for none."""
+    found = len({(span[0], span[1]) for span in spans})
+    if not found:
         raise ConfigError("timeline: nothing to draw; expected at least one span.")
+    return found
+
+
+def draw_lanes(
+    axes: Axes, spans: Iterable[tuple[int, str, str, float, float]]
+) -> tuple[list[Any], list[str]]:
+    """Bars of all rows, on an axis of seconds; returns what a legend needs."""
+    rows, count = _rows(spans)
     order = sorted(rows, key=lambda row: (row[0], *_lane_key(row[1])))
     kinds = _kinds(rows)
     begin_s = min(start for bars in rows.values() for runs in bars.values() for start, _ in runs)
     end_s = max(end for bars in rows.values() for runs in bars.values() for _, end in runs)
-    inches = (9.0, 1.5 + 0.2 * len(order))
-    with drawing(path, title, simulated=simulated, inches=inches) as (figure, axes):
-        from matplotlib.collections import PolyCollection
-        from matplotlib.patches import Patch
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
 
-        for kind, colour in kinds.items():
-            boxes = []
-            for at, row in enumerate(order):
-                # Transfers are drawn thinner than what computes.
-                half = 0.42 if row[1] == "compute" else 0.26
-                boxes += [
-                    ((start, at - half), (start, at + half), (end, at + half), (end, at - half))
-                    for start, end in rows[row].get(kind, ())
-                ]
-            drawn = PolyCollection(boxes, facecolors=colour, edgecolors="none")
-            drawn.set_rasterized(count > MAX_VECTORS)
-            drawn.set_snap(False)  # to pixels, by which short spans would vanish
-            axes.add_collection(drawn, autolim=False)
-        axes.set_xlim(begin_s, end_s if end_s > begin_s else begin_s + 1.0)
-        axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.set_yticks(range(len(order)), [_label(order, at) for at in range(len(order))])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("time (s)")
-        legend(figure, [Patch(color=colour) for colour in kinds.values()], list(kinds))
+    for kind, colour in kinds.items():
+        boxes = []
+        for at, row in enumerate(order):
+            # Transfers are drawn thinner than what computes.
+            half = 0.42 if row[1] == "compute" else 0.26
+            boxes += [
+                ((start, at - half), (start, at + half), (end, at + half), (end, at - half))
+                for start, end in rows[row].get(kind, ())
+            ]
+        drawn = PolyCollection(boxes, facecolors=colour, edgecolors="none")
+        drawn.set_rasterized(count > MAX_VECTORS)
+        drawn.set_snap(False)  # to pixels, by which short spans would vanish
+        axes.add_collection(drawn, autolim=False)
+    axes.set_xlim(begin_s, end_s if end_s > begin_s else begin_s + 1.0)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_yticks(range(len(order)), [_label(order, at) for at in range(len(order))])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    return [Patch(color=colour) for colour in kinds.values()], list(kinds)
 
 
 def _rows(spans: Iterable[tuple[int, str, str, float, float]]) -> tuple[dict[Row, Bars], int]:
@@ -81,7 +102,7 @@ def _rows(spans: Iterable[tuple[int, str, str, float, float]]) -> tuple[dict[Row
                 f"timeline: {name!r} on rank {rank}, lane {lane}, is from {start_s} s to "
                 f"{end_s} s; expected finite times, the end not before the start."
             )
-        kind = _kind(name)
+        kind = kind_of(name)
         found.setdefault((rank, lane), {}).setdefault(kind, []).append((start_s, end_s))
     count = 0
     for bars in found.values():
@@ -100,11 +121,6 @@ def _joined(runs: list[tuple[float, float]]) -> list[tuple[float, float]]:
         else:
             joined.append((start_s, end_s))
     return joined
-
-
-def _kind(name: str) -> str:
-    kind, _, number = name.rpartition(" ")
-    return kind if kind and number.isdecimal() else name
 
 
 def _kinds(rows: Mapping[Row, Bars]) -> dict[str, str]:
@@ -126,5 +142,7 @@ def _lane_key(lane: str) -> tuple[int, str]:
 def _label(order: list[Row], at: int) -> str:
     """The lane's name, with the rank's where its rows begin."""
     rank, lane = order[at]
+    if rank == DRIVER:
+        return lane
     first = at == 0 or order[at - 1][0] != rank
     return f"rank {rank}  {lane}" if first else lane
