@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from seesaw.errors import RequestError
@@ -58,3 +58,35 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
     error: RequestError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """Where an engine stands, over all replicas; tokens and seconds over its life.
+
+    `phase` is "prefill" or "decode", of the first replica, and "" where prompts and answers share
+    steps; `layout` is the one that it computes in. Shares are of the blocks that there are of the
+    decode pool, and of the host tier, where there is one. `num_begun` requests are in the engine
+    and their prompts are being computed, or have been.
+    """
+
+    phase: str
+    layout: str
+    device_share: float
+    tier_share: float | None
+    num_begun: int
+    num_waiting: int
+    prompt_tokens: int
+    decoded_tokens: int
+    prefill_s: float
+    decode_s: float
+
+    def since(self, before: EngineStatus) -> EngineStatus:
+        """The same with tokens and seconds since `before`."""
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens - before.prompt_tokens,
+            decoded_tokens=self.decoded_tokens - before.decoded_tokens,
+            prefill_s=self.prefill_s - before.prefill_s,
+            decode_s=self.decode_s - before.decode_s,
+        )

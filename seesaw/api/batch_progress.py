@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from seesaw.batch.progress import Phase, Progress
+from seesaw.batch.progress import Phase, Progress, clock, describe_engine
 
 _PHASES: dict[Phase, str] = {"check": "checking", "load": "loading the model", "run": "running"}
 
@@ -65,10 +65,13 @@ class TerminalReporter:
 
 
 def describe_detail(now: Progress) -> str:
-    """What stands behind the bar: speed while rows run, failed rows once there are any."""
-    parts = []
-    if now.phase == "run" and now.elapsed_s > 0:
+    """What stands behind the bar: the engine and its speed while rows run, failed rows once there
+    are any, the time that is left."""
+    parts = describe_engine(now)
+    if now.phase == "run" and now.engine is None and now.elapsed_s > 0:
         parts.append(f"{now.completion_tokens / now.elapsed_s:,.0f} tokens/s")
     if now.failed_rows:
         parts.append(f"{now.failed_rows:,} failed")
+    if (left_s := now.left_s) is not None:
+        parts.append(f"{clock(left_s)} left")
     return ", ".join(parts)

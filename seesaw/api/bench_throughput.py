@@ -13,6 +13,7 @@ from typing import Any
 
 from seesaw.api.bench_roofline import StepRecorder, roofline
 from seesaw.api.environment import environment
+from seesaw.api.live import shown
 from seesaw.api.llm import LLM
 from seesaw.config import format_bytes
 from seesaw.engine.engine import Engine
@@ -196,8 +197,9 @@ def _run(llm: LLM, workload: Workload, rng: random.Random) -> float:
     """Seconds of one run, detokenising included. Raises where an answer is not as asked for."""
     prompts = workload.draw(rng, llm.engine.vocab_size)
     start = time.perf_counter()
-    outputs = llm.generate(prompts, workload.sampling, use_tqdm=False)
-    elapsed_s = time.perf_counter() - start
+    with shown(llm.engine, workload.num_prompts, workload.output_len):
+        outputs = llm.generate(prompts, workload.sampling, use_tqdm=False)
+        elapsed_s = time.perf_counter() - start
     llm.engine.settle()  # bytes are compared with what was predicted
     lengths = {len(output.outputs[0].token_ids) for output in outputs}
     if len(outputs) != workload.num_prompts or lengths != {workload.output_len}:

@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
-from typing import Literal, Protocol, TextIO
+from typing import Literal, NamedTuple, Protocol, TextIO
+
+from seesaw.outputs import EngineStatus
 
 Phase = Literal["check", "load", "run"]
+
+RATE_S = 5.0
+"""Over what time rates are a mean."""
+
+
+class Rates(NamedTuple):
+    """Tokens of prompts and of answers that were computed, per second."""
+
+    prompt: float
+    decoded: float
+
+
+class Speedometer:
+    """Rates over the last RATE_S seconds of an engine."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def rates(self, status: EngineStatus, now_s: float) -> Rates:
+        seen = self._seen
+        if seen and status.prompt_tokens < seen[-1][1]:
+            seen.clear()  # another engine
+        seen.append((now_s, status.prompt_tokens, status.decoded_tokens))
+        while len(seen) > 2 and seen[1][0] <= now_s - RATE_S:
+            seen.popleft()
+        first_s, prompt, decoded = seen[0]
+        elapsed_s = now_s - first_s
+        if elapsed_s <= 0:
+            return Rates(0.0, 0.0)
+        return Rates(
+            (status.prompt_tokens - prompt) / elapsed_s,
+            (status.decoded_tokens - decoded) / elapsed_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """A moment of a job. Rows count over all runs of it, tokens and seconds over this one.
 
-    `total_rows` is None while the input is still being read.
+    `total_rows` is None while the input is still being read. `run_rows` are those answered in this
+    run; `engine` and `rates` are there while rows run.
     """
 
     phase: Phase
@@ -26,10 +63,28 @@ class Progress:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     elapsed_s: float = 0.0
+    run_rows: int = 0
+    engine: EngineStatus | None = None
+    rates: Rates | None = None
 
     @property
     def done_rows(self) -> int:
         return self.answered_rows + self.failed_rows
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until all rows are done, where enough is known: prompts and answers that are
+        left, at what those so far took; the rows to come are taken to be like them."""
+        at = self.engine
+        if at is None or self.total_rows is None or not self.run_rows or not at.decoded_tokens:
+            return None
+        rows_left = self.total_rows - self.done_rows
+        decoded_of_running = max(0, at.decoded_tokens - self.completion_tokens)
+        answers = rows_left * self.completion_tokens / self.run_rows - decoded_of_running
+        left_s = max(0.0, answers) * at.decode_s / at.decoded_tokens
+        begun = self.run_rows + at.num_begun
+        prompts = max(0, rows_left - at.num_begun) / begun
+        return left_s + prompts * at.prefill_s
 
 
 class Reporter(Protocol):
@@ -70,7 +125,28 @@ def describe(now: Progress) -> str:
         text += f" ({now.failed_rows:,} failed)"
     if now.phase == "run":
         text += f", {now.running_rows:,} running, {now.completion_tokens:,} tokens out"
-        if now.elapsed_s > 0:
+        if now.engine is None and now.elapsed_s > 0:
             text += f", {now.completion_tokens / now.elapsed_s:,.1f} tokens/s"
-    minutes, seconds = divmod(int(now.elapsed_s), 60)
-    return f"{text}, {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    parts = [text, *describe_engine(now), clock(now.elapsed_s)]
+    if (left_s := now.left_s) is not None:
+        parts.append(f"about {clock(left_s)} left")
+    return ", ".join(parts)
+
+
+def describe_engine(now: Progress) -> list[str]:
+    """`decode in tp2`, `tier 45%`, `device 80%`, `1,234 tokens/s in`, `456 out`"""
+    parts: list[str] = []
+    if (at := now.engine) is not None:
+        parts.append(f"{at.phase} in {at.layout}" if at.phase else at.layout)
+        if at.tier_share is not None:
+            parts.append(f"tier {at.tier_share:.0%}")
+        parts.append(f"device {at.device_share:.0%}")
+    if now.rates is not None:
+        parts += [f"{now.rates.prompt:,.0f} tokens/s in", f"{now.rates.decoded:,.0f} out"]
+    return parts
+
+
+def clock(seconds: float) -> str:
+    """`1:01:10`"""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

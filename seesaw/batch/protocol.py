@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from seesaw.outputs import RequestOutput
+from seesaw.outputs import EngineStatus, RequestOutput
 from seesaw.sampling_params import SamplingParams
 
 
@@ -57,6 +57,11 @@ class BatchEngine(Protocol):
     @property
     def max_num_queued(self) -> int:
         """Requests that a job keeps unfinished in the engine, so that it never waits for a row."""
+        ...
+
+    @property
+    def status(self) -> EngineStatus:
+        """Where it stands, for people; asked for many times a second."""
         ...
 
     def add_request(

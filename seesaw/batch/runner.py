@@ -17,7 +17,7 @@ from seesaw.batch.body import BatchRequest
 from seesaw.batch.journal import ANSWERED, FAILED, Finished, Journal, PendingRow
 from seesaw.batch.options import JobOptions
 from seesaw.batch.pending import EncodingFailed, encode, read_pending
-from seesaw.batch.progress import Phase, Progress, Reporter
+from seesaw.batch.progress import Phase, Progress, Reporter, Speedometer
 from seesaw.batch.protocol import BatchEngine, EngineFactory, PromptEncoder
 from seesaw.batch.reader import Row
 from seesaw.batch.response import answer_line, stable_id
@@ -86,6 +86,7 @@ class Runner:
         self._counts = journal.counts()
         self._started_s = time.monotonic()
         self._reported_s = 0.0
+        self._speed = Speedometer()
 
     def run(self) -> None:
         """Until no row within the limit is pending or a signal came. Raises JobError after too many
@@ -271,6 +272,8 @@ class Runner:
         if now_s - self._reported_s < PROGRESS_S and not at_once:
             return
         self._reported_s = now_s
+        engine = self._engine
+        status = engine.status if engine is not None and phase == "run" else None
         self._reporter.progress(
             Progress(
                 phase=phase,
@@ -281,6 +284,9 @@ class Runner:
                 prompt_tokens=self.stats.prompt_tokens,
                 completion_tokens=self.stats.completion_tokens,
                 elapsed_s=now_s - self._started_s,
+                run_rows=self.stats.answered,
+                engine=status,
+                rates=None if status is None else self._speed.rates(status, now_s),
             )
         )
 

@@ -25,7 +25,7 @@ from seesaw.engine.stats import EngineStats
 from seesaw.engine.tracing import start_trace
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
-from seesaw.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from seesaw.outputs import CompletionOutput, EngineStatus, RequestMetrics, RequestOutput
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
 from seesaw.sampling_params import SamplingParams
@@ -145,6 +145,11 @@ class Engine:
             SchedulerStats.total(s.stats for s in schedulers),
             self._replicas.movement,
         )
+
+    @property
+    def status(self) -> EngineStatus:
+        """Cheap: for those who look often. For any thread."""
+        return self._replicas.status(self.layouts)
 
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Call `observer` with each step from now on, once it came back; None = nobody."""

@@ -14,7 +14,8 @@ from seesaw.engine.executor import Executor
 from seesaw.engine.profile import StepProfile
 from seesaw.engine.stats import MovementStats, TransferBytes
 from seesaw.engine.tracing import EngineTrace, Move
-from seesaw.outputs import FinishReason
+from seesaw.outputs import EngineStatus, FinishReason
+from seesaw.plan.choice import LayoutChoice
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
@@ -97,6 +98,28 @@ class Replicas:
         peaks = sum(scheduler.stats.tier_peak_blocks for scheduler in self._schedulers)
         movement.tier_peak_bytes = peaks * self._predict.tier_block_bytes
         return movement
+
+    def status(self, layouts: LayoutChoice) -> EngineStatus:
+        schedulers, count = self._schedulers, len(self._schedulers)
+        first, stats = schedulers[0], [scheduler.stats for scheduler in schedulers]
+        decoded = sum(one.num_decode_rows for one in stats)
+        tier_share = None
+        if (tier := first.config.tier) is not None:
+            used = sum(scheduler.num_tier_blocks_used for scheduler in schedulers)
+            tier_share = used / (count * tier.tier_blocks)
+        prefills = tier is not None and first.phase == "prefill"
+        return EngineStatus(
+            phase="" if tier is None else first.phase,
+            layout=(layouts.prefill if prefills else layouts.decode).short,
+            device_share=sum(scheduler.kv_usage for scheduler in schedulers) / count,
+            tier_share=tier_share,
+            num_begun=sum(scheduler.num_running for scheduler in schedulers),
+            num_waiting=sum(scheduler.num_waiting for scheduler in schedulers),
+            prompt_tokens=sum(one.num_scheduled_tokens for one in stats) - decoded,
+            decoded_tokens=decoded,
+            prefill_s=self._movement.prefill_s,
+            decode_s=self._movement.decode_s,
+        )
 
     @property
     def num_in_flight(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seesaw.errors import EngineDeadError, RequestError
-from seesaw.outputs import CompletionOutput, Logprob, RequestOutput
+from seesaw.outputs import CompletionOutput, EngineStatus, Logprob, RequestOutput
 from seesaw.sampling_params import SamplingParams
 
 WORDS = ("ember", "flint", "grove", "haven", "inlet", "jetty", "knoll", "ledge", "mound", "notch")
@@ -86,6 +86,14 @@ class FakeEngine(FakeEncoder):
         length = 1 + int.from_bytes(hashlib.blake2b(text.encode()).digest()[:2], "big") % 12
         self._live[request_id] = (list(prompt_token_ids), sampling, length)
         self.most_admitted = max(self.most_admitted, len(self._live))
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            phase="decode", layout="tp2", device_share=0.5, tier_share=0.25,
+            num_begun=len(self._live), num_waiting=0, prompt_tokens=self.num_finished,
+            decoded_tokens=self.num_finished, prefill_s=1.0, decode_s=2.0,
+        )  # fmt: skip
 
     def abort_request(self, request_id: str) -> None:
         self._live.pop(request_id, None)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import io
 import time
+from typing import Any
 
 import pytest
 
-from seesaw.batch.progress import PlainReporter, Progress, describe
+from seesaw.batch import runner
+from seesaw.batch.progress import (
+    PlainReporter,
+    Progress,
+    Rates,
+    Speedometer,
+    describe,
+    describe_engine,
+)
+from seesaw.outputs import EngineStatus
 from tests.batch.helpers import Jobs, chat
 
 
@@ -55,3 +65,57 @@ def test_results_are_saved_while_a_long_step_is_under_way(jobs: Jobs) -> None:
     jobs.run(engine={"hook": long_step})
     assert saved[0], "nothing was saved before the step ended"
     assert saved[0].endswith(b"\n")
+
+
+def status_of(**more: Any) -> EngineStatus:
+    given: dict[str, Any] = {
+        "phase": "decode", "layout": "tp2", "device_share": 0.8, "tier_share": 0.45,
+        "num_begun": 10, "num_waiting": 5, "prompt_tokens": 3000, "decoded_tokens": 500,
+        "prefill_s": 6.0, "decode_s": 20.0,
+    }  # fmt: skip
+    return EngineStatus(**(given | more))
+
+
+def test_a_line_says_where_the_engine_stands_and_how_long_it_will_take() -> None:
+    now = Progress(
+        phase="run", total_rows=100, answered_rows=20, running_rows=15, completion_tokens=400,
+        elapsed_s=26.0, run_rows=20, engine=status_of(), rates=Rates(1234.4, 56.0),
+    )  # fmt: skip
+    # 80 answers of 20 tokens less the 100 of those that run, at 40 ms each; 70 prompts of the 30
+    # begun so far, at 200 ms each.
+    assert now.left_s == pytest.approx((80 * 20 - 100) * 0.04 + 70 * 0.2)
+    assert describe(now) == (
+        "run: 20/100 rows, 15 running, 400 tokens out, decode in tp2, tier 45%, device 80%, "
+        "1,234 tokens/s in, 56 out, 0:00:26, about 0:01:14 left"
+    )
+
+
+def test_nothing_is_foretold_before_a_row_is_answered_and_mixed_steps_have_no_phase() -> None:
+    first = Progress(phase="run", total_rows=9, engine=status_of())
+    assert first.left_s is None
+    assert describe_engine(
+        Progress(phase="run", total_rows=9, engine=status_of(phase="", tier_share=None))
+    ) == ["tp2", "device 80%"]
+    done = Progress(
+        phase="run", total_rows=9, answered_rows=9, run_rows=9, completion_tokens=500,
+        engine=status_of(num_begun=0, num_waiting=0),
+    )  # fmt: skip
+    assert done.left_s == 0.0
+
+
+def test_rates_are_of_the_last_seconds_of_one_engine() -> None:
+    speed = Speedometer()
+    assert speed.rates(status_of(prompt_tokens=0, decoded_tokens=0), 100.0) == (0.0, 0.0)
+    assert speed.rates(status_of(prompt_tokens=50, decoded_tokens=20), 110.0) == (5.0, 2.0)
+    assert speed.rates(status_of(prompt_tokens=50, decoded_tokens=60), 120.0) == (0.0, 4.0)
+    # a new engine begins from nothing
+    assert speed.rates(status_of(prompt_tokens=0, decoded_tokens=0), 121.0) == (0.0, 0.0)
+
+
+def test_a_job_tells_where_its_engine_stands(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PROGRESS_S", 0.0)
+    jobs.write(*(chat(f"r{i}", f"question {i}") for i in range(30)))
+    jobs.run()
+    told = [now for now in jobs.said.moments if now.phase == "run" and now.engine is not None]
+    assert told, "no moment of the run had a status"
+    assert all(now.engine and now.engine.layout == "tp2" and now.rates for now in told)
