@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from seesaw.errors import ConfigError
+from seesaw.layout import ParallelLayout
 from seesaw.trace import DRIVER, Counted, Instant, Span, Trace, kind_of
 
 PHASES = ("prefill", "decode")
@@ -23,7 +24,7 @@ def run_figures(trace: Trace) -> dict[str, Any]:
     """Plain data for JSON; None where the trace does not say. Raises ConfigError where no rank
     computed anything."""
     lanes: defaultdict[tuple[int, str], list[Span]] = defaultdict(list)
-    for span in trace.spans:
+    for span in joint_steps(trace):
         lanes[span.rank, span.lane].append(span)
     ranks = sorted(
         rank
@@ -74,6 +75,36 @@ def run_figures(trace: Trace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def joint_steps(trace: Trace) -> list[Span]:
+    """The spans, with those of steps that several ranks compute together cut in two: until the last
+    of them begins, the others wait: `sync`."""
+    tp = {
+        phase: ParallelLayout.parse(trace.about[f"{phase}_layout"]).tp
+        for phase in PHASES
+        if f"{phase}_layout" in trace.about
+    }
+    last_s: dict[tuple[int, str], float] = {}
+    firsts: dict[tuple[int, str], float] = {}  # by rank
+    for span in trace.spans:
+        if span.lane == "compute" and kind_of(span.name) in tp:
+            firsts.setdefault((span.rank, span.name), span.start_s)
+    for (rank, name), start_s in firsts.items():
+        group = (rank // tp[kind_of(name)], name)
+        last_s[group] = max(start_s, last_s.get(group, start_s))
+    found = []
+    for span in trace.spans:
+        kind = kind_of(span.name)
+        if span.lane != "compute" or kind not in tp:
+            found.append(span)
+            continue
+        begin_s = min(last_s[span.rank // tp[kind], span.name], span.end_s)
+        if begin_s > span.start_s:
+            found.append(span._replace(name=f"sync {span.name.split()[-1]}", end_s=begin_s))
+        if begin_s < span.end_s:
+            found.append(span._replace(start_s=max(begin_s, span.start_s)))
+    return sorted(found, key=lambda span: (span.start_s, span.end_s))
+
+
 # -- the time of ranks -----------------------------------------------------------------------------
 
 
@@ -95,32 +126,32 @@ def _rank_time(
     found: Sums = defaultdict(float)
     busy: list[Interval] = []
     phase, last_s, changes = "", whole[0], 0
-    waited_s = bubbles_s = 0.0  # waits since the last step; bubbles in all
+    waits = {"wait": 0.0, "sync": 0.0}  # since the last step
     for span in lanes[rank, "compute"]:
         kind, seconds = kind_of(span.name), span.end_s - span.start_s
-        if kind == "wait":
-            waited_s += seconds
-            bubbles_s += seconds
+        if kind in waits:
+            waits[kind] += seconds
             busy.append((span.start_s, span.end_s))
         if kind not in PHASES:
             continue
         if phase and kind != phase:
             through_s = max(own[changes] for own in ends if changes < len(own))
-            gap_s = span.start_s - last_s - waited_s
+            gap_s = span.start_s - last_s - waits["wait"]
             drain_s = min(max(0.0, through_s - last_s), gap_s)
             changes += 1
-            bubbles_s += drain_s
+            found["bubbles"] += drain_s + waits["wait"]
             found["transition"] += gap_s - drain_s
             found[f"in {phase}"] += drain_s
-            found[f"in {kind}"] += waited_s
+            found[f"in {kind}"] += waits["wait"]
             busy.append((last_s, span.start_s))
         else:
             found[f"in {kind}"] += span.start_s - last_s if phase else 0.0
+            found["bubbles"] += sum(waits.values())
         found[kind] += seconds
         found[f"in {kind}"] += seconds
         busy.append((span.start_s, span.end_s))
-        phase, last_s, waited_s = kind, span.end_s, 0.0
-    found["bubbles"] = bubbles_s
+        phase, last_s, waits = kind, span.end_s, dict.fromkeys(waits, 0.0)
+    found["bubbles"] += sum(waits.values())
     free = _gaps(_merged(busy), whole)
     of_driver = _overlap(free, driver)
     moving = [

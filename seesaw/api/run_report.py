@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seesaw.api.plots.run import run_picture
-from seesaw.api.run_figures import PHASES, run_figures
+from seesaw.api.run_figures import PHASES, joint_steps, run_figures
 from seesaw.config import format_bytes
 from seesaw.errors import ConfigError
 from seesaw.trace import read_trace
@@ -15,7 +15,7 @@ from seesaw.trace import read_trace
 MOST_SHOWN = 5
 """Of what measured and predicted seconds differ in."""
 LANES = {"store": "stores", "load": "loads", "weights": "weights", "peer": "pieces from peers"}
-STALLS = {"wait": "a stage before"}
+STALLS = {"wait": "for the stage before", "sync": "for the other ranks of a stage"}
 
 
 def write_report(trace: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -28,7 +28,7 @@ def write_report(trace: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}. Name a folder with -o.") from error
     lines = describe(figures)
-    run_picture(found, folder / "timeline.png", title_of(figures))
+    run_picture(found, joint_steps(found), folder / "timeline.png", title_of(figures))
     (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return figures, lines
 
@@ -80,7 +80,7 @@ def _phases(figures: Mapping[str, Any]) -> list[str]:
             )
     for name, told in (
         ("transition", "between phases, bubbles left out"),
-        ("bubbles", "stages waiting for each other"),
+        ("bubbles", "ranks waiting for each other"),
         ("copies", "nothing ran, KV or weights came or went"),
         ("driver", "nothing ran, the driver was busy"),
         ("idle", "nothing ran and nothing moved"),

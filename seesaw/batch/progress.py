@@ -80,7 +80,8 @@ class Progress:
             return None
         rows_left = self.total_rows - self.done_rows
         decoded_of_running = max(0, at.decoded_tokens - self.completion_tokens)
-        answers = rows_left * self.completion_tokens / self.run_rows - decoded_of_running
+        # Short answers end first: those that run count for the mean, too.
+        answers = rows_left * at.decoded_tokens / self.run_rows - decoded_of_running
         left_s = max(0.0, answers) * at.decode_s / at.decoded_tokens
         begun = self.run_rows + at.num_begun
         prompts = max(0, rows_left - at.num_begun) / begun

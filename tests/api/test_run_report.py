@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seesaw.api.run_figures import run_figures
+from seesaw.api.run_figures import joint_steps, run_figures
 from seesaw.trace import DRIVER, Span, TraceWriter, read_trace, write_trace
 from tests.api.command import run
 
@@ -72,15 +72,16 @@ def test_figures_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert found["transition_visible_s"] == pytest.approx(1.0)
     time = found["time_s"]
     assert time["prefill"] == pytest.approx(2.0)
-    assert time["decode"] == pytest.approx((5.0 + 6.0) / 2)
-    assert time["bubbles"] == pytest.approx((1.0 + 1.0) / 2)
+    # Rank 1 waits for rank 0 from 6.0 to 7.0, in the step that both compute.
+    assert time["decode"] == pytest.approx(5.0)
+    assert time["bubbles"] == pytest.approx((1.0 + 1.0 + 1.0) / 2)
     # Rank 0 rests from 6.0 to 7.0: the driver until 6.25, its load until 6.5.
     assert time["driver"] == pytest.approx(0.25 / 2)
     assert time["copies"] == pytest.approx(0.25 / 2)
     assert time["idle"] == pytest.approx(0.5 / 2)
     assert sum(time.values()) == pytest.approx(found["elapsed_s"])
     assert found["phase_s"] == pytest.approx({"prefill": (3.0 + 2.0) / 2, "decode": 6.0})
-    assert found["stall_s"] == pytest.approx({"to decode": 0.65, "wait": 0.5})
+    assert found["stall_s"] == pytest.approx({"to decode": 0.65, "wait": 0.5, "sync": 0.5})
     assert found["streams"]["store"] == pytest.approx({"busy_s": 1.0, "hidden_s": 0.75})
     assert found["streams"]["load"] == pytest.approx({"busy_s": 1.0, "hidden_s": 0.75})
     assert found["moved"] == {
@@ -102,8 +103,8 @@ def test_figures_are_those_computed_by_hand(tmp_path: Path) -> None:
         })
     )  # fmt: skip
     assert {one["what"]: one["seconds"] for one in found["bound"]} == pytest.approx({
-        "computing": 1.5, "memory reads": 0.5 + 0.8 * 5.5, "the link between ranks": 0.2 * 5.5,
-        "host copies": 1.125, "pipeline bubbles": 1.25, "the driver": 0.125,
+        "computing": 1.5, "memory reads": 0.5 + 0.8 * 5.0, "the link between ranks": 0.2 * 5.0,
+        "host copies": 1.125, "pipeline bubbles": 1.75, "the driver": 0.125,
     })  # fmt: skip
     assert found["bound"][0]["what"] == "memory reads"
 
@@ -117,7 +118,9 @@ def test_the_command_writes_a_picture_a_text_and_figures(
     command = ["report", str(tmp_path / "t.json"), "-o", str(folder)]
     assert run([*command, "--output-json", str(figures)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Bound by memory reads: 4.90 s of 10.00 s (49%); then computing 15%")
+    assert said.startswith(
+        "Bound by memory reads: 4.50 s of 10.00 s (45%); then pipeline bubbles 18%"
+    )
     assert "transitions: 1, visible 1.000 s" in said
     assert "KV loaded 30 B, predicted 50 B" in said
     assert "decode pool 25.0% full while requests wait in the tier" in said
@@ -155,3 +158,26 @@ def test_what_cannot_be_reported_is_refused(
     assert run(["report", str(path), "-o", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_step_of_two_ranks_begins_when_both_have_come_to_it(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t.json") as writer:
+        writer.about(**ABOUT)
+        for span in (
+            Span(0, "compute", "prefill 0", 0.0, 1.0), Span(1, "compute", "prefill 0", 1.0, 3.0),
+            Span(0, "compute", "decode 1", 2.0, 6.0), Span(1, "compute", "decode 1", 4.0, 6.0),
+        ):  # fmt: skip
+            writer.span(*span)
+    trace = read_trace(tmp_path / "t.json")
+    assert [span for span in joint_steps(trace) if span.rank == 0] == [
+        Span(0, "compute", "prefill 0", 0.0, 1.0),
+        Span(0, "compute", "sync 1", 2.0, 4.0),
+        Span(0, "compute", "decode 1", 4.0, 6.0),
+    ]
+    time = run_figures(trace)["time_s"]
+    assert time["decode"] == pytest.approx(2.0)
+    # Rank 1 is done with prompts at 3.0: until then rank 0 has a bubble, from there a transition.
+    assert time["transition"] == pytest.approx(1.0)
+    assert time["bubbles"] == pytest.approx((2.0 + 0.0) / 2)
+    assert time["idle"] == pytest.approx((0.0 + 1.0) / 2)
+    assert sum(time.values()) == pytest.approx(6.0)

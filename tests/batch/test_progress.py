@@ -81,12 +81,12 @@ def test_a_line_says_where_the_engine_stands_and_how_long_it_will_take() -> None
         phase="run", total_rows=100, answered_rows=20, running_rows=15, completion_tokens=400,
         elapsed_s=26.0, run_rows=20, engine=status_of(), rates=Rates(1234.4, 56.0),
     )  # fmt: skip
-    # 80 answers of 20 tokens less the 100 of those that run, at 40 ms each; 70 prompts of the 30
+    # 80 answers of 25 tokens less the 100 of those that run, at 40 ms each; 70 prompts of the 30
     # begun so far, at 200 ms each.
-    assert now.left_s == pytest.approx((80 * 20 - 100) * 0.04 + 70 * 0.2)
+    assert now.left_s == pytest.approx((80 * 25 - 100) * 0.04 + 70 * 0.2)
     assert describe(now) == (
         "run: 20/100 rows, 15 running, 400 tokens out, decode in tp2, tier 45%, device 80%, "
-        "1,234 tokens/s in, 56 out, 0:00:26, about 0:01:14 left"
+        "1,234 tokens/s in, 56 out, 0:00:26, about 0:01:30 left"
     )
 
 

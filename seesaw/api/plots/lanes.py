@@ -22,6 +22,7 @@ KIND_COLOURS: Mapping[str, str] = {
     "store": "#009E73",
     "load": "#CC79A7",
     "wait": "#BBBBBB",
+    "sync": "#DDDDDD",
     "driver": "#56B4E9",
 }
 MAX_VECTORS = 2000

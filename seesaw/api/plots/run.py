@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from seesaw.api.plots.figure import COLOURS, drawing_panels, legend
@@ -24,10 +24,12 @@ POOLS = (
 """Counter, size in what the trace says of the run, name."""
 
 
-def run_picture(trace: Trace, path: str | os.PathLike[str], title: str) -> None:
-    """Panels that the trace has no counters for are left out. Raises ConfigError: no spans, not a
-    file that a plot can be written to."""
-    spans = [_shown(span) for span in trace.spans]
+def run_picture(
+    trace: Trace, spans: Iterable[Span], path: str | os.PathLike[str], title: str
+) -> None:
+    """`spans` are those to show. Panels that the trace has no counters for are left out. Raises
+    ConfigError: no spans, not a file that a plot can be written to."""
+    spans = [_shown(span) for span in spans]
     origin_s = min((span.start_s for span in spans), default=0.0)
     shares, rates = _shares(trace, origin_s), _rates(trace, origin_s)
     below = [panel for panel in (shares, rates) if panel]
