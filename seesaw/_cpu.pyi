@@ -474,9 +474,11 @@ class Decoder:
         end: int,
         wanted: int,
         num_wanted: int,
+        before: Callable[[int], object] | None = None,
     ) -> None:
         """`wanted`: ascending indices (int64) of the tokens whose output is left in `hidden`, one
-        after another; -1 of them = all tokens. Raises what the comm's sums raised."""
+        after another; -1 of them = all tokens. `before`: called with each layer, on this thread
+        with the GIL, when those before it are done. Raises what it or the comm's sums raised."""
 
     def logits(self, hidden: int, index: int, count: int, out: int) -> None: ...
     def highest(self, hidden: int, index: int, count: int, value: int, id: int) -> None: ...

@@ -209,6 +209,11 @@ class EngineConfig:
         "how KV of prompts that will run at once comes into the decode pool: from rank to rank "
         "(peers), or through the tier as all else; auto = as weights on cuda, tier on cpu",
     )
+    overlap: bool = _opt(
+        True,
+        "move weights and KV while steps compute: layers of the next layout one after another, "
+        "stores by groups of layers; else stores wait for the step, and steps for all weights",
+    )
     collectives: Collectives = _opt(
         "auto",
         "how ranks on cpu talk: shared memory, TCP (also between network namespaces, see "
@@ -374,6 +379,7 @@ class EngineConfig:
             ("cpu_cores", str | None, "cores such as 0-3,8"),
             ("trust_remote_code", bool, "True or False"),
             ("enable_prefix_caching", bool, "True or False"),
+            ("overlap", bool, "True or False"),
             ("enforce_eager", bool, "True or False"),
             ("profile", bool, "True or False"),
             ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),

@@ -140,7 +140,7 @@ void bind_decoder(nb::module_& m) {
                Address seq_lens, Address block_table, Count table_stride, Address slots,
                const std::vector<std::pair<Address, Address>>& cos_sin, Address pool,
                Count num_blocks, int block_size, bool panels, int begin, int end, Address wanted,
-               Count num_wanted) {
+               Count num_wanted, const std::optional<nb::callable>& before) {
                 DecoderStep step;
                 step.tokens = tokens;
                 step.rows = {num_rows, at<const Count>(cu_seqlens_q), at<const Count>(seq_lens),
@@ -149,15 +149,23 @@ void bind_decoder(nb::module_& m) {
                 step.wanted = at<const Count>(wanted);
                 step.num_wanted = num_wanted;
                 for (const auto& [cos, sin] : cos_sin) step.cos_sin.emplace_back(at(cos), at(sin));
+                std::function<void(int)> tell;
+                if (before) {
+                    tell = [&before](int layer) {
+                        const nb::gil_scoped_acquire acquire;
+                        (*before)(layer);
+                    };
+                }
                 const nb::gil_scoped_release release;
                 self.run_layers(at(hidden), step, {at(pool), num_blocks, block_size, panels}, begin,
-                                end);
+                                end, tell);
             },
             nb::kw_only(), nb::arg("hidden"), nb::arg("tokens"), nb::arg("num_rows"),
             nb::arg("cu_seqlens_q"), nb::arg("seq_lens"), nb::arg("block_table"),
             nb::arg("table_stride"), nb::arg("slots"), nb::arg("cos_sin"), nb::arg("pool"),
             nb::arg("num_blocks"), nb::arg("block_size"), nb::arg("panels"), nb::arg("begin"),
-            nb::arg("end"), nb::arg("wanted"), nb::arg("num_wanted"))
+            nb::arg("end"), nb::arg("wanted"), nb::arg("num_wanted"),
+            nb::arg("before") = nb::none())
         .def(
             "logits",
             [](Decoder& self, Address hidden, Address index, Count count, Address out) {

@@ -24,6 +24,7 @@ Linear PanelMatrix::linear(DType dtype) const {
 
 const char* part_name(Part part) {
     switch (part) {
+        case Part::before: return "before layers";
         case Part::embed: return "embed";
         case Part::norms: return "norms";
         case Part::qkv: return "qkv";
@@ -90,8 +91,8 @@ void Decoder::embed(const std::int64_t* ids, std::int64_t tokens, void* hidden) 
     });
 }
 
-void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv, int begin,
-                         int end) {
+void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv, int begin, int end,
+                         const std::function<void(int)>& before) {
     if (step.tokens == 0 || begin == end) return;
     const std::int64_t tile = static_cast<std::int64_t>(kv.block_size) * shape_.head_dim;
     const std::int64_t block = shape_.num_kv_heads * 2 * tile;
@@ -116,9 +117,7 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     shared.ld_qkv = row_stride(some.qkv.columns, size_);
     shared.ld_attended = row_stride(heads * shape_.head_dim, size_);
     shared.apart = comm_ != nullptr || some.attention_out_norm != nullptr;
-    const auto bytes = [&](std::int64_t ld) {
-        return static_cast<std::size_t>(step.tokens * ld) * size_;
-    };
+    const auto bytes = [&](auto ld) { return static_cast<std::size_t>(step.tokens * ld) * size_; };
     ThreadPool& threads = pool();  // another one may be configured before the region begins
     Pieces pieces;
     const std::size_t x = pieces.add(bytes(ld_hidden_));
@@ -147,6 +146,10 @@ void Decoder::run_layers(void* hidden, const DecoderStep& step, const KvPool& kv
     run(threads, [&](Team& team, Watch& watch) {
         Buffers buffers = shared;
         for (int index = begin; index < end && !buffers.failed; ++index) {
+            if (before) {
+                if ((buffers.failed = !alone(team, [&] { before(index); }))) break;
+                watch.mark(Part::before);
+            }
             KvView view = first;
             const std::size_t offset = static_cast<std::size_t>(index * kv.num_blocks * block) * size_;
             view.k = static_cast<std::byte*>(first.k) + offset;
@@ -332,9 +335,14 @@ void Decoder::norm(Team& team, const void* x, std::int64_t ld_x, const void* add
 }
 
 bool Decoder::all_reduce(Team& team, void* data, std::int64_t count) {
+    return alone(team, [&] { comm_->all_reduce(data, count, shape_.dtype); });
+}
+
+template <class Call>
+bool Decoder::alone(Team& team, Call&& call) {
     if (team.index() == 0) {
         try {
-            comm_->all_reduce(data, count, shape_.dtype);
+            call();
         } catch (...) {
             failure_ = std::current_exception();  // must not leave the region: others wait in it
         }

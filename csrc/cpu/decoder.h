@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -107,7 +108,7 @@ struct KvPool {
 };
 
 enum class Part {
-    embed, norms, qkv, rope_kv, attention, o, route, gate_up, down, all_reduce, head, count
+    before, embed, norms, qkv, rope_kv, attention, o, route, gate_up, down, all_reduce, head, count
 };
 const char* part_name(Part part);
 
@@ -127,9 +128,11 @@ public:
 
     // Rows of hidden states are contiguous, hidden_size elements each.
     void embed(const std::int64_t* ids, std::int64_t tokens, void* hidden);
-    // Layers begin .. end in place; rethrows what `comm` threw. Of `step.wanted`, see there; the last
-    // layer is that before `end`.
-    void run_layers(void* hidden, const DecoderStep& step, const KvPool& kv, int begin, int end);
+    // Layers begin .. end in place; rethrows what `comm` or `before` threw. Of `step.wanted`, see
+    // there; the last layer is that before `end`. `before`, where given, is called with each layer
+    // when all of those before it are done and none of it has begun, on the thread that calls this.
+    void run_layers(void* hidden, const DecoderStep& step, const KvPool& kv, int begin, int end,
+                    const std::function<void(int)>& before = {});
     // [count, columns of the head] of the tokens at `index`, before any soft cap.
     void logits(const void* hidden, const std::int64_t* index, std::int64_t count, float* out);
     // The highest of each row of those and its id, the lowest of equals.
@@ -160,6 +163,9 @@ private:
                  std::int64_t ld_x, const void* out_norm, Buffers& buffers);
     void end_half(Team& team, Watch& watch, const void* out_norm, Buffers& buffers);
     bool all_reduce(Team& team, void* data, std::int64_t count);
+    // `call` on thread 0, which all others wait for; false where it threw, which `run` passes on.
+    template <class Call>
+    bool alone(Team& team, Call&& call);
     // Normed rows of the tokens at `index`, in scratch.
     void normed_rows(Team& team, const void* hidden, const std::int64_t* index, std::int64_t count,
                      std::byte* gathered, std::byte* normed);

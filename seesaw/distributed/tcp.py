@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from seesaw import envs

@@ -16,7 +16,8 @@ from seesaw.engine.cuda_graphs import CudaRecorder, Recorder
 from seesaw.engine.device_clock import clock_of
 from seesaw.engine.messages import RankSetup, TransferReport
 from seesaw.engine.model_runner import ModelRunner
-from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
+from seesaw.engine.phase_weights import ChangingWeights, MappedWeights, PhaseWeights
+from seesaw.engine.rank_phase import RankPhase, StageLink
 from seesaw.engine.threads import use_threads
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.relay import KVRelays, PoolPart, Relayed
@@ -38,7 +39,6 @@ from seesaw.layout.kv import PIECE_TOKENS, PoolShape, TierShape, owned_heads
 from seesaw.layout.parallel import Coordinates
 from seesaw.layout.relay import relay_pieces
 from seesaw.layout.reshard import Source
-from seesaw.layout.spans import moves
 from seesaw.log import get_logger
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
@@ -132,34 +132,6 @@ def tier_shape(setup: RankSetup) -> TierShape:
         setup.spec, tier.num_blocks, tier.block_tokens, torch_dtype(setup.dtype).itemsize,
         tier.order, setup.block_size,
     )  # fmt: skip
-
-
-class ChangingWeights:
-    """`PhaseWeights` of a rank whose layouts differ."""
-
-    def __init__(self, resharder: Resharder, changes: Mapping[Phase, ReshardPlan]) -> None:
-        self._resharder = resharder
-        self._changes = changes
-
-    def switch(self, phase: Phase) -> dict[str, int]:
-        moved = self._resharder.run(self._changes[phase]).bytes_by_source
-        return {str(source): nbytes for source, nbytes in moved.items()}
-
-
-class MappedWeights:
-    """`PhaseWeights` of a rank that runs from the image, whose layouts differ: nothing moves."""
-
-    def __init__(
-        self, fmt: WeightFormat, params: Mapping[Phase, Mapping[str, torch.Tensor]]
-    ) -> None:
-        names = {param.name for param in fmt.params if moves(param)}
-        self._held = {
-            phase: sum(tensor.nbytes for name, tensor in own.items() if name in names)
-            for phase, own in params.items()
-        }
-
-    def switch(self, phase: Phase) -> dict[str, int]:
-        return {"resident": self._held[phase]}
 
 
 class _Builder:
@@ -279,6 +251,7 @@ class _Builder:
             weights=weights,
             recorder=recorder_for(setup, phases.values()),
             release=self.release,
+            overlap=setup.overlap,
             profile=setup.profile,
             trace=setup.trace,
         )
@@ -356,7 +329,11 @@ def _load_weights(
         phase: arena.params(plan.fmt, index, plan.ranges[index][rank], builder.dtype)
         for index, phase in enumerate(plan.phases)
     }
-    return params, ChangingWeights(resharder, plan.changes)
+    weights = ChangingWeights(
+        resharder, plan.changes, background=builder.setup.overlap, cores=builder.setup.cores
+    )
+    builder.release.insert(0, weights.close)  # before what it reads from and writes to
+    return params, weights
 
 
 def _map_weights(

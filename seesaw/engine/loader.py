@@ -157,6 +157,7 @@ def _setup(
         weights=weights,
         reload=reload_of(config, weights),
         peers=from_peers(config, "cuda" if device.type == "cuda" else "cpu"),
+        overlap=config.overlap,
         collectives=_collectives(config, layouts, device),
         slot_bytes=_handover_bytes(config, checkpoint.spec, dtype, layouts),
         store_path="",

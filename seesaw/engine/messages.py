@@ -61,6 +61,8 @@ class RankSetup:
     weights: FormatName
     reload: Reload
     peers: bool
+    overlap: bool
+    """Weights and stores move while steps compute."""
     collectives: Kind
     slot_bytes: int
     """Of shared memory for one hand-over between two ranks."""
@@ -115,11 +117,13 @@ class Ready:
 @dataclass(slots=True, kw_only=True)
 class StepReport:
     """One rank's part of a step. `token_ids` is None on ranks that do not draw, else one per row
-    with `samples`. Seconds: `busy_s` computing, `reshard_s` held up by a change of layout.
-    `weight_bytes` by source, of the change of layout in this step. `parts`: seconds by part of the
-    step, where `profile` asks for them. `spans`: what the rank did when, (lane, name, start_s,
-    end_s) of `time.perf_counter()` as `seesaw.trace` has them, where `trace` asks for them: of the
-    step, and of what ended in the background since the one before.
+    with `samples`. Seconds: `busy_s` computing, `reshard_s` held up by a change of layout,
+    `stage_wait_s` by the stage before it. `visible_s`: in the first step of a phase that computes,
+    from the last layer of the phase before to its first, less waiting for a stage.
+    `weight_bytes` by source, of a change of layout that this rank has all of by now. `parts`:
+    seconds by part of the step, where `profile` asks for them. `spans`: what the rank did when,
+    (lane, name, start_s, end_s) of `time.perf_counter()` as `seesaw.trace` has them, where `trace`
+    asks for them: of the step, and of what ended in the background since the one before.
     """
 
     rank: int
@@ -128,6 +132,8 @@ class StepReport:
     logprobs: list[TokenLogprobs | None] | None = None
     busy_s: float = 0.0
     reshard_s: float = 0.0
+    stage_wait_s: float = 0.0
+    visible_s: float | None = None
     weight_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[str, str, float, float]] = field(default_factory=list)

@@ -11,20 +11,24 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
 from seesaw.engine.begun_step import ModelStep
+from seesaw.engine.between_layers import BetweenLayers, split_stores
 from seesaw.engine.cuda_graphs import DecodeGraphs, Recorder
-from seesaw.engine.device_clock import DeviceClock
+from seesaw.engine.device_clock import DeviceClock, Mark
 from seesaw.engine.input_batch import InputBuffers, RowArrays, as_tensors, gather_rows
 from seesaw.engine.messages import StepLimits, StepReport
+from seesaw.engine.phase_weights import PhaseWeights
 from seesaw.engine.profile import StepClock
-from seesaw.engine.rank_phase import PhaseWeights, RankPhase, StageLink
+from seesaw.engine.rank_phase import RankPhase, StageLink
 from seesaw.engine.request_state import RequestState
 from seesaw.engine.sampler import PendingDraw, SamplingState, begin_draw, begin_draw_highest
 from seesaw.kvcache.relay import BlockRelay, KVRelays
 from seesaw.kvcache.transfer import KVTransfers
+from seesaw.layout import Range
 from seesaw.models.inputs import StepInputs
 from seesaw.ops.triton_backend import on_triton
 from seesaw.scheduler.output import Batch, Load, Phase, Relay, SchedulerOutput, Store
@@ -37,7 +41,7 @@ class ModelRunner:
     `links` is needed where a layout has several stages, `transfers` where there is a host tier,
     `relays` where KV may go from pool to pool, `weights` where the layouts differ; with a
     `recorder` decode steps are recorded and replayed. `release`: what is to be closed with the
-    runner, in order.
+    runner, in order. With `overlap` stores begin as soon as groups of layers have run.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class ModelRunner:
         weights: PhaseWeights | None = None,
         recorder: Recorder | None = None,
         release: Sequence[Callable[[], None]] = (),
+        overlap: bool = True,
         profile: bool = False,
         trace: bool = False,
     ) -> None:
@@ -67,6 +72,9 @@ class ModelRunner:
         self._release = release
         self._requests: dict[str, RequestState] = {}
         self._phase: Phase = next(iter(phases))
+        self._overlap = overlap
+        self._computed: Mark | None = None  # the last layers of the present phase
+        self._left: Mark | None = None  # those of the phase before, until this one has begun
         self._clock = clock
         self.steps_ahead = clock.steps_ahead
         self._buffers: InputBuffers | None = None
@@ -94,7 +102,7 @@ class ModelRunner:
 
     def needs_results(self, step: SchedulerOutput) -> bool:
         """Whether `step` can be begun only when those before it are finished: it changes the
-        layout, which is waited for, or draws by tokens that are still being drawn."""
+        layout, or draws by tokens that are still being drawn."""
         return step.reshard or any(
             row.samples
             and (state := self._requests.get(row.request_id)) is not None
@@ -107,7 +115,7 @@ class ModelRunner:
     @torch.inference_mode()
     def begin(self, step: SchedulerOutput) -> ModelStep:
         """Hand the rank's part of a step to the device. Waits for ranks that must run theirs first,
-        where that is the host's business, and for a change of layout."""
+        where that is the host's business, and for weights of a new layout."""
         with self._clock.scope():
             return self._begin(step)
 
@@ -116,14 +124,8 @@ class ModelRunner:
         self._profile.begin()
         assert step.reshard == (step.phase != self._phase), f"step {step.step_id}: wrong phase"
         self._phase = step.phase
-        if step.reshard and self._weights is not None:
-            began_s = time.perf_counter()
-            report.weight_bytes = self._weights.switch(step.phase)
-            ended_s = time.perf_counter()
-            report.reshard_s = ended_s - began_s
-            self._profile.mark("reshard")
-            if self._trace:
-                report.spans.append(("compute", f"to {step.phase}", began_s, ended_s))
+        if step.reshard:
+            self._begin_phase(step.phase, report)
         name = f"{step.phase} {step.step_id}" if self._trace and step.num_tokens else None
         begun = ModelStep(report, self._clock, self._profile, name)
         phase = self._phases[step.phase]
@@ -132,14 +134,34 @@ class ModelRunner:
         self._apply(step, phase)
         for load in step.loads:
             self._load(load)
-        for lane in step.lanes:
-            self._run_batch(lane, step, phase, begun)
-        for store in step.stores:
+        at_once, by_lane = split_stores(step) if self._overlap else ([], [[] for _ in step.lanes])
+        for store in at_once:
             self._store(store)
+        for lane, stores in zip(step.lanes, by_lane, strict=True):
+            self._run_batch(lane, step, phase, begun, stores)
+        if not self._overlap:
+            for store in step.stores:
+                self._store(store)
         if step.relays:
             self._relay(step.relays)
         begun.close()
+        if self._weights is not None:
+            report.weight_bytes = self._weights.take_moved()
+            if self._trace:
+                report.spans += [("weights", *span) for span in self._weights.take_spans()]
         return begun
+
+    def _begin_phase(self, phase: Phase, report: StepReport) -> None:
+        self._left, self._computed = self._computed, None
+        if self._weights is None:
+            return
+        began_s = time.perf_counter()
+        self._weights.begin(phase)
+        ended_s = time.perf_counter()
+        report.reshard_s = ended_s - began_s
+        self._profile.mark("reshard")
+        if self._trace:
+            report.spans.append(("compute", f"to {phase}", began_s, ended_s))
 
     def inspect(self) -> tuple[Phase, dict[str, str], int]:
         """(present phase, hashes of its parameters by name, bytes of weights and pools)."""
@@ -148,6 +170,8 @@ class ModelRunner:
             for tensor in (phase.kv.pool, *phase.params.values()):
                 storage = tensor.untyped_storage()
                 held[storage.data_ptr()] = storage.nbytes()
+        if self._weights is not None:
+            self._weights.finish()
         return self._phase, param_hashes(self._phases[self._phase].params), sum(held.values())
 
     @property
@@ -194,13 +218,14 @@ class ModelRunner:
             phase.ranges.kv_heads, load.blocks, load.tier_blocks, load.num_tokens,
         )  # fmt: skip
 
-    def _store(self, store: Store) -> None:
+    def _store(self, store: Store, part: Range | None = None) -> None:
+        """`part`: these layers only."""
         assert self._transfers is not None, "a store without a host tier"
         phase = self._phases[store.phase]
         self._requests[store.request_id].blocks = array("i")
         self._transfers.store(
             store.transfer_id, phase.kv, phase.ranges.layers, phase.stored_heads,
-            phase.ranges.kv_heads, store.blocks, store.tier_blocks, store.num_tokens,
+            phase.ranges.kv_heads, store.blocks, store.tier_blocks, store.num_tokens, part=part,
         )  # fmt: skip
 
     def _relay(self, relays: Sequence[Relay]) -> None:
@@ -214,8 +239,10 @@ class ModelRunner:
     # -- rows -------------------------------------------------------------------------------------
 
     def _run_batch(
-        self, batch: Batch, step: SchedulerOutput, phase: RankPhase, begun: ModelStep
-    ) -> None:
+        self, batch: Batch, step: SchedulerOutput, phase: RankPhase, begun: ModelStep,
+        stores: Sequence[Store],
+    ) -> None:  # fmt: skip
+        """`stores` are those of its requests."""
         if not batch.rows:
             return
         num_layers = phase.decoder.spec.num_hidden_layers
@@ -225,11 +252,18 @@ class ModelRunner:
             batch.rows, self._requests, phase.kv.block_size, embeds=phase.previous is None
         )
         drawing = [self._requests[row.request_id] for row in batch.rows if row.samples]
+        wait = None
+        if self._weights is not None and self._weights.is_changing:
+            wait = partial(self._wait_for_weights, begun)
+        between = BetweenLayers(phase.ranges.layers, wait, stores, self._store)
         draw: PendingDraw | None
-        if self._graphs is not None and self._graphs.suits(rows, phase):
+        if wait is None and self._graphs is not None and self._graphs.suits(rows, phase):
+            self._enter(begun)
             draw = self._replay(self._graphs, rows, drawing, step, phase)
         else:
-            draw = self._run_layers(rows, drawing, phase, begun)
+            draw = self._run_layers(rows, drawing, phase, begun, between)
+        between.finish()
+        self._computed = self._clock.mark()
         if draw is not None:
             if self._buffers is not None:
                 at = begun.num_drawn
@@ -237,6 +271,18 @@ class ModelRunner:
             begun.add(drawing, draw)
             self._profile.mark("sampling")
         self._profile.split("decoder", phase.decoder.take_profile())
+
+    def _wait_for_weights(self, begun: ModelStep, layer: int) -> None:
+        assert self._weights is not None, "weights that stay do not change"
+        began = self._clock.mark()
+        self._weights.wait(layer)
+        begun.waited(began, "weights")
+
+    def _enter(self, begun: ModelStep) -> None:
+        """Layers begin to run: the first of a phase?"""
+        if self._left is not None:
+            begun.entered(self._left)
+            self._left = None
 
     def _replay(
         self,
@@ -256,8 +302,9 @@ class ModelRunner:
         return self._draw(hidden_SH, states, phase)
 
     def _run_layers(
-        self, rows: RowArrays, drawing: list[RequestState], phase: RankPhase, begun: ModelStep
-    ) -> PendingDraw | None:
+        self, rows: RowArrays, drawing: list[RequestState], phase: RankPhase, begun: ModelStep,
+        between: BetweenLayers,
+    ) -> PendingDraw | None:  # fmt: skip
         """Draws on the last stage, where a row samples."""
         decoder, layers = phase.decoder, phase.ranges.layers
         inputs = as_tensors(rows) if self._buffers is None else self._buffers.upload(rows)
@@ -266,10 +313,12 @@ class ModelRunner:
             hidden_TH = decoder.embed(inputs.token_ids_T)
         else:
             hidden_TH = self._receive(inputs, phase, begun)
-        is_last = phase.following is None
+        between(layers.start)
+        self._enter(begun)
         hidden_TH = decoder.run_layers(
-            hidden_TH, inputs, phase.kv, layers.start, layers.stop, only_sampled=is_last
-        )
+            hidden_TH, inputs, phase.kv, layers.start, layers.stop,
+            only_sampled=phase.following is None, before=between if between.is_needed else None,
+        )  # fmt: skip
         self._profile.mark("decoder")
         if phase.following is not None:
             assert self._links is not None, "a stage without links"
@@ -287,7 +336,7 @@ class ModelRunner:
         hidden_TH = self._links.recv(
             (len(inputs.positions_T), decoder.spec.hidden_size), decoder.dtype, phase.previous
         )
-        begun.waited(began, self._clock.mark())
+        begun.waited(began, "stage")
         self._profile.mark("waiting for a stage")
         return hidden_TH
 

@@ -13,7 +13,6 @@ from seesaw.layers.comm import Comm
 from seesaw.layout import Range, RankRanges
 from seesaw.models.cpu_decoder import CpuDecoder
 from seesaw.models.decoder import Decoder
-from seesaw.scheduler.output import Phase
 
 
 class StageLink(Protocol):
@@ -24,14 +23,6 @@ class StageLink(Protocol):
         ...
 
     def recv(self, shape: tuple[int, ...], dtype: torch.dtype, from_rank: int) -> torch.Tensor: ...
-
-
-class PhaseWeights(Protocol):
-    """The rank's weights, which are those of one phase at a time."""
-
-    def switch(self, phase: Phase) -> dict[str, int]:
-        """Make them those of `phase`; bytes by source."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from seesaw.layout.kv import KVCopy, TierRun
 
 def part_bytes(copy: KVCopy) -> int:
     """Of one tier block set aside, as if it were full."""
-    return copy.tier.of_rank(1, copy.heads, copy.pool.layers).block_bytes
+    return copy.tier.of_rank(1, copy.heads, copy.layers).block_bytes
 
 
 def block_bytes(copy: KVCopy) -> int:
     """That are copied of one device block."""
-    return copy.heads.size * copy.pool.layers.size * 2 * copy.pool.tile_bytes
+    return copy.heads.size * copy.layers.size * 2 * copy.pool.tile_bytes
 
 
 def blocks_per_part(copy: KVCopy) -> int:
@@ -35,8 +35,8 @@ def run_bytes(copy: KVCopy, num_blocks: int) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """Parts of jobs that are alike: the same pool and heads, the same way over the bus. `first`
-    stands for all; None where there are no parts, but jobs of no bytes that end."""
+    """Parts of jobs that are alike: the same pool, layers and heads, the same way over the bus.
+    `first` stands for all; None where there are no parts, but jobs of no bytes that end."""
 
     first: Job | None = None
     by_kernel: bool = False
@@ -123,7 +123,7 @@ class Batches:
         first = batch.first
         if first is None:
             return True
-        alike = (first.kv is job.kv, first.copy.heads, batch.by_kernel)
-        if alike != (True, job.copy.heads, by_kernel):
+        alike = (first.kv is job.kv, first.copy.layers, first.copy.heads, batch.by_kernel)
+        if alike != (True, job.copy.layers, job.copy.heads, by_kernel):
             return False
         return batch.staged_bytes + part_bytes(job.copy) <= self._most_bytes

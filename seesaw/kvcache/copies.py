@@ -141,7 +141,8 @@ def copy_with_torch(job: Job) -> int:
     """Carry out `job`, one part of a tier block after another. Returns the bytes copied."""
     copy, pool = job.copy, job.kv.pool
     first = copy.heads.start - copy.pool.kv_heads.start
-    held = pool[:, :, first : first + copy.heads.size]
+    above = copy.layers.start - copy.pool.layers.start
+    held = pool[above : above + copy.layers.size, :, first : first + copy.heads.size]
     parts, size = copy.tier.parts, copy.pool.block_size
     per_part = copy.tier.run_tokens // size
     tier = tier_view(job)
@@ -165,5 +166,5 @@ def tier_view(job: Job) -> torch.Tensor:
     copy, shape = job.copy, job.tier.shape
     view = job.tier.tensor.view(job.kv.pool.dtype)
     view = view.as_strided(shape.view_shape, shape.view_strides)
-    heads, layers = copy.heads, copy.pool.layers
+    heads, layers = copy.heads, copy.layers
     return view[:, heads.start : heads.stop, layers.start : layers.stop]

@@ -112,14 +112,16 @@ class Lane:
 
 
 def _pool_view(job: Job) -> torch.Tensor:
-    """`[layer][block][head][k|v][block_size][head_dim]` of the heads that are copied."""
-    heads, first = job.copy.heads, job.copy.pool.kv_heads.start
-    return job.kv.pool[:, :, heads.start - first : heads.stop - first]
+    """`[layer][block][head][k|v][block_size][head_dim]` of the layers and heads that are copied."""
+    layers, heads = job.copy.layers, job.copy.heads
+    above, first = job.copy.pool.layers.start, job.copy.pool.kv_heads.start
+    held = job.kv.pool[layers.start - above : layers.stop - above]
+    return held[:, :, heads.start - first : heads.stop - first]
 
 
 def _staging_view(job: Job, staging: torch.Tensor) -> torch.Tensor:
     """As `tier_view`, of memory that has these heads and layers alone."""
     copy = job.copy
     num_blocks = staging.nbytes // part_bytes(copy)
-    shape = copy.tier.of_rank(num_blocks, copy.heads, copy.pool.layers)
+    shape = copy.tier.of_rank(num_blocks, copy.heads, copy.layers)
     return staging.view(job.kv.pool.dtype).as_strided(shape.view_shape, shape.view_strides)

@@ -41,6 +41,19 @@ class Moved:
     seconds: float = 0.0
 
 
+@dataclass(slots=True)
+class _Transfer:
+    """A store or load: layers of which no copy has begun, copies that are under way, and what those
+    that have ended took."""
+
+    transfer_id: int
+    store: bool
+    layers_left: int
+    parts_left: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
 class KVTransfers:
     """Copies between `tier`, which is page-locked for CUDA, and pools on `device`.
 
@@ -64,7 +77,8 @@ class KVTransfers:
         self._on_done = on_done
         self._on_error = on_error
         self._keys = itertools.count()
-        self._under_way: dict[int, tuple[int, bool]] = {}  # key -> transfer id, is a store
+        self._under_way: dict[int, _Transfer] = {}  # by key of the copy
+        self._partial: dict[int, _Transfer] = {}  # by id, those of which parts are to come
         self._failed: EngineDeadError | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -105,18 +119,21 @@ class KVTransfers:
 
     def store(
         self, transfer_id: int, kv: KVCache, layers: Range, heads: Range, held_heads: Range,
-        blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+        blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int, *,
+        part: Range | None = None,
     ) -> None:  # fmt: skip
         """Begin to copy the first `num_tokens` positions of a request from `blocks` of `kv` to
         `tier_blocks`, after what was computed so far (CUDA: on the current stream).
 
+        `part`: these of `layers` only; the others come by calls of their own, which differ in
+        nothing else, and the store is done, and reported once, when the last of them is.
         `kv` holds `layers` and `held_heads` of the model; `heads` are those that this rank stores,
         of size 0 for none: that is reported as done with 0 bytes. Raises ValueError where blocks or
         ranges do not fit pool and tier, EngineDeadError where a copy has failed before,
         HostMemoryError where CUDA refused to page-lock the tier.
         """
         self._begin(
-            True, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens
+            True, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens, part
         )
 
     def load(
@@ -125,22 +142,31 @@ class KVTransfers:
     ) -> None:  # fmt: skip
         """Likewise from `tier_blocks` to `blocks`, which may be read when it is done."""
         self._begin(
-            False, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens
+            False, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens, None
         )
 
     def _begin(
         self, store: bool, transfer_id: int, kv: KVCache, layers: Range, heads: Range,
         held_heads: Range, blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+        part: Range | None,
     ) -> None:  # fmt: skip
         if kv.pool.device.type != self._device.type:
             raise ValueError(f"the pool is on {kv.pool.device}, expected {self._device}")
         pool = _pool_shape(kv, layers, held_heads)
-        copy = KVCopy(self._tier.shape, pool, heads, tuple(blocks), tuple(tier_blocks), num_tokens)
+        copy = KVCopy(
+            self._tier.shape, pool, heads, tuple(blocks), tuple(tier_blocks), num_tokens, part
+        )
         copy.check()
         with self._changed:
             self._raise_if_over()
             key = next(self._keys)
-            self._under_way[key] = (transfer_id, store)
+            transfer = self._partial.pop(transfer_id, None) if part is not None else None
+            transfer = transfer or _Transfer(transfer_id, store, layers.size)
+            transfer.layers_left -= copy.layers.size
+            transfer.parts_left += 1
+            if transfer.layers_left:
+                self._partial[transfer_id] = transfer
+            self._under_way[key] = transfer
         try:
             self._copies.submit(Job(key, store, copy, kv, self._tier))
         except BaseException:
@@ -150,21 +176,27 @@ class KVTransfers:
 
     def _finish(self, key: int, num_bytes: int, seconds: float, error: Exception | None) -> None:
         """From an engine's thread."""
-        transfer_id, store = self._under_way[key]
+        transfer = self._under_way[key]
+        is_complete = False
         if error is None:
             with self._changed:
-                moved = self.stores if store else self.loads
-                moved.transfers += 1
+                moved = self.stores if transfer.store else self.loads
                 moved.num_bytes += num_bytes
                 moved.seconds += seconds
+                transfer.num_bytes += num_bytes
+                transfer.seconds += seconds
+                transfer.parts_left -= 1
+                is_complete = transfer.parts_left == 0 and transfer.layers_left == 0
+                moved.transfers += is_complete
             try:
-                self._on_done(transfer_id, num_bytes, seconds)
+                if is_complete:
+                    self._on_done(transfer.transfer_id, transfer.num_bytes, transfer.seconds)
             except Exception as caught:
                 error = caught
         failed = None
         if error is not None:
-            kind = "store" if store else "load"
-            failed = EngineDeadError(f"{kind} {transfer_id} of KV failed: {error!r}")
+            kind = "store" if transfer.store else "load"
+            failed = EngineDeadError(f"{kind} {transfer.transfer_id} of KV failed: {error!r}")
             failed.__cause__ = error
         with self._changed:
             del self._under_way[key]

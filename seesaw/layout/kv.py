@@ -185,7 +185,8 @@ def transfer_bytes(pool: PoolShape, num_tokens: int, num_heads: int | None = Non
 @dataclass(frozen=True, slots=True)
 class KVCopy:
     """The first `num_tokens` positions of one request, between blocks of a device pool and of the
-    tier, both in order of position: all layers of the pool, KV heads `heads` of those it has."""
+    tier, both in order of position: layers `part` (None = all) and KV heads `heads` of those that
+    the pool has."""
 
     tier: TierShape
     pool: PoolShape
@@ -193,10 +194,16 @@ class KVCopy:
     blocks: Sequence[int]
     tier_blocks: Sequence[int]
     num_tokens: int
+    part: Range | None = None
+
+    @property
+    def layers(self) -> Range:
+        return self.part or self.pool.layers
 
     @property
     def num_bytes(self) -> int:
-        return transfer_bytes(self.pool, self.num_tokens, self.heads.size)
+        of_all = transfer_bytes(self.pool, self.num_tokens, self.heads.size)
+        return of_all // self.pool.layers.size * self.layers.size
 
     def check(self) -> None:
         """Raises ValueError, naming what is wrong, where the copy would leave pool or tier, write
@@ -210,6 +217,7 @@ class KVCopy:
             )
         _expect_within("layers of the pool", pool.layers, Range(0, tier.num_layers))
         _expect_within("KV heads of the pool", pool.kv_heads, Range(0, tier.num_kv_heads))
+        _expect_within("layers to copy", self.layers, pool.layers)
         if self.heads.size:
             _expect_within("KV heads to copy", self.heads, pool.kv_heads)
         if self.num_tokens < 0:
@@ -222,7 +230,7 @@ class KVCopy:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Tiles of one device block: heads x layers x (k, v)."""
-        return (self.heads.size, self.pool.layers.size, 2)
+        return (self.heads.size, self.layers.size, 2)
 
     @property
     def pool_strides(self) -> tuple[int, int, int]:
@@ -236,8 +244,10 @@ class KVCopy:
 
     def pool_offsets(self) -> list[int]:
         """Where the first tile of each device block lies in the pool."""
-        first = (self.heads.start - self.pool.kv_heads.start) * self.pool.head_stride
-        return [block * self.pool.block_stride + first for block in self.blocks]
+        pool = self.pool
+        first = (self.heads.start - pool.kv_heads.start) * pool.head_stride
+        first += (self.layers.start - pool.layers.start) * pool.layer_stride
+        return [block * pool.block_stride + first for block in self.blocks]
 
     def tier_offsets(self) -> list[int]:
         """Where the first tile of each device block lies in the tier."""
@@ -256,12 +266,12 @@ class KVCopy:
     def tier_start(self) -> int:
         """Where the first tile lies within a tier block."""
         tier = self.tier
-        return self.heads.start * tier.head_stride + self.pool.layers.start * tier.layer_stride
+        return self.heads.start * tier.head_stride + self.layers.start * tier.layer_stride
 
     def runs(self, num_blocks: int) -> Iterator[TierRun]:
         """The longest runs of a tier block of which the first `num_blocks` device blocks are
         copied; all of them are equally long."""
-        tier, size, heads, layers = self.tier, self.pool.block_size, self.heads, self.pool.layers
+        tier, size, heads, layers = self.tier, self.pool.block_size, self.heads, self.layers
         held = tier.of_rank(1, heads, layers)
         whole_heads, whole_layers = heads.size == tier.num_kv_heads, layers.size == tier.num_layers
         first = self.tier_start

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
@@ -101,6 +101,7 @@ class CpuDecoder:
         layer_stop: int,
         *,
         only_sampled: bool = False,
+        before: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
         """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive), numbered as in the
         model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
@@ -108,8 +109,19 @@ class CpuDecoder:
         Any cut of the layers gives the same result but for one rounding of the residual stream.
         Changes `hidden_TH` and returns it, or with `only_sampled` the rows `[S, H]` of
         `inputs.sample_index_S`: after its keys and values the last layer computes no others.
+        `before` is called with each layer when those before it are done; what it raises ends the
+        call. It changes no bit of the result.
         """
         first = self.ranges.layers.start
+        if before is not None and "before" not in (self._native.run_layers.__doc__ or ""):
+            # A C++ part built before it had this: one call for each layer.
+            for layer in range(layer_start, layer_stop):
+                before(layer)
+                ends = only_sampled and layer + 1 == layer_stop
+                hidden_TH = self.run_layers(
+                    hidden_TH, inputs, kv, layer, layer + 1, only_sampled=ends
+                )
+            return hidden_TH
         table = inputs.block_table_RP
         cu_seqlens = array("q", inputs.cu_seqlens_q_list)
         seq_lens = array("q", inputs.seq_lens_list)
@@ -137,6 +149,7 @@ class CpuDecoder:
             end=layer_stop - first,
             wanted=_address(inputs.sample_index_S, torch.int64),
             num_wanted=sampled if pruned else -1,
+            before=None if before is None else lambda local: before(local + first),
         )
         return hidden_TH[:sampled] if pruned else hidden_TH
 

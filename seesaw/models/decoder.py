@@ -7,7 +7,7 @@ pipeline stages and layered prefill.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +147,7 @@ class Decoder:
         layer_stop: int,
         *,
         only_sampled: bool = False,
+        before: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
         """Hidden `[T, H]` through layers layer_start .. layer_stop (exclusive), numbered as in the
         model and all of this rank; writes their KV. Layer 0 of `kv` is the rank's first.
@@ -154,11 +155,14 @@ class Decoder:
         Any cut of the layers gives the same result: the residual stream is whole at the cut.
         `hidden_TH` is not changed here, but a caller must not rely on it (`CpuDecoder`). With
         `only_sampled` the rows `[S, H]` of `inputs.sample_index_S` are returned.
+        `before` is called with each layer when the device has been given those before it.
         """
         first = self.ranges.layers.start
         prepared: dict[LayerSpec, AttentionInputs] = {}
         delta_TH: torch.Tensor | None = None
         for index in range(layer_start, layer_stop):
+            if before is not None:
+                before(index)
             kind, local = self.spec.layers[index], index - first
             if kind not in prepared:
                 prepared[kind] = self._attention_inputs(kind, inputs, kv)

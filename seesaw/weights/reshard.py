@@ -1,4 +1,5 @@
-"""Carries out a `ReshardPlan` on one rank: round by round, bytes come to their places in its arena.
+"""Carries out a `ReshardPlan` on one rank: round by round, bytes come to their places in its arena,
+in the foreground or on a thread of its own (`weights/change.py`).
 
 Owns the staging buffer and the count of what was moved. Which byte comes from where is decided in
 `layout`; how ranks reach each other in `distributed`.
@@ -16,7 +17,7 @@ from typing import Protocol
 import torch
 
 from seesaw.cuda.copy_pieces import Rows, copy_pieces
-from seesaw.cuda.streams import streams
+from seesaw.cuda.streams import CudaEvent, streams
 from seesaw.layout.reshard import Piece, ReshardPlan, Round, Source
 from seesaw.weights.arena import Arena
 from seesaw.weights.image import WeightImage
@@ -53,7 +54,7 @@ class Resharder:
 
     `plans` are all that will be run: staging is allocated here, once, as large as the most that a
     round of them reads from this arena. `image` may be None where no plan takes anything from the
-    host, `exchange` where none takes anything from peers.
+    host, `exchange` where none takes anything from peers. One thread at a time.
     """
 
     def __init__(
@@ -64,20 +65,25 @@ class Resharder:
         image: WeightImage | None,
         exchange: Exchange | None,
     ) -> None:
-        self._rank = rank
+        self.rank = rank
+        self.device = arena.bytes.device
         self._arena = arena.bytes
         self._image = image
         self._exchange = exchange
-        device = self._arena.device
         staging_bytes = max((plan.snapshot_bytes(rank) for plan in plans), default=0)
-        self._staging = torch.empty(staging_bytes, dtype=torch.uint8, device=device)
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = streams(device).weights.torch
+        self._staging = torch.empty(staging_bytes, dtype=torch.uint8, device=self.device)
+        on_gpu = self.device.type == "cuda"
+        self._streams = streams(self.device) if on_gpu else None
 
     @property
     def staging_bytes(self) -> int:
         return self._staging.nbytes
+
+    def now(self) -> CudaEvent | None:
+        """On a GPU what the current stream was given so far, on a CPU None: that is done."""
+        if self._streams is None:
+            return None
+        return CudaEvent(torch.cuda.current_stream(self.device))
 
     def run(self, plan: ReshardPlan) -> Moved:
         """Run all rounds of `plan`, together with the other ranks of the replica; on return the
@@ -87,31 +93,41 @@ class Resharder:
         """
         began_s = time.perf_counter()
         moved: Counter[Source] = Counter({"resident": 0, "copy": 0, "peer": 0, "host": 0})
-        with self._on_stream():
-            for round in plan.rounds:
-                self._run_round(round, moved)
+        landed = [event for _, event in self.rounds(plan, self.now(), moved)]
+        if landed and landed[-1] is not None:
+            landed[-1].synchronize()
         return Moved(dict(moved), time.perf_counter() - began_s)
 
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        """On a GPU a stream of its own, after what the current one has begun with the old weights,
-        and through with all when it is left."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            yield
-        self._stream.synchronize()
+    def rounds(
+        self, plan: ReshardPlan, after: CudaEvent | None, moved: Counter[Source]
+    ) -> Iterator[tuple[Round, CudaEvent | None]]:
+        """Run one round at each step, together with the other ranks, which are to take all of them:
+        (round, what it has landed with; None where it has). `after`: old weights are read until
+        then. Adds up what is moved."""
+        if self._streams is not None and after is not None:
+            self._streams.weights.wait(after)
+        for round in plan.rounds:
+            for piece in round.pieces[self.rank]:
+                if piece.source == "resident":
+                    assert piece.offset == piece.target, f"not in place: {piece}"
+                    moved["resident"] += piece.size
+        for round in plan.rounds:
+            with self._on_stream():
+                self._run_round(round, moved)
+            yield round, None if self._streams is None else self._streams.weights.record()
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
+        if self._streams is None:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._streams.weights.torch)
 
     def _run_round(self, round: Round, moved: Counter[Source]) -> None:
         """All that is read from this arena is set aside first, so that any write may follow."""
         sends, copies = self._snapshot(round)
-        own = round.pieces[self._rank]
+        own = round.pieces[self.rank]
         receives = [(piece.rank, self._target(piece)) for piece in own if piece.source == "peer"]
         if sends or receives:
-            assert self._exchange is not None, "a plan with peers and no exchange"
-            self._exchange.exchange(sends, receives)
+            self._trade(sends, receives)
             moved["peer"] += sum(target.nbytes for _, target in receives)
         _copy_within([(self._target(piece), content) for piece, content in copies])
         moved["copy"] += sum(content.nbytes for _, content in copies)
@@ -120,10 +136,22 @@ class Resharder:
             assert self._image is not None, "a plan with the host and no image"
             self._image.copy_all(from_host)
             moved["host"] += sum(target.nbytes for target, _ in from_host)
-        for piece in own:
-            if piece.source == "resident":
-                assert piece.offset == piece.target, f"not in place: {piece}"
-                moved["resident"] += piece.size
+        if self._streams is not None and (sends or receives):
+            self._streams.weights.wait(self._streams.peer.record())
+
+    def _trade(
+        self,
+        sends: Sequence[tuple[int, torch.Tensor]],
+        receives: Sequence[tuple[int, torch.Tensor]],
+    ) -> None:
+        """On a GPU on a stream of its own, beside the round's copies, which write elsewhere."""
+        assert self._exchange is not None, "a plan with peers and no exchange"
+        if self._streams is None:
+            self._exchange.exchange(sends, receives)
+            return
+        self._streams.peer.wait(self._streams.weights.record())
+        with torch.cuda.stream(self._streams.peer.torch):
+            self._exchange.exchange(sends, receives)
 
     def _snapshot(
         self, round: Round
@@ -136,7 +164,7 @@ class Resharder:
         used = 0
         for receiver, pieces in enumerate(round.pieces):
             for piece in pieces:
-                if piece.source not in ("copy", "peer") or piece.rank != self._rank:
+                if piece.source not in ("copy", "peer") or piece.rank != self.rank:
                     continue
                 content = self._staging[used : used + piece.size]
                 assert content.nbytes == piece.size, "a plan that was not named beforehand"
