@@ -16,6 +16,8 @@ from seesaw.layout import ParallelLayout
 from seesaw.trace import DRIVER, Counted, Instant, Span, Trace, kind_of
 
 PHASES = ("prefill", "decode")
+COPIES = ("store", "load", "relay")
+"""Of KV."""
 Interval = tuple[float, float]
 Sums = defaultdict[str, float]
 
@@ -210,9 +212,9 @@ def _streams(
 
 def _moved(instants: Iterable[Instant], steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Bytes counted and predicted; weights without those that stayed."""
-    found = {kind: {"bytes": 0, "predicted_bytes": 0} for kind in ("store", "load", "weights")}
+    found = {kind: {"bytes": 0, "predicted_bytes": 0} for kind in (*COPIES, "weights")}
     for one in instants:
-        if (kind := kind_of(one.name)) in ("store", "load"):
+        if (kind := kind_of(one.name)) in COPIES:
             for name in found[kind]:
                 found[kind][name] += one.args[name]
     for step in steps:
@@ -275,9 +277,9 @@ def _predicted(
     that differ most first; None where nothing was predicted."""
     groups: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
 
-    def add(name: str, measured_s: float, predicted_s: float | None) -> None:
+    def add(name: str, measured_s: float, predicted_s: float | None, times: int = 1) -> None:
         if predicted_s is not None:
-            for at, value in enumerate((1, measured_s, predicted_s)):
+            for at, value in enumerate((times, measured_s, predicted_s)):
                 groups[name][at] += value
 
     for step in steps:
@@ -287,10 +289,13 @@ def _predicted(
             least = 1 << size.bit_length() - 1
             name = f"{step['phase']} steps of {least} to {2 * least - 1} {unit}"
             add(name, step["busy_s"], step.get("predicted_s"))
+        change = f"transitions to {step['phase']}"
         if "predicted_reshard_s" in step:
-            add(f"transitions to {step['phase']}", step["reshard_s"], step["predicted_reshard_s"])
+            add(change, step["reshard_s"], step["predicted_reshard_s"])
+        elif "reshard_s" in step and change in groups:
+            add(change, step["reshard_s"], 0.0, times=0)  # weights that came while it ran
     for one in instants:
-        if (kind := kind_of(one.name)) in ("store", "load"):
+        if (kind := kind_of(one.name)) in COPIES:
             add(f"{kind}s of KV", one.args["seconds"], one.args.get("predicted_s"))
     found: list[dict[str, Any]] = [
         {"what": what, "count": int(count), "measured_s": measured_s, "predicted_s": predicted_s}

@@ -108,7 +108,12 @@ def _moved(figures: Mapping[str, Any]) -> list[str]:
     if figures["moved"] is None:
         return ["bytes: not in this trace"]
     lines = []
-    for kind, told in (("store", "KV stored"), ("load", "KV loaded"), ("weights", "weights moved")):
+    for kind, told in (
+        ("store", "KV stored"),
+        ("load", "KV loaded"),
+        ("relay", "KV relayed"),
+        ("weights", "weights moved"),
+    ):
         measured, predicted = (
             figures["moved"][kind][name] for name in ("bytes", "predicted_bytes")
         )

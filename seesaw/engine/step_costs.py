@@ -92,6 +92,6 @@ class StepCosts:
         return self._weights_s.get(phase, 0.0)
 
     def copy_s(self, kind: str, phase: Phase, num_bytes: int) -> float:
-        """Of the slowest rank, for a store from the pool of `phase`, or a load or relay to it, of so
+        """Of the slowest rank, for a store from the pool of `phase`, a load or relay to it, of so
         many bytes over all ranks, when they have the link for themselves."""
         return num_bytes * self._copy_s[kind, phase]

@@ -229,8 +229,9 @@ class EngineTrace:
             args["bound_s"] = {kind: _short(s) for kind, s in step.predicted.bound_s.items()}
         moved = {source: size for source, size in step.weight_bytes.items() if size}
         self._moved["weights"] += sum(moved.values()) - moved.get("resident", 0)
-        if output.reshard:
+        if output.reshard or done.reshard_s:
             args["reshard_s"] = _short(done.reshard_s)
+        if output.reshard:
             args["predicted_weight_bytes"] = dict(self._predict.weights(output.phase))
             if self._costs is not None:
                 args["predicted_reshard_s"] = _short(self._costs.weights_s(output.phase))

@@ -87,6 +87,7 @@ def test_figures_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert found["moved"] == {
         "store": {"bytes": 40, "predicted_bytes": 40},
         "load": {"bytes": 30, "predicted_bytes": 50},
+        "relay": {"bytes": 0, "predicted_bytes": 0},
         "weights": {"bytes": 700, "predicted_bytes": 800},
     }
     assert found["decode_pool"] == pytest.approx(

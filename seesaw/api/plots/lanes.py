@@ -21,6 +21,8 @@ KIND_COLOURS: Mapping[str, str] = {
     "to decode": "#D55E00",
     "store": "#009E73",
     "load": "#CC79A7",
+    "relay": "#7F3C8D",
+    "weights": "#8C564B",
     "wait": "#BBBBBB",
     "sync": "#DDDDDD",
     "driver": "#56B4E9",

@@ -66,8 +66,10 @@ def run_picture(
 
 
 def _shown(span: Span) -> Span:
-    """What the driver does is one kind."""
-    return span._replace(name="driver") if span.rank == DRIVER else span
+    """What the driver does is one kind, and so are layers of weights."""
+    if span.rank == DRIVER or span.lane == "weights":
+        return span._replace(name=span.lane)
+    return span
 
 
 def _shares(trace: Trace, origin_s: float) -> dict[str, list[tuple[float, float]]]:
