@@ -15,7 +15,11 @@ from seesaw.trace import read_trace
 MOST_SHOWN = 5
 """Of what measured and predicted seconds differ in."""
 LANES = {"store": "stores", "load": "loads", "weights": "weights", "peer": "pieces from peers"}
-STALLS = {"wait": "for the stage before", "sync": "for the other ranks of a stage"}
+STALLS = {
+    "wait": "for the stage before",
+    "sync": "for the other ranks of a stage",
+    "wait for weights": "for weights",
+}
 
 
 def write_report(trace: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:

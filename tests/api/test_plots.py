@@ -16,7 +16,7 @@ import pytest
 
 from seesaw.api import plots
 from seesaw.api.plots.charts import MARKED, MAX_STEPS, _steps, quantile
-from seesaw.api.plots.lanes import MAX_VECTORS
+from seesaw.api.plots.lanes import KIND_COLOURS, MAX_VECTORS
 from seesaw.errors import ConfigError
 from seesaw.simulate.results import Spread
 
@@ -243,3 +243,9 @@ def test_a_distribution_goes_from_0_at_its_least_to_1_at_its_most(count: int) ->
         fraction == (value + 1) / count
         for value, fraction in zip(values[1:], fractions[1:], strict=True)
     )
+
+
+def test_kinds_that_nobody_foresaw_are_drawn(tmp_path: Path) -> None:
+    known = [(0, "compute", kind, n * 1.0, n + 0.5) for n, kind in enumerate(KIND_COLOURS)]
+    plots.timeline([*known, (0, "compute", "something new 3", 90.0, 91.0)], tmp_path / "t.svg", "T")
+    assert "something new" in texts(tmp_path / "t.svg")

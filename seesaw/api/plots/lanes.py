@@ -23,6 +23,7 @@ KIND_COLOURS: Mapping[str, str] = {
     "load": "#CC79A7",
     "relay": "#7F3C8D",
     "weights": "#8C564B",
+    "wait for weights": "#C49C94",
     "wait": "#BBBBBB",
     "sync": "#DDDDDD",
     "driver": "#56B4E9",
@@ -131,7 +132,7 @@ def _kinds(rows: Mapping[Row, Bars]) -> dict[str, str]:
     present = {kind for bars in rows.values() for kind in bars}
     kinds = {kind: colour for kind, colour in KIND_COLOURS.items() if kind in present}
     taken = set(KIND_COLOURS.values())
-    spare = [colour for colour in COLOURS if colour not in taken]
+    spare = [colour for colour in COLOURS if colour not in taken] or COLOURS
     for number, kind in enumerate(sorted(present - set(kinds))):
         kinds[kind] = spare[number % len(spare)]
     return kinds
