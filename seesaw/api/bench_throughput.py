@@ -107,7 +107,12 @@ def movement_figures(before: EngineStats, after: EngineStats) -> dict[str, Any]:
             "reshard": reshard_s,
         },
         "num_transitions": after.scheduler.num_transitions - before.scheduler.num_transitions,
-        "transition_visible_s": reshard_s,
+        "transition_visible_s": new.stalls.visible_s - old.stalls.visible_s,
+        "stalls": {
+            name: value - getattr(old.stalls, name)
+            for name, value in asdict(new.stalls).items()
+            if name != "visible_s"
+        },
         **_moved(old, new),
         "predicted": _moved(old.predicted, new.predicted),
         "tier_peak_bytes": new.tier_peak_bytes,

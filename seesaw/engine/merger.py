@@ -8,10 +8,17 @@ stop are dropped by the scheduler, which alone knows where a request ends.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from seesaw.engine.messages import StepReport, TransferReport
 from seesaw.errors import EngineDeadError
 from seesaw.scheduler.output import ModelOutput, TransferDone
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of those that there are, 0 without any."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else 0.0
 
 
 class Merger:
@@ -51,6 +58,8 @@ class Merger:
             None if first is None else first.logprobs,
             busy_s=max(one.busy_s for one in reports.values()),
             reshard_s=max(one.reshard_s for one in reports.values()),
+            stage_wait_s=max(one.stage_wait_s for one in reports.values()),
+            visible_s=_mean([one.visible_s for one in reports.values()]),
             parts=max(reports.values(), key=lambda one: one.busy_s).parts,
         )
 

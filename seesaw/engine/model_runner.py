@@ -126,6 +126,8 @@ class ModelRunner:
         self._phase = step.phase
         if step.reshard:
             self._begin_phase(step.phase, report)
+        if step.announce is not None and self._weights is not None:
+            self._weights.prepare(step.announce)
         name = f"{step.phase} {step.step_id}" if self._trace and step.num_tokens else None
         begun = ModelStep(report, self._clock, self._profile, name)
         phase = self._phases[step.phase]

@@ -21,6 +21,10 @@ from seesaw.weights.reshard import Resharder
 class PhaseWeights(Protocol):
     """The rank's weights, which are those of one phase at a time."""
 
+    def prepare(self, phase: Phase) -> None:
+        """They will be those of `phase` soon, perhaps."""
+        ...
+
     def begin(self, phase: Phase) -> None:
         """Make them those of `phase` from here on. Steps of the phase before must be done, or on a
         GPU be begun."""
@@ -68,6 +72,15 @@ class ChangingWeights:
         self._change: Change | None = None
         self._to_come: set[int] = set()
         self._moved: dict[str, int] = {}
+        self._unprepared = set(changes) if background else set()
+
+    def prepare(self, phase: Phase) -> None:
+        """Has this process map what the first change will copy from the image. No byte is moved
+        early: where all ranks hold as many layers there is no place in an arena that the next
+        layout writes and the present one does not read (docs/resharding.md)."""
+        if phase in self._unprepared and not self.is_changing:
+            self._unprepared.discard(phase)
+            self._resharder.touch(self._changes[phase])
 
     def begin(self, phase: Phase) -> None:
         self.finish()
@@ -118,6 +131,9 @@ class MappedWeights:
     """`PhaseWeights` of a rank that runs from the image, whose layouts differ: nothing moves."""
 
     is_changing = False
+
+    def prepare(self, phase: Phase) -> None:
+        """They are there."""
 
     def __init__(
         self, fmt: WeightFormat, params: Mapping[Phase, Mapping[str, torch.Tensor]]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from seesaw.engine.executor import Executor
 from seesaw.engine.profile import StepProfile
+from seesaw.engine.stalls import IdleClock
 from seesaw.engine.stats import MovementStats, TransferBytes
 from seesaw.engine.tracing import EngineTrace, Move
 from seesaw.outputs import EngineStatus, FinishReason
@@ -52,6 +53,7 @@ class Replicas:
         self.observer: StepObserver | None = None
         self._changed_s = time.perf_counter()
         self._movement = MovementStats()
+        self._idle = [IdleClock(self._movement.stalls) for _ in schedulers]
         self._profile = StepProfile()
 
     # -- requests ---------------------------------------------------------------------------------
@@ -144,6 +146,10 @@ class Replicas:
             self._note_moves(step, replica)
         if step.reshard:
             self._movement.predicted.add_weights(self._predict.weights(step.phase))
+        if step.phase == "decode" and step.num_tokens:
+            under_way = self._idle[replica].under_way
+            self._movement.stalls.rows_loading += under_way["load"] + under_way["relay"]
+        self._idle[replica].look(self._schedulers[replica].num_in_flight)
         self._executor.submit(step, replica)
 
     def _note_moves(self, step: SchedulerOutput, replica: int) -> None:
@@ -171,6 +177,7 @@ class Replicas:
     ) -> None:
         """A transfer from or to the pool of `phase` begins."""
         self._moving[replica, transfer_id] = kind
+        self._idle[replica].under_way[kind] += 1
         if self._trace is not None:
             self._trace.expects(replica, kind, transfer_id, phase, num_bytes)
 
@@ -182,6 +189,7 @@ class Replicas:
         """Take in what `collect` returned; requests with new tokens, ended ones included."""
         began_s = time.perf_counter()
         advanced = self._take(*event)
+        self._idle[event[0]].look(self._schedulers[event[0]].num_in_flight)
         if self._trace is not None:
             self._trace.updated(*event, began_s)
         return advanced
@@ -190,6 +198,7 @@ class Replicas:
         scheduler = self._schedulers[replica]
         if isinstance(done, TransferDone):
             kind = self._moving.pop((replica, done.transfer_id))
+            self._idle[replica].under_way[kind] -= 1
             if kind == "store":
                 self._movement.kv_store_bytes += done.num_bytes
             elif kind == "load":
@@ -211,6 +220,10 @@ class Replicas:
         elapsed_s = max(0.0, now_s - self._changed_s - done.reshard_s)
         self._changed_s = now_s
         self._movement.add_time(step.phase, elapsed_s, done.reshard_s)
+        stalls = self._movement.stalls
+        stalls.weights_s += done.reshard_s
+        stalls.stages_s += done.stage_wait_s
+        stalls.visible_s += done.visible_s
         if self.observer is not None:
             self.observer(step, elapsed_s)
         if done.parts:

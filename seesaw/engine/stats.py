@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from seesaw.engine.stalls import Stalls
 from seesaw.scheduler.output import Phase
 from seesaw.scheduler.stats import SchedulerStats
 
@@ -56,6 +57,7 @@ class MovementStats(MovedBytes):
     """Runs of bytes in the tier that stores and loads went to and came from, as layouts and the
     tier's order have it."""
     predicted: MovedBytes = field(default_factory=MovedBytes)
+    stalls: Stalls = field(default_factory=Stalls)
 
     def add_time(self, phase: Phase, compute_s: float, reshard_s: float) -> None:
         """One step."""

@@ -119,7 +119,8 @@ class SchedulerOutput:
     """One step of one replica. What it asks for takes effect in the order of the fields:
 
     `finished` requests are forgotten, `preempted` ones lose their table but stay known (none is in
-    both). `reshard`: from here on weights and pool are those of `phase`. `appended_blocks` extends
+    both). `reshard`: from here on weights and pool are those of `phase`. `announce`: the policy
+    expects a change to that phase within a few steps; it may be wrong. `appended_blocks` extends
     block tables (a request's first entry starts its table). `known_tokens` sets tokens from a
     position on that a rank may not know: those drawn by the last stage of a pipeline, or in the
     other layout. `poison_blocks` (debug runs only) were freed in the pool of `phase`: filled with
@@ -132,6 +133,7 @@ class SchedulerOutput:
     step_id: int
     phase: Phase = "decode"
     reshard: bool = False
+    announce: Phase | None = None
     finished: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
     new_requests: list[NewRequest] = field(default_factory=list)
@@ -166,7 +168,9 @@ class ModelOutput:
     """Tokens drawn by a step, one per row with `samples`, in the order of lanes and rows.
 
     `logprobs` is None where no row asked for any, else one entry (or None) per token. `busy_s`:
-    seconds that the slowest rank computed, `reshard_s` that it was held up by a change of layout.
+    seconds that the slowest rank computed, `reshard_s` that it was held up by a change of layout,
+    `stage_wait_s` by the stage before it. `visible_s`: where it is the first that computes in a new
+    layout, seconds that no layer ran between the two, mean over ranks, less waiting for a stage.
     `parts`: seconds of the slowest rank by part of the step, where these are measured.
     """
 
@@ -175,4 +179,6 @@ class ModelOutput:
     logprobs: list[TokenLogprobs | None] | None = None
     busy_s: float = 0.0
     reshard_s: float = 0.0
+    stage_wait_s: float = 0.0
+    visible_s: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ block accounting or exceed a budget.
 from __future__ import annotations
 
 from seesaw.scheduler.mix import Mix
-from seesaw.scheduler.output import Batch, NewRequest, Row, SchedulerOutput
+from seesaw.scheduler.output import Batch, NewRequest, Phase, Row, SchedulerOutput
 from seesaw.scheduler.request import ALL, Request, RequestStatus
 from seesaw.scheduler.residency import Residency, register_full_blocks
 from seesaw.scheduler.view import StepView
@@ -318,6 +318,11 @@ class StepBuilder(StepView):
         self._output.phase = "decode" if self.phase == "prefill" else "prefill"
         self.num_decoding_in_flight = 0
         self._enter(self._output.phase)
+
+    def announce(self, phase: Phase) -> None:
+        """A change to `phase` is expected within a few steps: ranks may get ready for it."""
+        assert phase != self.phase, f"{phase} has begun"
+        self._output.announce = phase
 
     def close(self) -> None:
         """All is planned: those whose prompt runs to its end in this step are stored or relayed

@@ -8,6 +8,7 @@ Owns the staging buffer and the count of what was moved. Which byte comes from w
 from __future__ import annotations
 
 import contextlib
+import mmap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from seesaw.cuda.streams import CudaEvent, streams
 from seesaw.layout.reshard import Piece, ReshardPlan, Round, Source
 from seesaw.weights.arena import Arena
 from seesaw.weights.image import WeightImage
+
+PAGE_BYTES = mmap.PAGESIZE
 
 
 class Exchange(Protocol):
@@ -97,6 +100,18 @@ class Resharder:
         if landed and landed[-1] is not None:
             landed[-1].synchronize()
         return Moved(dict(moved), time.perf_counter() - began_s)
+
+    def touch(self, plan: ReshardPlan) -> None:
+        """Have the pages of the host image that `plan` reads mapped by this process: a page fault
+        each, or for some at once, that the plan itself need not wait for. Reads a byte of each,
+        which is little beside a step. Page-locked ones are mapped already."""
+        if self._image is None or self._streams is not None:
+            return
+        for round in plan.rounds:
+            for piece in round.pieces[self.rank]:
+                if piece.source == "host":
+                    stop = piece.offset + piece.size
+                    self._image.tensor[piece.offset : stop : PAGE_BYTES].max()
 
     def rounds(
         self, plan: ReshardPlan, after: CudaEvent | None, moved: Counter[Source]

@@ -76,10 +76,20 @@ class Rank:
     done: Done
 
     def store(self, transfer_id: int, blocks: Sequence[int], tier: Sequence[int], n: int) -> None:
-        self.transfers.store(
-            transfer_id, self.kv, self.ranges.layers, self.owned, self.ranges.kv_heads,
-            blocks, tier, n,
-        )  # fmt: skip
+        """All layers at once, or by groups of them, as prompts are while they are computed."""
+        layers = self.ranges.layers
+        rng = random.Random(f"{transfer_id} {blocks} {tier}")
+        group = rng.randrange(1, layers.size + 2)
+        parts: list[Range | None] = [None]
+        if group <= layers.size:
+            starts = range(layers.start, layers.stop, group)
+            parts = [Range(start, min(start + group, layers.stop)) for start in starts]
+            rng.shuffle(parts)
+        for part in parts:
+            self.transfers.store(
+                transfer_id, self.kv, layers, self.owned, self.ranges.kv_heads,
+                blocks, tier, n, part=part,
+            )  # fmt: skip
 
     def load(self, transfer_id: int, blocks: Sequence[int], tier: Sequence[int], n: int) -> None:
         heads = self.ranges.kv_heads

@@ -115,6 +115,25 @@ def test_each_is_reported_once_when_its_bytes_are_there(tier: HostTier, engine: 
     transfers.close()
 
 
+def test_parts_are_one_store_that_is_done_with_the_last(tier: HostTier, engine: Engine) -> None:
+    done, kv = Done(), make_kv()
+    transfers = KVTransfers(tier, done, CPU, 2, engine=engine)
+    parts = [Range(layer, layer + 1) for layer in range(*LAYERS)]
+    for part in parts[:-1]:
+        transfers.store(5, kv, LAYERS, HEADS, HEADS, [3], [2], 16, part=part)
+    assert transfers.drain(PATIENCE_S)
+    assert not done.reports, "a layer is missing"
+    assert transfers.stores.transfers == 0
+    transfers.store(5, kv, LAYERS, HEADS, HEADS, [3], [2], 16, part=parts[-1])
+    assert transfers.drain(PATIENCE_S)
+    assert [report[:2] for report in done.reports] == [(5, kv.pool[:, 3].nbytes)]
+    assert transfers.stores.transfers == 1
+    past = Range(LAYERS.stop, LAYERS.stop + 1)
+    with pytest.raises(ValueError, match="layers to copy"):
+        transfers.store(6, kv, LAYERS, HEADS, HEADS, [3], [2], 16, part=past)
+    transfers.close()
+
+
 def as_bytes(kv: KVCache) -> torch.Tensor:
     return kv.pool.view(torch.uint8)
 

@@ -213,6 +213,45 @@ def test_only_what_is_sampled_is_computed_to_the_end(family: str, dtype: str) ->
             assert torch.equal(some.kv.pool.view(torch.uint8), every.kv.pool.view(torch.uint8))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+def test_a_call_before_each_layer_changes_no_bit(family: str) -> None:
+    cpu = random_decoder(family, dtype="bfloat16")
+    every, some = (Rows(cpu, sequences(), 32, panels=True) for _ in range(2))
+    some.tables = every.tables
+    inputs = every.inputs(LENGTHS)
+    hidden = cpu.embed(inputs.token_ids_T)
+    expected = cpu.run_layers(hidden.clone(), inputs, every.kv, 0, 3)
+    called: list[tuple[int, bool]] = []
+
+    def before(layer: int) -> None:
+        untouched = some.kv.pool[layer].view(torch.uint8)
+        written = every.kv.pool[:layer].view(torch.uint8)
+        assert torch.equal(some.kv.pool[:layer].view(torch.uint8), written), "layers not done"
+        called.append((layer, torch.equal(untouched, every.kv.pool[layer].view(torch.uint8))))
+
+    got = cpu.run_layers(hidden, inputs, some.kv, 0, 3, before=before)
+    assert called == [(layer, False) for layer in range(3)], "each once, before it begins"
+    assert torch.equal(got, expected)
+
+
+def test_what_is_raised_before_a_layer_ends_the_call() -> None:
+    cpu = random_decoder("llama")
+    rows = Rows(cpu, sequences(), 32, panels=True)
+    inputs = rows.inputs(LENGTHS)
+    called: list[int] = []
+
+    def before(layer: int) -> None:
+        called.append(layer)
+        if layer == 1:
+            raise OSError("no weights")
+
+    for _ in range(2):
+        called.clear()
+        with pytest.raises(OSError, match="no weights"):
+            cpu.run_layers(cpu.embed(inputs.token_ids_T), inputs, rows.kv, 0, 3, before=before)
+        assert called == [0, 1]
+
+
 def test_the_lowest_id_of_equals_is_the_highest() -> None:
     spec, plain = random_parts("llama", tie_word_embeddings=False)
     half = VOCAB_SIZE // 2

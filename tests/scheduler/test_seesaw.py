@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -58,6 +59,34 @@ def test_the_tier_decides_how_many_prompts_a_phase_takes() -> None:
         ("prefill", {"3"}),  # the load of the third has drained the tier
         ("decode", {"2", "3"}),
     ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_change_of_phase_was_announced_and_nothing_else_for_long(seed: int) -> None:
+    """A step says what the policy expects. It expects nothing of steps that go on for long."""
+    rng = random.Random(seed)
+    lengths = [rng.randrange(4, 9) for _ in range(30)]
+    scheduler = with_prompts(
+        *lengths, max_tokens=12, tier_blocks=24, num_blocks=12, max_num_batched_tokens=8
+    )
+    announced: list[str | None] = []
+    changes = 0
+    for _ in range(600):
+        step = scheduler.schedule()
+        if step is None:
+            break
+        if step.reshard:
+            changes += 1
+            assert announced[-1] == step.phase, f"step {step.step_id} came unannounced"
+            announced.clear()
+        assert step.announce != step.phase
+        announced.append(step.announce)
+        if step.phase == "prefill" and step.announce is None:
+            assert len(scheduler._residency.waiting) > 2
+        update(scheduler, step, *([5] * sum(r.samples for lane in step.lanes for r in lane.rows)))
+        transferred(scheduler, *step.stores, *step.loads)
+    assert scheduler.num_unfinished == 0
+    assert changes > 2
 
 
 def test_prefill_begins_again_when_the_last_load_is_done_and_residents_stay() -> None:

@@ -27,6 +27,9 @@ from seesaw.scheduler.policies.rows import balance_prompts, run_residents
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.step import StepBuilder
 
+ANNOUNCED_STEPS = 3
+"""Steps of prefill: those in flight in two stages, and one more."""
+
 Switch = Literal["minimal", "prefill-first", "decode-first"]
 
 
@@ -120,8 +123,12 @@ class Seesaw:
             step.switch()
         if step.phase == "prefill":
             self._prefill(step)
+            if self.leaves_soon(step):
+                step.announce("decode")
         else:
             self._decode(step)
+            if step.waiting and not step.stored and not self.is_tail(step):
+                step.announce("prefill")
 
     # -- when to switch -------------------------------------------------------------------------
 
@@ -138,6 +145,20 @@ class Seesaw:
         if step.has_outgrown(request):
             return True
         return not (self._has_room(step, request) or step.tier_is_clearing)
+
+    def leaves_soon(self, step: StepBuilder) -> bool:
+        """Whether prompts run out, or the tier is full, within the next ANNOUNCED_STEPS steps."""
+        tokens = ANNOUNCED_STEPS * step.config.max_num_batched_tokens
+        tokens -= sum(request.num_left for request in step.prefilling)
+        free = step.num_free_tier_blocks
+        for request in step.waiting:
+            if tokens < 0:
+                break
+            free -= step.tier_blocks_for(request)
+            if free < 0:
+                return True
+            tokens -= request.num_tokens
+        return tokens >= 0
 
     def prompt_fits(self, step: StepBuilder) -> bool:
         """Whether prefill would have something to do."""
