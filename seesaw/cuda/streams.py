@@ -85,8 +85,8 @@ class Streams:
     """Of one GPU, beside that on which steps are computed (`engine.device_clock`). KV goes over the
     bus on `store` and `load`, and is put in order for it on `gather` and `scatter`, so that one
     piece is put in order while another one is on its way. `weights` brings those of the next
-    layout, `peer` what of them other ranks have, `relay` takes KV from pool to pool. What else ranks
-    say to each other goes on streams that NCCL makes itself.
+    layout, `peer` what of them other ranks have, `relay` takes KV from pool to pool. What else
+    ranks say to each other goes on streams that NCCL makes itself.
     """
 
     gather: CudaStream

@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 from seesaw import envs
