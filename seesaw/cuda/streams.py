@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -106,7 +106,7 @@ def streams(device: torch.device) -> Streams:
 @functools.cache
 def _streams(index: int) -> Streams:
     device = torch.device("cuda", index)
-    return Streams(*(CudaStream(device) for _ in range(6)))
+    return Streams(*(CudaStream(device) for _ in fields(Streams)))
 
 
 def now(device: torch.device) -> CudaEvent:
