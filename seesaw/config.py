@@ -22,6 +22,7 @@ Reload = Literal["auto", "missing", "all", "none"]
 ReshardFrom = Literal["auto", "host", "peers"]
 KVPath = Literal["auto", "tier", "peers"]
 Collectives = Literal["auto", "shm", "tcp", "gloo"]
+RunningTier = Literal["auto", "on", "off"]
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
@@ -196,6 +197,11 @@ class EngineConfig:
         "head", "what stands together in such a block: a head's layers, a layer's heads, or all of "
         "a device block's tokens",
     )  # fmt: skip
+    running_tier: RunningTier = _opt(
+        "auto",
+        "let running requests take turns in the decode pool, their KV in the host tier, with three "
+        "decode stages or more; auto = where the planner says that it pays",
+    )
     reload: Reload = _opt(
         "auto",
         "weights fetched when the layout changes: what is not in place, all, or none, as ranks run "
@@ -264,6 +270,7 @@ class EngineConfig:
             ("reshard_from", ReshardFrom),
             ("kv_path", KVPath),
             ("collectives", Collectives),
+            ("running_tier", RunningTier),
         ):
             if getattr(self, name) not in get_args(known):
                 raise ConfigError(

@@ -136,6 +136,9 @@ class ModelRunner:
         self._apply(step, phase)
         for load in step.loads:
             self._load(load)
+        if step.awaits:
+            assert self._transfers is not None, "copies are waited for without a host tier"
+            self._transfers.wait(step.awaits)
         at_once, by_lane = split_stores(step) if self._overlap else ([], [[] for _ in step.lanes])
         for store in at_once:
             self._store(store)
@@ -218,6 +221,7 @@ class ModelRunner:
         self._transfers.load(
             load.transfer_id, phase.kv, phase.ranges.layers, phase.ranges.kv_heads,
             phase.ranges.kv_heads, load.blocks, load.tier_blocks, load.num_tokens,
+            load.after,
         )  # fmt: skip
 
     def _store(self, store: Store, part: Range | None = None) -> None:

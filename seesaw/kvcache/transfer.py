@@ -79,6 +79,7 @@ class KVTransfers:
         self._keys = itertools.count()
         self._under_way: dict[int, _Transfer] = {}  # by key of the copy
         self._partial: dict[int, _Transfer] = {}  # by id, those of which parts are to come
+        self._held_back: list[tuple[set[int], Job]] = []  # with the keys of what comes before
         self._failed: EngineDeadError | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -139,16 +140,30 @@ class KVTransfers:
     def load(
         self, transfer_id: int, kv: KVCache, layers: Range, heads: Range, held_heads: Range,
         blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
+        after: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        """Likewise from `tier_blocks` to `blocks`, which may be read when it is done."""
+        """Likewise from `tier_blocks` to `blocks`, which may be read when it is done. Begins when
+        the transfers `after` are done, as far as this rank has begun them."""
         self._begin(
-            False, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens, None
-        )
+            False, transfer_id, kv, layers, heads, held_heads, blocks, tier_blocks, num_tokens,
+            None, after,
+        )  # fmt: skip
+
+    def wait(self, transfer_ids: Sequence[int]) -> None:
+        """Until those of them that were begun here are done on this rank. Raises EngineDeadError
+        where a copy has failed."""
+        wanted = set(transfer_ids)
+        with self._changed:
+            while self._failed is None and not self._closed:
+                if not any(one.transfer_id in wanted for one in self._under_way.values()):
+                    break
+                self._changed.wait()
+            self._raise_if_over()
 
     def _begin(
         self, store: bool, transfer_id: int, kv: KVCache, layers: Range, heads: Range,
         held_heads: Range, blocks: Sequence[int], tier_blocks: Sequence[int], num_tokens: int,
-        part: Range | None,
+        part: Range | None, after: Sequence[int] = (),
     ) -> None:  # fmt: skip
         if kv.pool.device.type != self._device.type:
             raise ValueError(f"the pool is on {kv.pool.device}, expected {self._device}")
@@ -160,6 +175,7 @@ class KVTransfers:
         with self._changed:
             self._raise_if_over()
             key = next(self._keys)
+            before = self._keys_of(after)
             transfer = self._partial.pop(transfer_id, None) if part is not None else None
             transfer = transfer or _Transfer(transfer_id, store, layers.size)
             transfer.layers_left -= copy.layers.size
@@ -167,12 +183,33 @@ class KVTransfers:
             if transfer.layers_left:
                 self._partial[transfer_id] = transfer
             self._under_way[key] = transfer
+            job = Job(key, store, copy, kv, self._tier)
+            if before:
+                self._held_back.append((before, job))
+                return
         try:
-            self._copies.submit(Job(key, store, copy, kv, self._tier))
+            self._copies.submit(job)
         except BaseException:
             with self._changed:
                 del self._under_way[key]
             raise
+
+    def _keys_of(self, transfer_ids: Sequence[int]) -> set[int]:
+        if not transfer_ids:
+            return set()
+        return {key for key, one in self._under_way.items() if one.transfer_id in transfer_ids}
+
+    def _submit_next(self, done: int) -> None:
+        """What was held back for `done` alone."""
+        with self._changed:
+            for before, _ in self._held_back:
+                before.discard(done)
+            ready = [job for before, job in self._held_back if not before]
+            self._held_back = [one for one in self._held_back if one[0]]
+            if self._closed:
+                return
+        for job in ready:
+            self._copies.submit(job)
 
     def _finish(self, key: int, num_bytes: int, seconds: float, error: Exception | None) -> None:
         """From an engine's thread."""
@@ -202,6 +239,8 @@ class KVTransfers:
             del self._under_way[key]
             self._failed = self._failed or failed
             self._changed.notify_all()
+        if failed is None and self._held_back:
+            self._submit_next(key)
         if failed is not None and self._on_error is not None:
             self._on_error(failed)
 
@@ -235,6 +274,7 @@ class KVTransfers:
         self._copies.close()
         with self._changed:
             self._under_way.clear()
+            self._held_back.clear()
             self._changed.notify_all()
 
 

@@ -21,8 +21,10 @@ def make_schedulers(
     *,
     max_steps_in_flight: int,
     debug: bool,
+    rotation_tokens: int = 0,
 ) -> list[Scheduler]:
-    """`policy` by name; its options are the config's. `debug`: blocks are checked in each step.
+    """`policy` by name; its options are the config's. `rotation_tokens`: that a step may load of
+    running requests (`plan/rotation.py`). `debug`: blocks are checked in each step.
 
     Raises ConfigError where the policy is not known or does not take its options.
     """
@@ -35,6 +37,7 @@ def make_schedulers(
             prefill_stages=layouts.prefill.pp,
             decode_stages=layouts.decode.pp,
             relays=memory.relays,
+            rotation_tokens=rotation_tokens,
         )
     settings = SchedulerConfig(
         num_blocks=memory.num_blocks,

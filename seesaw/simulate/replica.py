@@ -19,6 +19,9 @@ from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, Transfe
 
 NO_WORK = Work()
 
+MOST_COPIES = 4096
+"""Whose ends are kept before those that are over are forgotten."""
+
 
 class Recorder(Protocol):
     """Told of everything that occupies a lane ("compute", "store", "load", "peer") of a rank."""
@@ -104,6 +107,8 @@ class ReplicaClock:
         self.peer_free_s = [begin_s] * num_ranks
         self.busy_s = [0.0] * num_ranks
         """Seconds that each rank computed; changes of layout and copies do not count."""
+        self._copied_s: dict[int, list[float]] = {}
+        """When each rank is done with its part of a transfer, as long as a step may ask."""
 
     def submit(self, step: SchedulerOutput, now_s: float) -> Ran:
         """All that comes of a step handed over at `now_s`. Steps come in their order."""
@@ -115,8 +120,13 @@ class ReplicaClock:
         transfers = []
         for load in step.loads:
             nbytes = self._phases["decode"].load_block_bytes
-            end = self._transfer("load", load.transfer_id, len(load.blocks), nbytes, phase.costs)
+            end = self._transfer(
+                "load", load.transfer_id, len(load.blocks), nbytes, phase.costs, load.after
+            )
             transfers.append(end)
+        for transfer_id in step.awaits:
+            for rank, end_s in enumerate(self._copied_s.get(transfer_id, ())):
+                free[rank] = max(free[rank], end_s)
         work, busy_s = self._compute(step, phase)
         done_s = max(free)
         for store in step.stores:
@@ -126,6 +136,10 @@ class ReplicaClock:
         for relay in step.relays:
             transfers.append(self._exchange(relay.transfer_id, len(relay.blocks)))
         tokens = [0] * work.num_sampled
+        if len(self._copied_s) > MOST_COPIES:
+            self._copied_s = {
+                number: ends for number, ends in self._copied_s.items() if max(ends) > now_s
+            }
         output = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
         return Ran(done_s, output, transfers, work)
 
@@ -169,18 +183,25 @@ class ReplicaClock:
         return work, busy_s
 
     def _transfer(
-        self, kind: str, transfer_id: int, blocks: int, block_bytes: Sequence[int], costs: CostModel
-    ) -> tuple[float, TransferDone]:
-        """From when each rank comes to it and its lane is free."""
+        self, kind: str, transfer_id: int, blocks: int, block_bytes: Sequence[int],
+        costs: CostModel, after: Sequence[int] = (),
+    ) -> tuple[float, TransferDone]:  # fmt: skip
+        """From when each rank comes to it, its lane is free, and its part of the transfers `after`
+        is done."""
+        ends = self._copied_s[transfer_id] = []
         end_s = seconds = 0.0
         is_load = kind == "load"
         rate = costs.load_bytes_per_s if is_load else costs.store_bytes_per_s
         lanes = self.load_free_s if is_load else self.store_free_s
         for rank, nbytes in enumerate(block_bytes):
             begin_s = max(lanes[rank], self.compute_free_s[rank])
+            for one in after:
+                if one in self._copied_s:
+                    begin_s = max(begin_s, self._copied_s[one][rank])
             taken_s = blocks * nbytes / rate(rank)
             self._note(rank, kind, f"{kind} {transfer_id}", begin_s, taken_s)
             lanes[rank] = begin_s + taken_s
+            ends.append(lanes[rank])
             end_s, seconds = max(end_s, lanes[rank]), max(seconds, taken_s)
         return end_s, TransferDone(transfer_id, blocks * sum(block_bytes), seconds)
 

@@ -18,13 +18,17 @@ from seesaw.layout.ranges import rank_ranges
 from seesaw.layout.relay import relay_pieces, relay_takes
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
+from seesaw.plan.demand import Demand
 from seesaw.plan.device_memory import Space
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
+from seesaw.plan.rotation import Rotation, plan_rotation
+from seesaw.plan.step_times import Steps
 from seesaw.plan.transition import Moved, planned_bytes
 from seesaw.plan.ways import check_dtype
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.work import WorkCounter
+from seesaw.plan.workload import Lengths
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
 from seesaw.scheduler.output import Phase
@@ -113,12 +117,26 @@ class Setup:
             tier_blocks=scenario.tier_blocks or plan.tier_blocks,
         )
 
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """Of each replica, for what its requests are on average."""
+        if not self.uses_tier:
+            return None
+        requests = self.scenario.requests
+        lengths = [Lengths(prompt, answer) for _, prompt, answer in requests]
+        demand = Demand.of(lengths, math.ceil(len(lengths) / self.num_replicas))
+        chunk = self.config.max_num_batched_tokens
+        steps = Steps(self._costs(0, self.decode), self.counter, demand, chunk)
+        config = self.config
+        return plan_rotation(config.running_tier, steps, self.memory, demand, config.max_num_seqs)
+
     def make_schedulers(self) -> list[Scheduler]:
         """One for each replica."""
         scenario = self.scenario
         return make_schedulers(
             self.config, self.memory, self.layouts, scenario.spec.num_hidden_layers, self.policy,
             max_steps_in_flight=scenario.max_steps_in_flight, debug=scenario.debug,
+            rotation_tokens=0 if self.rotation is None else self.rotation.tokens,
         )  # fmt: skip
 
     # -- time --------------------------------------------------------------------------------------

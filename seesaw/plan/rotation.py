@@ -1,0 +1,91 @@
+"""Whether running requests should take turns in the decode pool, and how much a step may load.
+
+Closed form over the costs of a step, in tokens of KV. The mechanism is `scheduler/policies/
+rotation.py`: of a pool of `C` tokens, `2 q` turn over where a step loads `q`, the rest stay, and
+`C + (pp - 2) q` run. Loads must hide behind the step that they run beside: so `q` is bounded by the
+host link and the seconds of a step, which grow with its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seesaw.config import RunningTier
+from seesaw.families.spec import ModelSpec
+from seesaw.layout.kv import owned_heads
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.layout.ranges import rank_ranges
+from seesaw.plan.demand import Demand
+from seesaw.plan.memory import MemoryPlan
+from seesaw.plan.step_times import Steps
+
+LEAST_GAIN = 1.05
+"""In decode tokens per second, by the cost model, from which `auto` turns it on."""
+
+TRIED = 20
+"""Sizes of the part that turns over, up to all of the pool."""
+
+TIER_SHARE = 0.5
+"""Of the tier, that running requests may take: the rest is for prompts that wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """`tokens` that a step may load. `batch`: requests that run; `gain`: in decode throughput,
+    over as many as the pool holds."""
+
+    tokens: int
+    batch: float
+    gain: float
+
+
+def can_rotate(spec: ModelSpec, decode: ParallelLayout) -> bool:
+    """Blocks can be given on before all stages are done: there are stages enough, and no rank loads
+    what another one stores. `decode` of one replica."""
+    return decode.pp > 2 and all(
+        owned_heads(decode, spec, rank) == rank_ranges(decode, spec, rank).kv_heads
+        for rank in range(decode.num_ranks)
+    )
+
+
+def plan_rotation(
+    wanted: RunningTier, steps: Steps, memory: MemoryPlan, demand: Demand, max_num_seqs: int
+) -> Rotation | None:
+    """Of one replica in its decode layout, for its share of the requests. None where it is not
+    wanted, not possible, or does not gain."""
+    costs = steps.costs
+    if wanted == "off" or not memory.tier_blocks or not can_rotate(costs.spec, costs.layout):
+        return None
+    pool = memory.num_blocks * memory.block_size
+    held = demand.context + memory.block_size / 2
+    tier = TIER_SHARE * memory.tier_blocks * memory.tier_block_size
+    most = min(max_num_seqs, demand.num_requests, tier / held)
+    base = _rate(steps, memory, held, min(most, max(1.0, pool / held)), 0.0)
+    found: list[Rotation] = []
+    for number in range(1, TRIED + 1):
+        tokens = number * pool / 2 / TRIED
+        batch = (pool + (steps.pp - 2) * tokens) / held
+        if batch > most:
+            batch, tokens = most, max(0.0, (most * held - pool) / (steps.pp - 2))
+        if tokens < 1:
+            continue
+        rate = _rate(steps, memory, held, batch, tokens)
+        found.append(Rotation(max(1, int(tokens)), batch, rate / base))
+    best = max(found, key=lambda one: one.gain, default=None)
+    if best is None or (wanted == "auto" and best.gain < LEAST_GAIN):
+        return None
+    return best
+
+
+def _rate(steps: Steps, memory: MemoryPlan, held: float, batch: float, tokens: float) -> float:
+    """Rows per second of `batch` requests of `held` tokens each, with `tokens` loaded in a step."""
+    groups = steps.groups(batch)
+    _, slowest_s, through_s = steps.step(0, batch / groups)
+    token_bytes = memory.block_bytes / memory.block_size
+    costs = steps.costs
+    ranks = range(costs.layout.num_ranks)
+    load_s = tokens * token_bytes / min(costs.load_bytes_per_s(rank) for rank in ranks)
+    # Of each that is parked, the tier block in which its new tokens are.
+    stored = tokens / held * memory.tier_block_size * token_bytes
+    store_s = stored / min(costs.store_bytes_per_s(rank) for rank in ranks)
+    return batch / groups / max(slowest_s, through_s / groups, load_s, store_s)
