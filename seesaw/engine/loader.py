@@ -23,6 +23,7 @@ from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
 from seesaw.engine.replicas import Replicas
+from seesaw.engine.rotation import rotation_tokens
 from seesaw.engine.step_costs import StepCosts
 from seesaw.engine.threads import check_threads, threads_of_rank, use_threads
 from seesaw.errors import ConfigError
@@ -94,6 +95,9 @@ def load_replicas(
         uses_tier,
         native=has_kernels(device),
     )
+    rotation = rotation_tokens(
+        config, checkpoint.spec, str(dtype).removeprefix("torch."), layouts, plan, device
+    )
     schedulers = make_schedulers(
         config,
         plan,
@@ -102,6 +106,7 @@ def load_replicas(
         policy,
         max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
         debug=envs.debug_blocks(),
+        rotation_tokens=rotation,
     )
     logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
     logger.info("%s", layouts.describe())

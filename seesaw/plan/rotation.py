@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seesaw.config import RunningTier
+from seesaw.errors import ConfigError
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.kv import owned_heads
 from seesaw.layout.parallel import ParallelLayout
@@ -22,8 +23,9 @@ from seesaw.plan.step_times import Steps
 LEAST_GAIN = 1.05
 """In decode tokens per second, by the cost model, from which `auto` turns it on."""
 
-TRIED = 20
-"""Sizes of the part that turns over, up to all of the pool."""
+TRIED = 14
+"""Sizes of the part that turns over, in twentieths of the pool. Not all of it: where nobody stays,
+a group that comes out small once leaves every later one small (simulated)."""
 
 TIER_SHARE = 0.5
 """Of the tier, that running requests may take: the rest is for prompts that wait."""
@@ -48,6 +50,27 @@ def can_rotate(spec: ModelSpec, decode: ParallelLayout) -> bool:
     )
 
 
+def check_wanted(
+    wanted: RunningTier, spec: ModelSpec, decode: ParallelLayout, *, has_tier: bool
+) -> None:
+    """Raises ConfigError where it is asked for and cannot be. `decode` of one replica."""
+    if wanted != "on" or (has_tier and can_rotate(spec, decode)):
+        return
+    why = "its ranks share KV heads" if decode.pp > 2 else f"it has {decode.pp} stages"
+    if not has_tier:
+        why = "the policy keeps no host tier"
+    raise ConfigError(
+        f"running_tier='on' with decode layout {decode}: {why}. Running requests take turns with "
+        "policy='seesaw' or 'seesaw-cost', three decode stages or more, and no more ranks in a "
+        "stage than KV heads. Use running_tier='auto', or another layout."
+    )
+
+
+def most_tokens(memory: MemoryPlan) -> int:
+    """That a step may load, whatever the link gives."""
+    return TRIED * memory.num_blocks * memory.block_size // 40
+
+
 def plan_rotation(
     wanted: RunningTier, steps: Steps, memory: MemoryPlan, demand: Demand, max_num_seqs: int
 ) -> Rotation | None:
@@ -63,7 +86,7 @@ def plan_rotation(
     base = _rate(steps, memory, held, min(most, max(1.0, pool / held)), 0.0)
     found: list[Rotation] = []
     for number in range(1, TRIED + 1):
-        tokens = number * pool / 2 / TRIED
+        tokens = number * pool / 40
         batch = (pool + (steps.pp - 2) * tokens) / held
         if batch > most:
             batch, tokens = most, max(0.0, (most * held - pool) / (steps.pp - 2))

@@ -22,7 +22,7 @@ from seesaw.plan.demand import Demand
 from seesaw.plan.device_memory import Space
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
-from seesaw.plan.rotation import Rotation, plan_rotation
+from seesaw.plan.rotation import Rotation, check_wanted, plan_rotation
 from seesaw.plan.step_times import Steps
 from seesaw.plan.transition import Moved, planned_bytes
 from seesaw.plan.ways import check_dtype
@@ -120,6 +120,8 @@ class Setup:
     @cached_property
     def rotation(self) -> Rotation | None:
         """Of each replica, for what its requests are on average."""
+        config = self.config
+        check_wanted(config.running_tier, self.scenario.spec, self.decode, has_tier=self.uses_tier)
         if not self.uses_tier:
             return None
         requests = self.scenario.requests
@@ -127,7 +129,6 @@ class Setup:
         demand = Demand.of(lengths, math.ceil(len(lengths) / self.num_replicas))
         chunk = self.config.max_num_batched_tokens
         steps = Steps(self._costs(0, self.decode), self.counter, demand, chunk)
-        config = self.config
         return plan_rotation(config.running_tier, steps, self.memory, demand, config.max_num_seqs)
 
     def make_schedulers(self) -> list[Scheduler]:

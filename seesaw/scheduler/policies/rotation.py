@@ -73,12 +73,12 @@ def fetch(step: StepBuilder, requests: list[Request], reserve: int) -> None:
         left -= request.num_computed
 
 
-def join(step: StepBuilder) -> None:
+def join(step: StepBuilder, reserve: int) -> None:
     """Let stored requests run from the tier, as far as steps can load what the pool lacks."""
     if not step.stored:
         return
     config = step.config
-    room = config.num_blocks * config.block_size
+    room = (config.num_blocks - reserve) * config.block_size
     room += max(0, config.stages("decode") - 2) * step.rotation_tokens
     room -= sum(request.num_tokens for request in (*step.running, *step.parked))
     while step.stored:

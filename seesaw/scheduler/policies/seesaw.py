@@ -254,7 +254,7 @@ class Seesaw:
             step.stored.sort(key=_tokens_to_come, reverse=True)
             self._sorted_at = step.num_stored_ever
         if step.rotation_tokens:
-            rotation.join(step)
+            rotation.join(step, self._reserve(step))
             if step.phase == "prefill":
                 rotation.fetch(step, step.parked.copy(), self._reserve(step))
             return
