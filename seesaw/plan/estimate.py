@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from seesaw.config import ReshardFrom
+from seesaw.config import ReshardFrom, RunningTier
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.cost_model import CostModel
 from seesaw.plan.demand import Demand
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan
+from seesaw.plan.rotation import plan_rotation
 from seesaw.plan.schedules import Phases, Replica
 from seesaw.plan.stages import balanced
 from seesaw.plan.step_times import Steps
@@ -69,9 +70,10 @@ class Estimator:
 
     def __init__(
         self, spec: ModelSpec, machine: Machine, demand: Demand, dtype: str, *,
-        max_num_seqs: int, kv_bytes: int | None = None,
+        max_num_seqs: int, kv_bytes: int | None = None, running_tier: RunningTier = "off",
     ) -> None:  # fmt: skip
         self.spec = spec
+        self.running_tier = running_tier
         self.machine = machine
         self.demand = demand
         self.dtype = dtype
@@ -157,7 +159,13 @@ class Estimator:
             "prefill": self._get_steps(prefill, start, chunk, demand),
             "decode": self._get_steps(decode, start, chunk, demand),
         }
-        replica = Replica(demand, memory, steps, chunk=chunk, max_num_seqs=self.max_num_seqs)
+        rotation = plan_rotation(
+            self.running_tier, steps["decode"], memory, demand, self.max_num_seqs
+        )
+        replica = Replica(
+            demand, memory, steps,
+            chunk=chunk, max_num_seqs=self.max_num_seqs, rotation=rotation,
+        )  # fmt: skip
         if memory.tier_blocks == 0:
             return replica.continuous()
         costs = steps["decode"].costs

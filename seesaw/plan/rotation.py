@@ -23,9 +23,12 @@ from seesaw.plan.step_times import Steps
 LEAST_GAIN = 1.05
 """In decode tokens per second, by the cost model, from which `auto` turns it on."""
 
+MOST_TURNING = 0.7
+"""Of the pool, that may turn over. Not all of it: where nobody stays, a group that comes out small
+once leaves every later one small (simulated)."""
+
 TRIED = 14
-"""Sizes of the part that turns over, in twentieths of the pool. Not all of it: where nobody stays,
-a group that comes out small once leaves every later one small (simulated)."""
+"""Sizes of the part that turns over, at most."""
 
 TIER_SHARE = 0.5
 """Of the tier, that running requests may take: the rest is for prompts that wait."""
@@ -68,7 +71,7 @@ def check_wanted(
 
 def most_tokens(memory: MemoryPlan) -> int:
     """That a step may load, whatever the link gives."""
-    return TRIED * memory.num_blocks * memory.block_size // 40
+    return int(MOST_TURNING / 2 * memory.num_blocks * memory.block_size)
 
 
 def plan_rotation(
@@ -85,15 +88,15 @@ def plan_rotation(
     most = min(max_num_seqs, demand.num_requests, tier / held)
     base = _rate(steps, memory, held, min(most, max(1.0, pool / held)), 0.0)
     found: list[Rotation] = []
-    for number in range(1, TRIED + 1):
-        tokens = number * pool / 40
-        batch = (pool + (steps.pp - 2) * tokens) / held
-        if batch > most:
-            batch, tokens = most, max(0.0, (most * held - pool) / (steps.pp - 2))
-        if tokens < 1:
-            continue
+    # A step loads whole requests: where one is too much for the link, so is less.
+    largest = max(1, round(MOST_TURNING / 2 * pool / held))
+    for number in range(1, largest + 1, -(-largest // TRIED)):
+        tokens = number * held
+        batch = min(most, (pool + (steps.pp - 2) * tokens) / held)
         rate = _rate(steps, memory, held, batch, tokens)
         found.append(Rotation(max(1, int(tokens)), batch, rate / base))
+        if batch == most:
+            break  # more would come round sooner than there is use for
     best = max(found, key=lambda one: one.gain, default=None)
     if best is None or (wanted == "auto" and best.gain < LEAST_GAIN):
         return None

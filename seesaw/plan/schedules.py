@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 from seesaw.plan.demand import Demand
 from seesaw.plan.memory import MemoryPlan
+from seesaw.plan.rotation import Rotation
 from seesaw.plan.step_times import BUBBLES, HOST_LINK, Spent, Steps
 
 
@@ -56,13 +57,14 @@ class Replica:
 
     def __init__(
         self, demand: Demand, memory: MemoryPlan, steps: Mapping[str, Steps], *,
-        chunk: int, max_num_seqs: int,
+        chunk: int, max_num_seqs: int, rotation: Rotation | None = None,
     ) -> None:  # fmt: skip
         self.demand = demand
         self.memory = memory
         self.chunk = chunk
         self.steps = steps
         self.max_num_seqs = max_num_seqs
+        self.rotation = rotation
 
     @cached_property
     def rounds(self) -> float:
@@ -75,6 +77,8 @@ class Replica:
         block = self.memory.block_size
         held = self.demand.context + block / 2
         by_memory = max(1.0, self.memory.num_blocks * block / held)
+        if self.rotation is not None:
+            by_memory = max(by_memory, self.rotation.batch)
         return min(self.max_num_seqs, by_memory, self.demand.num_requests)
 
     @cached_property

@@ -209,6 +209,7 @@ def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list
     estimator = Estimator(
         asked.spec, machine, asked.demand, asked.dtype,
         max_num_seqs=asked.config.max_num_seqs, kv_bytes=asked.kv_bytes,
+        running_tier=asked.config.running_tier,
     )  # fmt: skip
     layouts = layouts_for(len(machine.devices), asked.spec)
     pairs = [(one, other) for one in layouts for other in layouts if one.dp == other.dp]
