@@ -3,6 +3,8 @@ from the plan. Plans over the few pairs of layouts are made once."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Set
 from functools import cache
 
 from seesaw.engine import predict
@@ -10,39 +12,42 @@ from seesaw.engine.build import plan_weights
 from seesaw.engine.messages import RankSetup
 from seesaw.engine.stats import TransferBytes
 from seesaw.layout import ParallelLayout, rank_ranges
-from seesaw.scheduler.output import Load, Phase, Store
+from seesaw.scheduler.output import Load, Phase, Relay, Store
 from tests.fuzz.scenario import SPEC, Scenario
 
 ELEMENT_BYTES = 4
 
+Order = Store | Load | Relay
+Cell = tuple[int, int]
+"""A layer and a KV head."""
+
 
 class KVBytes:
-    """Of one rank's part of a store or load: whole blocks of its layers and heads, K and V. Of the
-    ranks that hold a head only the lowest stores it."""
+    """Of one rank's part of a store, load or relay: whole blocks of its layers and heads, K and V.
+    Of the ranks that hold a head only the lowest stores it."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._block_size = scenario.config.block_size
         self._layouts = {"prefill": scenario.prefill.replica, "decode": scenario.decode.replica}
 
-    def of(self, rank: int, order: Store | Load) -> int:
-        stores = isinstance(order, Store)
+    def of(self, rank: int, order: Order) -> tuple[int, int]:
+        """Bytes that it copies, and what of them comes from other ranks."""
         layout = self._layouts[order.phase if isinstance(order, Store) else "decode"]
-        layers, heads = _held(layout, rank, stores)
+        cells = _held(layout, rank)
+        foreign: Set[Cell] = set()
+        if isinstance(order, Store):
+            cells = cells.difference(*(_held(layout, lower) for lower in range(rank)))
+        elif isinstance(order, Relay):
+            foreign = cells - _held(self._layouts["prefill"], rank)
         tokens = -(-order.num_tokens // self._block_size) * self._block_size
-        return tokens * layers * heads * 2 * SPEC.head_dim * ELEMENT_BYTES
+        cell_bytes = tokens * 2 * SPEC.head_dim * ELEMENT_BYTES
+        return len(cells) * cell_bytes, len(foreign) * cell_bytes
 
 
 @cache
-def _held(layout: ParallelLayout, rank: int, stores: bool) -> tuple[int, int]:
-    """Layers and KV heads."""
+def _held(layout: ParallelLayout, rank: int) -> frozenset[Cell]:
     own = rank_ranges(layout, SPEC, rank)
-    heads = set(range(*own.kv_heads))
-    if stores:
-        for lower in range(rank):
-            other = rank_ranges(layout, SPEC, lower)
-            if other.layers == own.layers:
-                heads -= set(range(*other.kv_heads))
-    return own.layers.size, len(heads)
+    return frozenset(itertools.product(range(*own.layers), range(*own.kv_heads)))
 
 
 def weight_bytes(setup: RankSetup, phase: Phase, rank: int) -> dict[str, int]:

@@ -32,9 +32,9 @@ from seesaw.engine.messages import (
 )
 from seesaw.engine.ranks import RankDied, RankSilent
 from seesaw.engine.wire import decode, encode
-from seesaw.scheduler.output import Load, SchedulerOutput, Store
+from seesaw.scheduler.output import Load, SchedulerOutput
 from tests.fuzz.clock import Clock
-from tests.fuzz.costs import weight_bytes
+from tests.fuzz.costs import Order, weight_bytes
 from tests.fuzz.fake_rank import PEER_GONE, FakeRank, told_report, told_step
 from tests.fuzz.replica_model import Drawn, ReplicaModel
 from tests.fuzz.scenario import Fault, Scenario
@@ -194,8 +194,8 @@ class FakeRanks:
         end_s = own.free_s
         for load in step.loads:
             self._copy(own, model, load, begin_s)
-        for store in step.stores:
-            self._copy(own, model, store, end_s)
+        for order in (*step.stores, *step.relays):
+            self._copy(own, model, order, end_s)
         self.clock.at(end_s, lambda: self._finish(own, drawn, end_s - begin_s))
 
     def _work(self, own: FakeRank, seconds: float) -> float:
@@ -205,15 +205,15 @@ class FakeRanks:
         own.free_s = begin_s + seconds
         return begin_s
 
-    def _copy(
-        self, own: FakeRank, model: ReplicaModel, order: Store | Load, begin_s: float
-    ) -> None:
+    def _copy(self, own: FakeRank, model: ReplicaModel, order: Order, begin_s: float) -> None:
         own.copying.add(order.transfer_id)
         for one in order.after if isinstance(order, Load) else ():
             begin_s = max(begin_s, own.copied_s.get(one, 0.0))
         seconds = self._spent(own, self.scenario.pace.copy_s)
-        nbytes = model.bytes_of(own.rank % self.size, order)
-        report = TransferReport(own.rank, order.transfer_id, nbytes, seconds, begin_s)
+        num_bytes, peer_bytes = model.bytes_of(own.rank % self.size, order)
+        report = TransferReport(
+            own.rank, order.transfer_id, num_bytes, seconds, begin_s, peer_bytes
+        )
 
         def finish() -> None:
             model.copy_some()

@@ -111,6 +111,7 @@ def _memory_plan(scenario: Scenario) -> MemoryPlan:
         tier_blocks=tier.tier_blocks if tier else 0,
         tier_block_size=tier.tier_block_size if tier else 64,
         tier_bytes=0,
+        relays=tier is not None and tier.relays,
     )
 
 

@@ -25,6 +25,14 @@ from tests.fuzz.fake_ranks import FakeRanks
 from tests.fuzz.harness import dumps_kept, make_engine
 from tests.fuzz.scenario import Asked, Fault, Scenario, random_scenario
 
+COUNTED = {
+    "kv_store_bytes": "Store",
+    "kv_load_bytes": "Load",
+    "kv_relay_bytes": "Relay",
+    "kv_peer_bytes": "from peers",
+}
+"""What the engine calls bytes of each kind, which it counts and predicts."""
+
 MOST_IDLE = 3
 """Calls of `step` in a row in which nothing comes back."""
 
@@ -230,16 +238,17 @@ class Play:
         for merger in executor_of(engine)._mergers:
             assert not {**merger._steps, **merger._transfers}, "reports that nobody waits for"
         assert stats.scheduler.num_steps == ranks.num_steps
-        found = (moved.kv_store_bytes, moved.kv_load_bytes)
         copied = sum((model.moved for model in ranks.replicas), Counter())
-        assert found == (copied["Store"], copied["Load"])
-        assert found == (moved.predicted.kv_store_bytes, moved.predicted.kv_load_bytes)
+        for name, kind in COUNTED.items():
+            found = getattr(moved, name), getattr(moved.predicted, name)
+            assert found == (copied[kind], copied[kind]), f"{name}: {found}, {copied[kind]} moved"
         assert moved.weight_bytes_moved == moved.predicted.weight_bytes_moved
         assert not any(model.num_open for model in ranks.replicas)
         self._check_transitions(engine, ranks)
         self.seen["transitions"] += stats.scheduler.num_transitions
         self.seen["stores"] += stats.scheduler.num_stored
         self.seen["loads"] += stats.scheduler.num_loaded
+        self.seen["relays"] += stats.scheduler.num_relayed
         self.seen["preemptions"] += stats.scheduler.num_preemptions
         self.seen["discarded"] += stats.scheduler.num_discarded_tokens
 

@@ -6,8 +6,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from seesaw.scheduler.output import Load, SchedulerOutput, Store, TokenLogprobs
-from tests.fuzz.costs import KVBytes
+from seesaw.scheduler.output import SchedulerOutput, TokenLogprobs
+from tests.fuzz.costs import KVBytes, Order
 from tests.fuzz.fake_rank import logprobs_of
 from tests.fuzz.scenario import Scenario
 from tests.scheduler.worker_model import WorkerModel
@@ -15,7 +15,7 @@ from tests.scheduler.worker_model import WorkerModel
 PLAYED = {
     "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
     "known_tokens", "poison_blocks", "block_copies", "loads", "awaits",
-    "lanes", "stores",
+    "lanes", "stores", "relays",
 }  # fmt: skip
 """Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
 checks."""
@@ -74,8 +74,8 @@ class ReplicaModel:
             for token, count in zip(token_ids, counts, strict=True)
         ]
 
-    def bytes_of(self, rank: int, order: Store | Load) -> int:
-        """That `rank`, counted within the replica, copies."""
+    def bytes_of(self, rank: int, order: Order) -> tuple[int, int]:
+        """That `rank`, counted within the replica, copies, and of these from others."""
         return self._kv_bytes.of(rank, order)
 
     def copy_some(self) -> None:
@@ -90,9 +90,10 @@ class ReplicaModel:
             return
         del self._awaited[transfer_id]
         order = self._model.transfers.open[transfer_id].order
-        assert isinstance(order, Store | Load), order
-        total = sum(self.bytes_of(rank, order) for rank in range(self._num_ranks))
-        self.moved[type(order).__name__] += total
+        for rank in range(self._num_ranks):
+            num_bytes, peer_bytes = self.bytes_of(rank, order)
+            self.moved[type(order).__name__] += num_bytes
+            self.moved["from peers"] += peer_bytes
         self._model.transferred(transfer_id, self._rng)
 
     @property
@@ -101,5 +102,5 @@ class ReplicaModel:
         return len(self._model.transfers.open)
 
 
-def orders_of(step: SchedulerOutput) -> list[Store | Load]:
-    return [*step.loads, *step.stores]
+def orders_of(step: SchedulerOutput) -> list[Order]:
+    return [*step.loads, *step.stores, *step.relays]

@@ -220,8 +220,7 @@ def _of_layouts(
 ) -> SchedulerConfig:
     tier = config.tier
     if tier is not None:
-        # Relays are the scheduler's by now, not yet the engine's.
-        tier = replace(tier, prefill_stages=prefill.pp, decode_stages=decode.pp, relays=False)
+        tier = replace(tier, prefill_stages=prefill.pp, decode_stages=decode.pp)
     return replace(
         config,
         num_layers=SPEC.num_hidden_layers,

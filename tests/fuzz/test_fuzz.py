@@ -21,7 +21,7 @@ def test_fresh_seeds() -> None:
         seen += play_seed(seed).seen
     wanted = {
         "aborts", "bound", "deaths", "discarded", "ends by abort", "ends by length",
-        "ends by stop", "left", "loads", "preemptions", "stores", "transitions",
+        "ends by stop", "left", "loads", "preemptions", "relays", "stores", "transitions",
     }  # fmt: skip
     assert wanted <= set(seen), f"{SEEDS} seeds did not meet {wanted - set(seen)}"
 
