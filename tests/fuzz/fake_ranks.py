@@ -42,8 +42,11 @@ from tests.fuzz.scenario import Fault, Scenario
 RANK_TIMEOUT_S = 6.0
 """How soon `Ranks` would miss a rank's answer."""
 
-MOST_S = 200.0
-"""Of one thing that a rank does: the driver gives up after 600 seconds without any."""
+STEP_TIMEOUT_S = 60.0
+"""SEESAW_STEP_TIMEOUT of the driver,"""
+
+MOST_S = STEP_TIMEOUT_S / 3
+"""so that nothing that a rank does may take longer."""
 
 
 class Stuck(AssertionError):
@@ -73,7 +76,7 @@ class FakeRanks:
         self._inbox: deque[bytes] = deque()
         self._ranks = [FakeRank(rank) for rank in range(self.num_ranks)]
         if fault is not None and fault.kind == "killed at start":
-            self._later(self._rng.choice((0.0, 2.0)), lambda: self._end(fault.rank, -9))
+            self._later(self._rng.choice((0.0, 0.2)), lambda: self._end(fault.rank, -9))
 
     # -- what the driver does ---------------------------------------------------------------------
 
@@ -269,7 +272,7 @@ class FakeRanks:
     # -- faults -----------------------------------------------------------------------------------
 
     def _befall(self, fault: Fault) -> None:
-        own, wait_s = self._ranks[fault.rank], self._rng.choice((0.0, 0.5, 2.0, 50.0))
+        own, wait_s = self._ranks[fault.rank], self._rng.choice((0.0, 0.05, 0.2, 5.0))
         if fault.kind == "killed":
             self._later(wait_s, lambda: self._end(own.rank, -9))
         elif fault.kind == "ended":
@@ -310,7 +313,7 @@ class FakeRanks:
             self.victims.add(own.rank)
         own.is_silent = own.has_failed = True
         said_s = max(own.heard_s, self.clock.now_s)
-        self.clock.at(said_s + self._rng.random(), lambda: self._end(own.rank, 1))
+        self.clock.at(said_s + self._rng.random() * 0.1, lambda: self._end(own.rank, 1))
 
     def _waits_for_peer(self, own: FakeRank) -> bool:
         """A rank of its replica is gone that would have to run this step with it."""

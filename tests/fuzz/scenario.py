@@ -2,7 +2,7 @@
 wrong with the ranks. Plain data; the same seed is the same scenario.
 
 Sizes and requests come from the scheduler's own random traces (`tests/scheduler/traces.py`), whose
-ticks are read as seconds of the fake clock; a step of a rank takes about one.
+ticks are read as TICK_S of the fake clock; a step of a rank takes about one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ FaultKind = Literal[
 """SIGKILL; an exit without a word; an error in a step or in a copy, told before the end; SIGSTOP; a
 step that never ends though the process answers; SIGKILL while weights are loaded; and no fault of
 a rank: the caller shuts the engine down while it works."""
+
+TICK_S = 0.1
 
 FIRST_CHAR = 0x4100
 PROFILE_OF = {
@@ -233,9 +235,9 @@ def _of_layouts(
 def _random_pace(rng: random.Random, num_ranks: int) -> Pace:
     slow = tuple(rank for rank in range(num_ranks) if rng.random() < 0.1)
     return Pace(
-        step_s=1.0,
-        message_s=rng.choice((0.01, 0.01, 0.5, 3.0)),
-        copy_s=rng.choice((0.01, 1.0, 10.0)),
+        step_s=TICK_S,
+        message_s=rng.choice((0.01, 0.01, 0.5, 3.0)) * TICK_S,
+        copy_s=rng.choice((0.01, 1.0, 10.0)) * TICK_S,
         slow_ranks=slow,
         slow_times=rng.choice((3.0, 30.0)),
     )
@@ -274,7 +276,9 @@ def _random_request(rng: random.Random, index: int, script: Script, trace: Trace
         script.prompt,
         sampling,
         stream=after_tokens is not None or rng.random() < 0.3,
-        arrival_s=float(script.arrival_tick),
-        abort_s=None if script.abort_tick is None else script.abort_tick * rng.random() * 3,
+        arrival_s=script.arrival_tick * TICK_S,
+        abort_s=None
+        if script.abort_tick is None
+        else script.abort_tick * rng.random() * 3 * TICK_S,
         abort_after_tokens=after_tokens,
     )
