@@ -105,4 +105,4 @@ def test_every_row_is_answered_once(tmp_path: Path, index: int) -> None:
     assert got == {one: expected[one] for one in got}, told
     if len(got) < len(expected):
         # A row is given up only where three engines died with it.
-        assert disturbed.num_engines > 3, f"{told}: {expected.keys() - got.keys()} are given up"
+        assert disturbed.num_engines >= 3, f"{told}: {expected.keys() - got.keys()} are given up"
