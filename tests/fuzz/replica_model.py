@@ -15,7 +15,7 @@ from tests.scheduler.worker_model import WorkerModel
 PLAYED = {
     "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
     "known_tokens", "poison_blocks", "block_copies", "loads", "awaits",
-    "lanes", "stores", "relays",
+    "lanes", "stores", "relays", "announce",
 }  # fmt: skip
 """Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
 checks."""
@@ -52,6 +52,8 @@ class ReplicaModel:
     def take(self, step: SchedulerOutput) -> Drawn:
         for name in SchedulerOutput.__dataclass_fields__.keys() - PLAYED:
             assert not getattr(step, name), f"{name} of step {step.step_id}: nobody plays it"
+        # An announcement may be wrong, and ranks may leave it at that, as these do.
+        assert step.announce != step.phase, f"step {step.step_id} announces its own phase"
         self.num_steps += 1
         assert self.num_steps < MOST_STEPS, "requests go round and round"
         self.prompts += [len(new.prompt_token_ids) for new in step.new_requests]
