@@ -13,7 +13,9 @@ from typing import Any, Literal, Self, get_args
 
 from seesaw.errors import ConfigError, nearest
 from seesaw.layout.kv import TierOrder
+from seesaw.layout.pairs import layouts_of, parse_pair
 from seesaw.layout.parallel import ParallelLayout
+from seesaw.sizes import parse_bytes
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf"]
@@ -23,61 +25,6 @@ ReshardFrom = Literal["auto", "host", "peers"]
 KVPath = Literal["auto", "tier", "peers"]
 Collectives = Literal["auto", "shm", "tcp", "gloo"]
 RunningTier = Literal["auto", "on", "off"]
-
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
-
-
-def parse_bytes(text: str | int, name: str = "size") -> int:
-    """`2GiB`, `500 MB` or a plain number of bytes -> bytes. Raises ConfigError naming `name`."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        value: float = text
-    else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
-        if not match or match[2].lower() not in _UNITS:
-            raise ConfigError(f"{name}={text!r}: expected bytes such as 2GiB, 500MB or 1073741824.")
-        value = float(match[1]) * _UNITS[match[2].lower()]
-    if not 1 <= value < 2**63:
-        raise ConfigError(f"{name}={text!r}: expected from 1 byte to 8 EiB.")
-    return int(value)
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Bytes for people: `1.53 GiB`."""
-    value, unit = float(num_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
-
-
-def layouts_of(
-    prefill: str | None, decode: str | None
-) -> tuple[ParallelLayout, ParallelLayout] | None:
-    """Both layouts from their text; one stands for both; None without any. Raises ConfigError."""
-    found = []
-    for name, text in (("prefill_layout", prefill), ("decode_layout", decode)):
-        if text is not None:
-            try:
-                found.append(ParallelLayout.parse(text))
-            except ConfigError as error:
-                raise ConfigError(f"{name}={text!r}: {error}") from error
-    return (found[0], found[-1]) if found else None
-
-
-def parse_pair(text: str) -> tuple[ParallelLayout, ParallelLayout] | None:
-    """`pp2:tp2` or one layout for both; None for `auto`. Raises ConfigError."""
-    if text == "auto":
-        return None
-    prefill, colon, decode = text.partition(":")
-    try:
-        return ParallelLayout.parse(prefill), ParallelLayout.parse(decode if colon else prefill)
-    except ConfigError as error:
-        raise ConfigError(
-            f"layouts={text!r}: {error} Or give two, for prompts and for answers, as pp2:tp2, or "
-            "auto."
-        ) from error
 
 
 def parse_cores(text: str) -> tuple[int, ...]:
@@ -109,7 +56,7 @@ def _opt(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-_STATIC = ("tensor_parallel_size", "pipeline_parallel_size")
+_STATIC = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
 _PHASED = ("prefill_layout", "decode_layout")
 _BOTH = ("layouts",)
 
@@ -165,6 +112,11 @@ class EngineConfig:
     )
     decode_layout: str | None = _opt(
         None, "the second, over the same devices (where one of the two is given it stands for both)"
+    )
+    data_parallel_size: int | None = _opt(
+        None,
+        "replicas of the model, beside the next two; with num_devices, how many of them the "
+        "layouts have that are chosen",
     )
     tensor_parallel_size: int | None = _opt(
         None, "devices per layer, in both phases; instead of the layouts"
@@ -250,6 +202,7 @@ class EngineConfig:
             _check_int(name, getattr(self, name), 1)
         for name, low in (
             ("max_model_len", 2),
+            ("data_parallel_size", 1),
             ("tensor_parallel_size", 1),
             ("pipeline_parallel_size", 1),
             ("num_devices", 1),
@@ -311,11 +264,23 @@ class EngineConfig:
         ]
         named = [name for names in given for name in names]
         found = [names[0] for names in given if names]
-        if len(found) > 1:
+        is_chosen = self.layouts == "auto" and named == ["layouts", "data_parallel_size"]
+        if len(found) > 1 and not is_chosen:
             raise ConfigError(
                 f"{' and '.join(f'{name}={getattr(self, name)!r}' for name in found[:2])} both say "
                 "how the model lies over the devices. Give layouts, or prefill_layout and "
-                "decode_layout, or tensor_parallel_size and pipeline_parallel_size."
+                "decode_layout, or data_parallel_size, tensor_parallel_size and "
+                "pipeline_parallel_size."
+            )
+        if is_chosen and self.num_devices is None:
+            raise ConfigError(
+                f"layouts='auto' with data_parallel_size={self.data_parallel_size}: give "
+                "num_devices too, which are shared out to the replicas."
+            )
+        if self.data_parallel_size and (self.num_devices or 0) % self.data_parallel_size:
+            raise ConfigError(
+                f"num_devices={self.num_devices} cannot be shared out to "
+                f"data_parallel_size={self.data_parallel_size} replicas. Give a multiple."
             )
         if self.reload == "none" and self.reshard_from != "auto":
             raise ConfigError(
@@ -349,10 +314,9 @@ class EngineConfig:
         chosen."""
         if self.layouts is not None:
             return parse_pair(self.layouts)
-        if self.tensor_parallel_size is not None or self.pipeline_parallel_size is not None:
-            both = ParallelLayout(
-                tp=self.tensor_parallel_size or 1, pp=self.pipeline_parallel_size or 1
-            )
+        tp, pp, dp = self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size
+        if tp or pp or (dp and self.num_devices is None):
+            both = ParallelLayout(dp=dp or 1, tp=tp or 1, pp=pp or 1)
             return both, both
         return layouts_of(self.prefill_layout, self.decode_layout)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from seesaw.config import EngineConfig, parse_bytes
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError
+from seesaw.sizes import parse_bytes
 
 
 def test_paths_are_taken_as_text() -> None:
@@ -156,3 +157,30 @@ def test_with_one_layout_nothing_is_said_about_moving_weights(given: dict[str, s
 def test_what_is_not_fetched_has_no_source() -> None:
     with pytest.raises(ConfigError, match=r"reload='none' and reshard_from='host'.*Give one"):
         EngineConfig(model="m", reload="none", reshard_from="host")
+
+
+def test_replicas_of_layouts_that_are_chosen() -> None:
+    two = EngineConfig(model="m", num_devices=4, data_parallel_size=2)
+    assert two.given_layouts is None
+    both = EngineConfig(model="m", layouts="auto", num_devices=4, data_parallel_size=2)
+    assert both.given_layouts is None
+    alone = EngineConfig(model="m", data_parallel_size=2).given_layouts
+    assert alone is not None
+    assert str(alone[0]) == "dp2-tp1-pp1"
+    beside = EngineConfig(model="m", data_parallel_size=2, tensor_parallel_size=3).given_layouts
+    assert beside is not None
+    assert beside[1].short == "dp2-tp3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"num_devices": 3, "data_parallel_size": 2}, "cannot be shared out"),
+        ({"layouts": "auto", "data_parallel_size": 2}, "give num_devices too"),
+        ({"layouts": "tp2", "data_parallel_size": 2}, "both say"),
+        ({"data_parallel_size": 0}, "data_parallel_size=0"),
+    ],
+)
+def test_replicas_that_make_no_sense_are_refused(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        EngineConfig(model="m", **settings)

@@ -26,7 +26,7 @@ class Allowed(NamedTuple):
 
 
 # Open to all; import nothing of seesaw but each other, and no third-party library.
-OPEN = "errors envs config sampling_params outputs log trace"
+OPEN = "errors envs config sizes sampling_params outputs log trace"
 STDLIB_ONLY = ""
 # Settings are checked when they are made, layouts too, so these stand below `config`.
 BELOW_CONFIG = "layout families errors"

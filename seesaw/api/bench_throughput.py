@@ -15,13 +15,13 @@ from seesaw.api.bench_roofline import StepRecorder, roofline
 from seesaw.api.environment import environment
 from seesaw.api.live import shown
 from seesaw.api.llm import LLM
-from seesaw.config import format_bytes
 from seesaw.engine.engine import Engine
 from seesaw.engine.stats import EngineStats, MovedBytes
 from seesaw.errors import ConfigError, SeesawError
 from seesaw.measure.limits import LimitsProbe
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.sampling_params import SamplingParams
+from seesaw.sizes import format_bytes
 
 NUM_WARM_UP_PROMPTS = 4
 

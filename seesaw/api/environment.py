@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seesaw import __version__, envs
-from seesaw.config import format_bytes
+from seesaw.sizes import format_bytes
 
 LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 OPTIONAL_LIBRARIES = ("cupy-cuda13x", "cupy-cuda12x")

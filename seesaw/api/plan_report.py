@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from seesaw.config import EngineConfig, format_bytes
+from seesaw.config import EngineConfig
 from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine import Machine
 from seesaw.plan.search import MOST_DRAWN, Plan, Refused
 from seesaw.plan.workload import Workload, mean_lengths
+from seesaw.sizes import format_bytes
 
 SHOWN_SETTINGS = (
     "dtype", "max_num_seqs", "max_model_len", "device_memory", "gpu_memory_utilization",

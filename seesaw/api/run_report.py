@@ -8,8 +8,8 @@ from typing import Any
 
 from seesaw.api.plots.run import run_picture
 from seesaw.api.run_figures import PHASES, joint_steps, run_figures
-from seesaw.config import format_bytes
 from seesaw.errors import ConfigError
+from seesaw.sizes import format_bytes
 from seesaw.trace import read_trace
 
 MOST_SHOWN = 5

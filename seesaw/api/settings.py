@@ -16,8 +16,9 @@ import click
 
 from seesaw.api.dump_signal import dump_on_signal
 from seesaw.api.flags import Command, make_flags
-from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields, layouts_of, parse_pair
+from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields
 from seesaw.errors import ConfigError, RequestError
+from seesaw.layout.pairs import layouts_of, parse_pair
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
 

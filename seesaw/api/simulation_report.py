@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from seesaw.config import format_bytes
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.estimate import Estimate
 from seesaw.simulate.results import Result
+from seesaw.sizes import format_bytes
 
 WIDTH = 140
 

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import torch
 
-from seesaw.config import format_bytes
 from seesaw.engine.input_batch import InputBuffers, RowArrays, latest
 from seesaw.engine.messages import StepLimits
 from seesaw.engine.rank_phase import RankPhase
@@ -25,6 +24,7 @@ from seesaw.log import get_logger
 from seesaw.models.inputs import StepInputs
 from seesaw.plan.graph_sizes import graph_size
 from seesaw.scheduler.output import Phase
+from seesaw.sizes import format_bytes
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ import resource
 import psutil
 import torch
 
-from seesaw.config import format_bytes
 from seesaw.errors import SeesawError
+from seesaw.sizes import format_bytes
 
 _REFUSED = ("can't allocate memory", "out of memory")
 """What torch says in a RuntimeError where the system has no memory left; it names the bytes."""

@@ -213,8 +213,10 @@ def _by_rule(
     why: str,
 ) -> LayoutChoice:
     """Replicas where the model fits one device, since they need not talk to each other; else as
-    many stages as can be for prompts, and as wide a cut as can be for answers."""
+    many stages as can be for prompts, and as wide a cut as can be for answers. As many replicas as
+    `config` says, if it does."""
     replicas = ParallelLayout(dp=num_devices)
+    wanted = config.data_parallel_size
     has_tier = policies.uses_tier(config.resolve_policy(False))
     setting = Setting(
         config=config,
@@ -227,19 +229,21 @@ def _by_rule(
         uses_tier=has_tier,
         native=has_kernels(device),
     )
-    if DeviceSplit.of(setting).fits:
+    if wanted in (None, num_devices) and DeviceSplit.of(setting).fits:
         return LayoutChoice(replicas, replicas, f"the model fits one device; {why}")
-    options = layouts_for(num_devices, spec, dp=1)
+    dp = wanted or 1
+    options = layouts_for(num_devices, spec, dp)
     if not options:
-        fewer = next(n for n in range(num_devices - 1, 0, -1) if layouts_for(n, spec, dp=1))
+        fewer = next(n for n in range(num_devices - dp, 0, -dp) if layouts_for(n, spec, dp))
         raise ConfigError(
             f"num_devices={num_devices}: {spec.architecture} does not fit one device, and its "
             f"{spec.num_hidden_layers} layers and {spec.num_attention_heads} query heads cannot be "
-            f"cut into {num_devices} parts. Use num_devices={fewer}."
+            f"cut into {num_devices // dp} parts. Use num_devices={fewer}."
         )
+    reason = "the model does not fit one device" if wanted is None else f"{dp} replicas asked for"
     prefill = max(options, key=lambda layout: layout.pp)
     decode = max(options, key=lambda layout: layout.tp)
     if config.policy != "auto" and not has_tier:
-        reason = f"the model does not fit one device; policy {config.policy} runs one layout"
+        reason = f"{reason}; policy {config.policy} runs one layout"
         return LayoutChoice(decode, decode, f"{reason}; {why}")
-    return LayoutChoice(prefill, decode, f"the model does not fit one device; {why}")
+    return LayoutChoice(prefill, decode, f"{reason}; {why}")

@@ -8,6 +8,34 @@ from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import check_fits
 
 
+def layouts_of(
+    prefill: str | None, decode: str | None
+) -> tuple[ParallelLayout, ParallelLayout] | None:
+    """Both layouts from their text; one stands for both; None without any. Raises ConfigError."""
+    found = []
+    for name, text in (("prefill_layout", prefill), ("decode_layout", decode)):
+        if text is not None:
+            try:
+                found.append(ParallelLayout.parse(text))
+            except ConfigError as error:
+                raise ConfigError(f"{name}={text!r}: {error}") from error
+    return (found[0], found[-1]) if found else None
+
+
+def parse_pair(text: str) -> tuple[ParallelLayout, ParallelLayout] | None:
+    """`pp2:tp2` or one layout for both; None for `auto`. Raises ConfigError."""
+    if text == "auto":
+        return None
+    prefill, colon, decode = text.partition(":")
+    try:
+        return ParallelLayout.parse(prefill), ParallelLayout.parse(decode if colon else prefill)
+    except ConfigError as error:
+        raise ConfigError(
+            f"layouts={text!r}: {error} Or give two, for prompts and for answers, as pp2:tp2, or "
+            "auto."
+        ) from error
+
+
 def layouts_for(num_devices: int, spec: ModelSpec, dp: int | None = None) -> list[ParallelLayout]:
     """All layouts over exactly `num_devices` that `spec` allows, with `dp` replicas if given; few
     replicas first, then little tensor parallelism. Empty where there is none."""

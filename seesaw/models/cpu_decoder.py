@@ -113,15 +113,6 @@ class CpuDecoder:
         call. It changes no bit of the result.
         """
         first = self.ranges.layers.start
-        if before is not None and "before" not in (self._native.run_layers.__doc__ or ""):
-            # A C++ part built before it had this: one call for each layer.
-            for layer in range(layer_start, layer_stop):
-                before(layer)
-                ends = only_sampled and layer + 1 == layer_stop
-                hidden_TH = self.run_layers(
-                    hidden_TH, inputs, kv, layer, layer + 1, only_sampled=ends
-                )
-            return hidden_TH
         table = inputs.block_table_RP
         cu_seqlens = array("q", inputs.cu_seqlens_q_list)
         seq_lens = array("q", inputs.seq_lens_list)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
-from seesaw.config import EngineConfig, format_bytes, parse_bytes
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.format import FormatName
@@ -35,6 +35,7 @@ from seesaw.plan.workspace import (
     relay_staging_bytes,
     workspace_bytes,
 )
+from seesaw.sizes import format_bytes, parse_bytes
 
 DEFAULT_CUDA_UTILIZATION = 0.9
 DEFAULT_CPU_SHARE_OF_FREE = 0.5

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seesaw.config import EngineConfig, format_bytes, parse_bytes
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.kv import TierShape, check_tier_blocks
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import DeviceSplit, Setting, Space
+from seesaw.sizes import format_bytes, parse_bytes
 
 __all__ = ["MemoryPlan", "Space", "plan_memory"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from seesaw.config import EngineConfig, auto_policy, format_bytes
+from seesaw.config import EngineConfig, auto_policy
 from seesaw.errors import ConfigError, DoesNotFit
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import layouts_for
@@ -28,6 +28,7 @@ from seesaw.plan.transition import Moved, faster_source, missing_bytes, planned_
 from seesaw.plan.ways import check_dtype, usable
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.workload import Workload
+from seesaw.sizes import format_bytes
 
 KV_BYTES: Mapping[str, int] = {**ELEMENT_BYTES, "fp8": 1}
 """Of an element."""
@@ -211,7 +212,7 @@ def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list
         max_num_seqs=asked.config.max_num_seqs, kv_bytes=asked.kv_bytes,
         running_tier=asked.config.running_tier,
     )  # fmt: skip
-    layouts = layouts_for(len(machine.devices), asked.spec)
+    layouts = layouts_for(len(machine.devices), asked.spec, asked.config.data_parallel_size)
     pairs = [(one, other) for one in layouts for other in layouts if one.dp == other.dp]
     for prefill, decode in pairs:
         is_split = prefill != decode

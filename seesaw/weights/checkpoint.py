@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seesaw.config import EngineConfig, format_bytes
+from seesaw.config import EngineConfig
 from seesaw.errors import ModelError
 from seesaw.families import ModelSpec, spec_from_hf
 from seesaw.layout.format import FormatName
 from seesaw.layout.formats import make_format
+from seesaw.sizes import format_bytes
 from seesaw.tokenizer import Tokenizer, open_tokenizer
 from seesaw.tokenizer.json_file import read_json
 from seesaw.weights import gguf_model, safetensors_dir

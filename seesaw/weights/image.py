@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from seesaw.config import format_bytes
 from seesaw.cuda.batch_copy import Run, copy_runs
 from seesaw.hostmem.shared import PAGE_LOCK_BYTES, SharedMemory, new_file
 from seesaw.layout.format import StoredParam, WeightFormat
 from seesaw.layout.ranges import RankRanges
+from seesaw.sizes import format_bytes
 from seesaw.weights.tied import add_tied_head
 
 _ADVICE = (

@@ -180,6 +180,14 @@ def test_more_cuda_devices_than_there_are(settings: dict[str, Any]) -> None:
         choose(CUDA, **settings)
 
 
+def test_as_many_replicas_are_chosen_as_are_asked_for() -> None:
+    free = planned(CPU, model(), num_devices=2, device_memory="1GiB")
+    assert free.dp == 2, "there is nothing to compare with"
+    for dp in (1, 2):
+        found = planned(CPU, model(), num_devices=2, data_parallel_size=dp, device_memory="1GiB")
+        assert found.dp == dp
+
+
 def test_a_model_fits_with_what_its_policy_needs() -> None:
     # A prompt of the longest length takes 360 MiB in each pool.
     asked = {"num_devices": 2, "max_model_len": 8192, "device_memory": "1000MiB"}

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from seesaw.config import EngineConfig, format_bytes
+from seesaw.config import EngineConfig
 from seesaw.errors import HostMemoryError, ModelError
 from seesaw.hostmem import shared
 from seesaw.layout import PlainFormat
+from seesaw.sizes import format_bytes
 from seesaw.weights import image as image_module
 from seesaw.weights.checkpoint import open_checkpoint
 from seesaw.weights.image import WeightImage
