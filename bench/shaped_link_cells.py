@@ -57,7 +57,12 @@ class System:
 
 
 SPLIT = {"prefill_layout": "pp2", "decode_layout": "tp2", "host_kv_memory": "4GiB"}
-AUTO = {"layouts": "auto", "num_devices": 2, "host_kv_memory": "4GiB"}
+AUTO = {
+    "layouts": "auto",
+    "num_devices": 2,
+    "data_parallel_size": 1,  # one model over both, as where it does not fit one of them
+    "host_kv_memory": "4GiB",
+}
 SYSTEMS = (
     System("pp2 -> tp2", SPLIT),
     System("tp2", {"prefill_layout": "tp2"}),
