@@ -94,6 +94,9 @@ class TransferModel:
         transfer = self.open.get(transfer_id)
         if transfer is None:
             return None
+        if transfer.is_done_here:
+            # Not again what it came after: chains of loads and stores branch at each link.
+            return transfer.order
         if isinstance(transfer.order, Load):
             for one in transfer.order.after:
                 self.finish_here(one, rng)
