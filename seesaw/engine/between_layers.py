@@ -7,12 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from seesaw.layout import Range
+from seesaw.layout.kv import STORE_LAYERS
 from seesaw.scheduler.output import SchedulerOutput, Store
-
-STORE_LAYERS = 4
-"""Layers whose KV is stored at once. Each copy that is begun costs the computing thread tens of
-microseconds, and what is begun after the last layer is not hidden: a part of so many layers is
-little of both in models of 12 layers and more."""
 
 
 class BetweenLayers:

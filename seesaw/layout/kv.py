@@ -19,6 +19,10 @@ from seesaw.layout.ranges import Range, rank_ranges
 PIECE_TOKENS = 32
 """Tokens of the pieces that a block of a pool in panels is made of (csrc/cpu/kv_view.h)."""
 
+STORE_LAYERS = 4
+"""Layers whose KV is stored at once while those behind them run. Each copy that is begun costs the
+computing thread tens of microseconds, and what is begun after the last layer is not hidden: a part
+of so many layers is little of both in models of 12 layers and more."""
 
 TierOrder = Literal["head", "layer", "token"]
 """What changes slowest within a tier block."""

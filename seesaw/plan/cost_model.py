@@ -256,14 +256,22 @@ class CostModel:
     def load_bytes_per_s(self, rank: int) -> float:
         return self._host_rate(rank, self._machine.devices[rank].rates.load_bytes_per_s)
 
-    def transition_s(self, rank: int, bytes_by_source: Mapping[Source, int]) -> float:
-        """Until `rank` has its weights of the new layout; one source after the other."""
+    @property
+    def has_copy_engines(self) -> bool:
+        """Whether copies leave computing alone, and those of different links each other. On CPU
+        they take the time of the core that computes."""
+        return self._machine.kind == "cuda"
+
+    def transition_s(
+        self, rank: int, bytes_by_source: Mapping[Source, int], *, at_once: bool = False
+    ) -> float:
+        """Until `rank` has its weights of the new layout; one source after the other, or what
+        peers send `at_once` with the rest."""
         rates = self._machine.devices[rank].rates
-        return (
-            bytes_by_source.get("host", 0) / self.load_bytes_per_s(rank)
-            + bytes_by_source.get("peer", 0) / self._machine.links.peer_bytes_per_s
-            + bytes_by_source.get("copy", 0) / rates.copy_bytes_per_s
-        )
+        host_s = bytes_by_source.get("host", 0) / self.load_bytes_per_s(rank)
+        peer_s = bytes_by_source.get("peer", 0) / self._machine.links.peer_bytes_per_s
+        copy_s = bytes_by_source.get("copy", 0) / rates.copy_bytes_per_s
+        return max(host_s + copy_s, peer_s) if at_once else host_s + peer_s + copy_s
 
 
 def _rank(spec: ModelSpec, device: Device, ranges: RankRanges) -> _Rank:

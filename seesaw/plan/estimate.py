@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from seesaw.config import ReshardFrom, RunningTier
+from seesaw.config import EngineConfig, ReshardFrom
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.cost_model import CostModel
@@ -19,8 +19,8 @@ from seesaw.plan.rotation import plan_rotation
 from seesaw.plan.schedules import Phases, Replica
 from seesaw.plan.stages import balanced
 from seesaw.plan.step_times import Steps
-from seesaw.plan.transition import Moved
-from seesaw.plan.work import WorkCounter
+from seesaw.plan.transition import Moved, landings, visible_s
+from seesaw.plan.work import Work, WorkCounter
 
 
 def name_of(prefill: ParallelLayout, decode: ParallelLayout) -> str:
@@ -65,20 +65,19 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates of one demand on one machine. `kv_bytes` of an element of KV, where it is not
-    `dtype`'s."""
+    """Estimates of one demand on one machine, with what `config` says of steps and copies.
+    `kv_bytes` of an element of KV, where it is not `dtype`'s."""
 
     def __init__(
-        self, spec: ModelSpec, machine: Machine, demand: Demand, dtype: str, *,
-        max_num_seqs: int, kv_bytes: int | None = None, running_tier: RunningTier = "off",
+        self, spec: ModelSpec, machine: Machine, demand: Demand, dtype: str,
+        config: EngineConfig, *, kv_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec
-        self.running_tier = running_tier
+        self.config = config
         self.machine = machine
         self.demand = demand
         self.dtype = dtype
         self.kv_bytes = kv_bytes
-        self.max_num_seqs = max_num_seqs
         self._counter = WorkCounter(spec)
         self._costs: dict[tuple[ParallelLayout, int], CostModel] = {}
         self._steps: dict[tuple[ParallelLayout, int, int, int], Steps] = {}
@@ -127,8 +126,7 @@ class Estimator:
     def for_demand(self, demand: Demand) -> Estimator:
         """The same model on the same machine for other requests."""
         return Estimator(
-            self.spec, self.machine, demand, self.dtype,
-            max_num_seqs=self.max_num_seqs, kv_bytes=self.kv_bytes,
+            self.spec, self.machine, demand, self.dtype, self.config, kv_bytes=self.kv_bytes
         )  # fmt: skip
 
     def balanced(
@@ -159,21 +157,32 @@ class Estimator:
             "prefill": self._get_steps(prefill, start, chunk, demand),
             "decode": self._get_steps(decode, start, chunk, demand),
         }
+        config = self.config
         rotation = plan_rotation(
-            self.running_tier, steps["decode"], memory, demand, self.max_num_seqs
+            config.running_tier, steps["decode"], memory, demand, config.max_num_seqs
         )
         replica = Replica(
             demand, memory, steps,
-            chunk=chunk, max_num_seqs=self.max_num_seqs, rotation=rotation,
+            chunk=chunk, max_num_seqs=config.max_num_seqs, rotation=rotation,
+            overlap=config.overlap,
         )  # fmt: skip
         if memory.tier_blocks == 0:
             return replica.continuous()
-        costs = steps["decode"].costs
-        to_decode_s, to_prefill_s = (
-            max(costs.transition_s(rank, sources) for rank, sources in enumerate(one))
-            for one in moved or ([{}], [{}])
-        )
+        if moved is None:
+            return replica.seesaw(0.0, 0.0)
+        prompts, answers = steps["prefill"], steps["decode"]
+        work = answers.work(0, replica.batch / answers.groups(replica.batch))
+        to_decode_s = self._change_s(prompts, answers, work, moved[0])
+        to_prefill_s = self._change_s(answers, prompts, prompts.work(chunk, 0), moved[1])
         return replica.seesaw(to_decode_s, to_prefill_s)
+
+    def _change_s(self, old: Steps, new: Steps, work: Work, moved: Moved) -> float:
+        """What is seen of a change before a step of `work`."""
+        costs = new.costs
+        landed = landings(costs, moved, old.costs.layout, costs.layout, self.config)
+        if not (self.config.overlap and costs.has_copy_engines):
+            return max(one.last_s for one in landed)
+        return visible_s(landed, costs.stages_s(work), costs.send_s(work.num_tokens))
 
     def _get_steps(self, layout: ParallelLayout, start: int, chunk: int, demand: Demand) -> Steps:
         key = (layout, start, chunk, demand.num_requests)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
 
+from seesaw.layout.kv import STORE_LAYERS
+from seesaw.layout.ranges import rank_ranges
 from seesaw.plan.demand import Demand
 from seesaw.plan.memory import MemoryPlan
 from seesaw.plan.rotation import Rotation
@@ -57,8 +59,9 @@ class Replica:
 
     def __init__(
         self, demand: Demand, memory: MemoryPlan, steps: Mapping[str, Steps], *,
-        chunk: int, max_num_seqs: int, rotation: Rotation | None = None,
+        chunk: int, max_num_seqs: int, rotation: Rotation | None = None, overlap: bool = True,
     ) -> None:  # fmt: skip
+        self.overlap = overlap
         self.demand = demand
         self.memory = memory
         self.chunk = chunk
@@ -233,7 +236,8 @@ class Replica:
         # A prompt holds its blocks until it has passed all stages and is stored.
         store_s = self._transfer_s(load=False)
         at_once = max(1.0, memory.prefill_blocks // -(-demand.prompt // memory.block_size))
-        held_s = math.ceil(demand.prompt / chunk) * slowest + through - slowest + store_s
+        held_s = math.ceil(demand.prompt / chunk) * slowest + through - slowest
+        held_s += self._store_after_s(store_s, slowest)
         ring_s = demand.num_requests * held_s / at_once
         into.wait(BUBBLES, max(0.0, ring_s - into.seconds))
         # It holds blocks of the tier for as long, and until it is loaded; which begins behind the
@@ -244,6 +248,15 @@ class Replica:
         into.wait(BUBBLES, max(0.0, tier_s - into.seconds * passing / demand.num_requests))
         stores_s = demand.num_requests * store_s
         into.wait(HOST_LINK, max(0.0, stores_s - into.seconds))
+
+    def _store_after_s(self, store_s: float, step_s: float) -> float:
+        """What of a store of `store_s` comes after the step that completes the KV."""
+        if not self.overlap:
+            return store_s
+        layout, spec = self.steps["prefill"].costs.layout, self.steps["prefill"].costs.spec
+        layers = rank_ranges(layout, spec, 0).layers.size
+        last = min(1.0, STORE_LAYERS / layers)
+        return max(last * store_s, store_s - (1 - last) * step_s)
 
     def _transfer_s(self, *, load: bool) -> float:
         """Seconds that a rank needs to copy one prompt's KV to the host, or from it."""

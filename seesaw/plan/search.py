@@ -208,10 +208,8 @@ class _Found:
 def _try_all(asked: _Asked, machine: Machine, found: list[_Found], refused: list[Refused]) -> None:
     """Every candidate over all devices of `machine`, into one of the lists."""
     estimator = Estimator(
-        asked.spec, machine, asked.demand, asked.dtype,
-        max_num_seqs=asked.config.max_num_seqs, kv_bytes=asked.kv_bytes,
-        running_tier=asked.config.running_tier,
-    )  # fmt: skip
+        asked.spec, machine, asked.demand, asked.dtype, asked.config, kv_bytes=asked.kv_bytes
+    )
     layouts = layouts_for(len(machine.devices), asked.spec, asked.config.data_parallel_size)
     pairs = [(one, other) for one in layouts for other in layouts if one.dp == other.dp]
     for prefill, decode in pairs:

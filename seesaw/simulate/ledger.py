@@ -98,9 +98,9 @@ class Ledger:
             phase_s = notes.phase_s
             phase_s[note.kind] = phase_s.get(note.kind, 0.0) + seconds - reshard_s
             phase_s["reshard"] = phase_s.get("reshard", 0.0) + reshard_s
+        self._transition_s += done.reshard_s
         if note.changes_to is not None:
             self._num_transitions += 1
-            self._transition_s += done.reshard_s
             for source, nbytes in self._setup.weight_bytes(note.changes_to).items():
                 self._weights[source] = self._weights.get(source, 0) + nbytes
         for request_id in note.first:

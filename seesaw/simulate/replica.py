@@ -1,8 +1,8 @@
 """When the ranks of one replica would have done what a step asks: a clock in place of workers.
 
 Every rank runs steps in their order, as the engine's do; it has a lane for compute and one each for
-stores, loads and relays, and no lane does two things at once. Owns time; knows no policy and no
-request.
+stores, loads, weights and relays, and no lane does two things at once. Owns time; knows no policy
+and no request.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, Protocol
 
+from seesaw.layout.kv import STORE_LAYERS
 from seesaw.plan.cost_model import CostModel
+from seesaw.plan.transition import Landing, run_while_landing
 from seesaw.plan.work import Work, WorkCounter
-from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
+from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, Store, TransferDone
 
 NO_WORK = Work()
 
@@ -24,7 +26,8 @@ MOST_COPIES = 4096
 
 
 class Recorder(Protocol):
-    """Told of everything that occupies a lane ("compute", "store", "load", "peer") of a rank."""
+    """Told of everything that occupies a lane ("compute", "store", "load", "weights", "peer") of a
+    rank."""
 
     def span(self, rank: int, lane: str, name: str, start_s: float, end_s: float) -> None: ...
 
@@ -37,9 +40,11 @@ class Pace(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PhaseModel:
-    """One layout of the replica. Per rank: bytes that a stored or loaded device block moves."""
+    """One layout of the replica. Per rank: its layers, and bytes that a stored or loaded device
+    block moves."""
 
     costs: CostModel
+    num_layers: Sequence[int]
     store_block_bytes: Sequence[int]
     load_block_bytes: Sequence[int]
 
@@ -56,11 +61,13 @@ class RelayModel:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change of layout: seconds of each rank, until it has the weights of the phase that begins.
-    `is_joint`: ranks take weights from each other, so they begin when all have come this far."""
+    """A change of layout: of each rank, when it has the weights of the phase that begins.
+    `is_joint`: ranks take weights from each other, so they begin when all have come this far.
+    `is_beside`: while they compute, else a rank does nothing before it has all."""
 
-    seconds: Sequence[float]
+    landings: Sequence[Landing]
     is_joint: bool = False
+    is_beside: bool = False
 
 
 class Ran(NamedTuple):
@@ -76,7 +83,7 @@ class Ran(NamedTuple):
 class ReplicaClock:
     """`first_rank` is the number of its first rank among those of all replicas, by which `recorder`
     and `pace` know it. It starts at `begin_s`; what lies beyond `stop_s` is not done any more.
-    Without a `pace` every rank keeps time.
+    Without a `pace` every rank keeps time. `overlap`: steps' stores begin while they compute.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class ReplicaClock:
         recorder: Recorder | None = None,
         first_rank: int = 0,
         pace: Pace | None = None,
+        overlap: bool = True,
         begin_s: float = 0.0,
         stop_s: float = math.inf,
     ) -> None:
@@ -99,14 +107,18 @@ class ReplicaClock:
         self._recorder = recorder
         self._first_rank = first_rank
         self._pace = pace
+        self._overlap = overlap
         self._stop_s = stop_s
         num_ranks = next(iter(phases.values())).costs.layout.num_ranks
         self.compute_free_s = [begin_s] * num_ranks
         self.store_free_s = [begin_s] * num_ranks
         self.load_free_s = [begin_s] * num_ranks
+        self.weights_free_s = [begin_s] * num_ranks
         self.peer_free_s = [begin_s] * num_ranks
+        self._landing: dict[int, Landing] = {}
+        """Of ranks that have computed nothing since their weights began to come."""
         self.busy_s = [0.0] * num_ranks
-        """Seconds that each rank computed; changes of layout and copies do not count."""
+        """Seconds that each rank computed; copies and waiting for weights do not count."""
         self._copied_s: dict[int, list[float]] = {}
         """When each rank is done with its part of a transfer, as long as a step may ask."""
 
@@ -127,12 +139,17 @@ class ReplicaClock:
         for transfer_id in step.awaits:
             for rank, end_s in enumerate(self._copied_s.get(transfer_id, ())):
                 free[rank] = max(free[rank], end_s)
-        work, busy_s = self._compute(step, phase)
+        begun_s = free[:]
+        work, busy_s, held_s = self._compute(step, phase, begun_s)
         done_s = max(free)
-        for store in step.stores:
-            nbytes = self._phases[store.phase].store_block_bytes
-            end = self._transfer("store", store.transfer_id, len(store.blocks), nbytes, phase.costs)
-            transfers.append(end)
+        if step.stores and self._overlap:
+            transfers += self._store_beside(step, phase, begun_s)
+        else:
+            for store in step.stores:
+                nbytes = self._phases[store.phase].store_block_bytes
+                blocks = len(store.blocks)
+                end = self._transfer("store", store.transfer_id, blocks, nbytes, phase.costs)
+                transfers.append(end)
         for relay in step.relays:
             transfers.append(self._exchange(relay.transfer_id, len(relay.blocks)))
         tokens = [0] * work.num_sampled
@@ -140,30 +157,42 @@ class ReplicaClock:
             self._copied_s = {
                 number: ends for number, ends in self._copied_s.items() if max(ends) > now_s
             }
+        reshard_s += held_s
         output = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
         return Ran(done_s, output, transfers, work)
 
     def _reshard(self, phase: Phase) -> float:
-        """Seconds of the slowest rank."""
+        """Seconds for which the slowest rank does nothing else."""
         change, free = self._transitions[phase], self.compute_free_s
+        if change.is_beside:
+            # A change that is still under way is waited for.
+            free[:] = map(max, free, self.weights_free_s)
         first_s = max(free)
-        for rank, seconds in enumerate(change.seconds):
+        lane = "weights" if change.is_beside else "compute"
+        for rank, landing in enumerate(change.landings):
             begin_s = first_s if change.is_joint else free[rank]
-            self._note(rank, "compute", f"to {phase}", begin_s, seconds)
-            free[rank] = begin_s + seconds
-        return max(change.seconds)
+            self._note(rank, lane, f"to {phase}", begin_s, landing.last_s)
+            if not change.is_beside:
+                free[rank] = begin_s + landing.last_s
+            elif landing.last_s > 0:
+                self._landing[rank] = landed = landing.after(begin_s)
+                self.weights_free_s[rank] = landed.last_s
+        return 0.0 if change.is_beside else max(one.last_s for one in change.landings)
 
-    def _compute(self, step: SchedulerOutput, phase: PhaseModel) -> tuple[Work, float]:
-        """The step's work, and the seconds of the slowest stage."""
+    def _compute(
+        self, step: SchedulerOutput, phase: PhaseModel, begun_s: list[float]
+    ) -> tuple[Work, float, float]:
+        """The step's work, the seconds of the slowest stage, and for how long a stage waited for
+        weights. `begun_s` becomes when each rank began."""
         lanes = step.lanes
         rows = lanes[0].rows if len(lanes) == 1 else list(chain(*(lane.rows for lane in lanes)))
         if not rows:
-            return NO_WORK, 0.0
+            return NO_WORK, 0.0, 0.0
         _, starts, counts, _, _, samples = zip(*rows, strict=True)
         work = self._counter.count_columns(counts, starts, sum(samples))
         costs, free = phase.costs, self.compute_free_s
         tp = costs.layout.tp
-        arrival_s = busy_s = 0.0
+        arrival_s = busy_s = held_s = 0.0
         send_s = costs.send_s(work.num_tokens) if costs.layout.pp > 1 else 0.0
         for stage, seconds in enumerate(costs.stages_s(work)):
             first = stage * tp
@@ -172,15 +201,72 @@ class ReplicaClock:
             if self._pace is not None:
                 seconds *= max(self._pace(self._first_rank + rank, begin_s) for rank in ranks)
             end_s = begin_s + seconds
+            computing_s = begin_s
+            if self._landing:
+                landing = [self._landing.pop(rank) for rank in ranks if rank in self._landing]
+                could_s = end_s
+                begin_s, end_s = run_while_landing(landing, begin_s, seconds)
+                held_s = max(held_s, end_s - could_s)
+                computing_s += end_s - could_s
             for rank in ranks:
-                free[rank] = end_s
-                self.busy_s[rank] += max(0.0, min(end_s, self._stop_s) - begin_s)
+                begun_s[rank], free[rank] = begin_s, end_s
+                self.busy_s[rank] += max(0.0, min(end_s, self._stop_s) - computing_s)
             if self._recorder is not None:
+                name = f"{step.phase} {step.step_id}"
                 for rank in ranks:
-                    self._note(rank, "compute", f"{step.phase} {step.step_id}", begin_s, seconds)
+                    self._note(rank, "compute", name, begin_s, end_s - begin_s)
             busy_s = max(busy_s, seconds)
             arrival_s = end_s + send_s
-        return work, busy_s
+        return work, busy_s, held_s
+
+    def _store_beside(
+        self, step: SchedulerOutput, phase: PhaseModel, begun_s: Sequence[float]
+    ) -> list[tuple[float, TransferDone]]:
+        """What the step's rows complete is stored by groups of layers as these are computed, at an
+        even pace; what no row adds to, from when the rank comes to the step."""
+        running = {row.request_id for lane in step.lanes for row in lane.rows}
+        done: list[Store] = [one for one in step.stores if one.request_id not in running]
+        to_come = [one for one in step.stores if one.request_id in running]
+        for store in step.stores:
+            self._copied_s[store.transfer_id] = [0.0] * len(begun_s)
+        longest_s = dict.fromkeys((store.transfer_id for store in step.stores), 0.0)
+        for rank, num_layers in enumerate(phase.num_layers):
+            rate, ready_s = phase.costs.store_bytes_per_s(rank), begun_s[rank]
+            seconds = {
+                store.transfer_id: len(store.blocks)
+                * self._phases[store.phase].store_block_bytes[rank]
+                / rate
+                for store in step.stores
+            }
+            for store in done:
+                self._store_part(rank, store, ready_s, seconds[store.transfer_id])
+            layer_s = (self.compute_free_s[rank] - ready_s) / num_layers
+            for first in range(0, num_layers, STORE_LAYERS):
+                size = min(STORE_LAYERS, num_layers - first)
+                ready_s += size * layer_s
+                for store in to_come:
+                    part_s = seconds[store.transfer_id] * size / num_layers
+                    self._store_part(rank, store, ready_s, part_s)
+            for number, taken_s in seconds.items():
+                longest_s[number] = max(longest_s[number], taken_s)
+        return [
+            (
+                max(self._copied_s[store.transfer_id]),
+                TransferDone(
+                    store.transfer_id,
+                    len(store.blocks) * sum(self._phases[store.phase].store_block_bytes),
+                    longest_s[store.transfer_id],
+                ),
+            )
+            for store in step.stores
+        ]
+
+    def _store_part(self, rank: int, store: Store, ready_s: float, seconds: float) -> None:
+        """The next of what `rank` copies, which there is from `ready_s` on."""
+        begin_s = max(self.store_free_s[rank], ready_s)
+        self._note(rank, "store", f"store {store.transfer_id}", begin_s, seconds)
+        self.store_free_s[rank] = end_s = begin_s + seconds
+        self._copied_s[store.transfer_id][rank] = end_s
 
     def _transfer(
         self, kind: str, transfer_id: int, blocks: int, block_bytes: Sequence[int],

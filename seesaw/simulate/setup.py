@@ -24,7 +24,7 @@ from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.rotation import Rotation, check_wanted, plan_rotation
 from seesaw.plan.step_times import Steps
-from seesaw.plan.transition import Moved, planned_bytes
+from seesaw.plan.transition import Landing, Moved, landings, planned_bytes
 from seesaw.plan.ways import check_dtype
 from seesaw.plan.weight_bytes import dtype_of
 from seesaw.plan.work import WorkCounter
@@ -163,6 +163,7 @@ class Setup:
             recorder=recorder,
             first_rank=replica * self.decode.num_ranks,
             pace=faults.pace if faults.slow else None,
+            overlap=self.config.overlap,
             begin_s=begin_s,
             stop_s=stop_s,
         )
@@ -176,16 +177,17 @@ class Setup:
     def _phase(self, replica: int, layout: ParallelLayout) -> PhaseModel:
         spec, block_size = self.scenario.spec, self.config.block_size
         element_bytes = self.scenario.kv_element_bytes or self.element_bytes
-        store, load = [], []
+        layers, store, load = [], [], []
         for rank in range(layout.num_ranks):
             held = rank_ranges(layout, spec, rank)
             shape = PoolShape(
                 held.layers, held.kv_heads, 1, block_size, spec.head_dim, element_bytes
             )
             owned = owned_heads(layout, spec, rank).size
+            layers.append(held.layers.size)
             store.append(transfer_bytes(shape, block_size, owned))
             load.append(transfer_bytes(shape, block_size))
-        return PhaseModel(self._costs(replica, layout), store, load)
+        return PhaseModel(self._costs(replica, layout), layers, store, load)
 
     def _relay(self, replica: int) -> RelayModel:
         spec, element_bytes = (
@@ -223,18 +225,22 @@ class Setup:
     def _transitions(self, replica: int) -> dict[Phase, Transition]:
         if not self.uses_tier:
             return {}
-        given_s, ranks = self.scenario.transition_s, range(self.decode.num_ranks)
+        given_s, config = self.scenario.transition_s, self.config
         if given_s is not None or not self.moved:
-            fixed = Transition([given_s or 0.0 for _ in ranks], is_joint=True)
+            landing = Landing(given_s or 0.0, given_s or 0.0, 1.0)
+            fixed = Transition([landing] * self.decode.num_ranks, is_joint=True)
             return {"prefill": fixed, "decode": fixed}
         costs = self._costs(replica, self.decode)
-        return {
-            phase: Transition(
-                [costs.transition_s(rank, moved[rank]) for rank in ranks],
+        sides = {"prefill": self.prefill, "decode": self.decode}
+        found: dict[Phase, Transition] = {}
+        for phase, moved in self.moved.items():
+            old = sides["prefill" if phase == "decode" else "decode"]
+            found[phase] = Transition(
+                landings(costs, moved, old, sides[phase], config),
                 is_joint=any(one.get("peer") for one in moved),
+                is_beside=config.overlap,
             )
-            for phase, moved in self.moved.items()
-        }
+        return found
 
     def weight_bytes(self, phase: Phase) -> Mapping[str, int]:
         """By source, over all ranks of a replica, of one change to `phase`."""

@@ -7,9 +7,10 @@ import random
 
 import pytest
 
-from seesaw.engine.between_layers import STORE_LAYERS, BetweenLayers, split_stores
+from seesaw.engine.between_layers import BetweenLayers, split_stores
 from seesaw.engine.stalls import IdleClock, Stalls
 from seesaw.layout import ParallelLayout, Range
+from seesaw.layout.kv import STORE_LAYERS
 from seesaw.scheduler.output import Batch, Row, SchedulerOutput, Store
 from tests.checkpoints import VOCAB_SIZE
 from tests.engine.rank_harness import RankPool, engine_on, generate

@@ -16,7 +16,7 @@ from seesaw.families.spec import ModelSpec
 from seesaw.layout.pairs import layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.plan.curve import Curve
-from seesaw.plan.machine import Machine
+from seesaw.plan.machine import Kind, Machine
 from seesaw.scheduler.output import SchedulerOutput
 from seesaw.simulate import setup
 from seesaw.simulate.faults import Death, Faults, SlowRank
@@ -62,7 +62,7 @@ def make_scenario(
     )  # fmt: skip
 
 
-def random_machine(rng: random.Random, num_devices: int) -> Machine:
+def random_machine(rng: random.Random, num_devices: int, kind: Kind = "cuda") -> Machine:
     """Any of its parts may be what is slow; devices differ at times."""
 
     def rate(low: float, high: float) -> float:
@@ -78,6 +78,7 @@ def random_machine(rng: random.Random, num_devices: int) -> Machine:
 
     one = device()
     devices = [device() if rng.random() < 0.2 else one for _ in range(num_devices)]
+    devices = [replace(one, kind=kind) for one in devices]
     links = make_links(
         bus=rate(6, 9), latency_s=Curve.flat(rate(-5, -3)), send=rate(6, 9),
         send_latency_s=rate(-5, -3), peer=rate(6, 9),
@@ -108,15 +109,19 @@ def random_scenario(rng: random.Random, *, with_faults: bool = False) -> Scenari
     longest = max(prompt + (answer if answers_known else cap) for _, prompt, answer in requests)
     blocks = -(-longest // 4)
     tier = policy != "continuous"
+    reload = rng.choice(["missing", "all"]) if prefill != decode else "missing"
+    apart = random.Random(rng.random())
+    machine = random_machine(rng, num_devices, apart.choice(["cuda", "cuda", "cpu"]))
     return Scenario(
         spec=spec,
-        machine=random_machine(rng, num_devices),
+        machine=machine,
         layouts=(prefill, decode),
         config=make_config(
             policy=policy,
             max_num_seqs=rng.choice([1, 3, 16]),
             max_num_batched_tokens=rng.choice([8, 32, 128]),
-            reload=rng.choice(["missing", "all"]) if prefill != decode else "missing",
+            reload=reload,
+            overlap=apart.random() < 0.7,
             host_kv_memory="1GiB" if tier else None,
         ),
         requests=requests,

@@ -131,9 +131,12 @@ def test_busy_and_idle_make_the_whole_time(seed: int) -> None:
     for span in spans.spans:
         if span.lane == "compute" and not span.name.startswith("to "):
             busy_s[span.rank] += span.end_s - span.start_s
+    # A step's bar goes on while it waits for weights, which is not to be busy.
+    waited_s = result.transition_s * scenario.layouts[1].dp if scenario.config.overlap else 0.0
     for rank, share in enumerate(result.busy_share):
         expected = min(1.0, busy_s[rank] / result.elapsed_s)
-        assert share == pytest.approx(expected, rel=1e-9)
+        assert share <= expected * (1 + 1e-9)
+        assert share >= min(1.0, (busy_s[rank] - waited_s) / result.elapsed_s) * (1 - 1e-9)
     assert sum(result.phase_s.values()) == pytest.approx(result.elapsed_s, rel=1e-9)
     assert min(result.phase_s.values()) >= 0
     if result.num_transitions == 0:
@@ -178,3 +181,18 @@ def test_a_slower_device_never_makes_a_job_faster(seed: int) -> None:
         assert after_s >= 0.9 * before_s
     else:
         assert after_s >= before_s * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_done_beside_computing_never_makes_a_job_slower(seed: int) -> None:
+    """Where times lead to other decisions, as above."""
+    scenario = random_scenario(random.Random(seed))
+
+    def seconds(overlap: bool) -> float:
+        config = replace(scenario.config, overlap=overlap)
+        return simulate(replace(scenario, config=config)).elapsed_s
+
+    most = 1 + 1e-12
+    if scenario.layouts[1].dp > 1 or scenario.config.policy == "seesaw-cost":
+        most = 1 / 0.9
+    assert seconds(True) <= most * seconds(False)

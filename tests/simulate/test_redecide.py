@@ -45,7 +45,7 @@ def chosen(machine: Machine) -> tuple[Estimate, PairTimes]:
     config = EngineConfig(**SETTINGS)
     memory = plan_memory(config, SPEC, 2, Space.of(machine), pair, True)
     expected = Demand.of([Lengths(PROMPT, EXPECTED)], COUNT)
-    estimator = Estimator(SPEC, machine, expected, "float16", max_num_seqs=config.max_num_seqs)
+    estimator = Estimator(SPEC, machine, expected, "float16", config)
     moved = planned_bytes(SPEC, 2, pair.prefill, pair.decode, config, machine.kind)
     chunk = config.max_num_batched_tokens
     one = estimator.estimate(pair.prefill, pair.decode, "seesaw", chunk, memory, moved)

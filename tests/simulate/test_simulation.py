@@ -10,13 +10,16 @@ from statistics import fmean, pstdev
 import pytest
 
 from seesaw.errors import ConfigError, DoesNotFit, RequestError
+from seesaw.plan.machine import Kind
+from seesaw.plan.transition import planned_bytes
 from seesaw.plan.workload import Arrivals, parse_workload
 from seesaw.scheduler.residency import Residency
 from seesaw.simulate.arrivals import draw_arrivals, draw_requests
 from seesaw.simulate.faults import Death, Faults
 from seesaw.simulate.simulation import HostCosts, simulate
+from seesaw.trace import Spans
 from tests.plan.devices import make_device, make_links, make_machine
-from tests.simulate.scenarios import layouts, make_scenario, tiny_spec, watched
+from tests.simulate.scenarios import layouts, make_config, make_scenario, tiny_spec, watched
 
 BLOCK_BYTES = tiny_spec().kv_bytes_per_token(2) * 4
 
@@ -88,6 +91,74 @@ def test_stores_go_on_while_the_layout_changes() -> None:
     assert result.samples["first_token"] == [1.0, 1.0]
     assert result.samples["end_to_end"] == [13.5, 15.5]
     assert result.transition_s == result.phase_s["reshard"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "overlap", "weights", "decode"),
+    [
+        ("cuda", True, (2.0, 10.0), (6.0, 10.75)),
+        ("cpu", True, (2.0, 10.0), (6.0, 11.0)),
+        ("cuda", False, None, (10.0, 11.0)),
+        ("cpu", False, None, (10.0, 11.0)),
+    ],
+)
+def test_layers_are_computed_as_their_weights_come(
+    kind: Kind, overlap: bool, weights: tuple[float, float] | None, decode: tuple[float, float]
+) -> None:
+    """Two stages of a second each, then 8 s of weights from peers, for 1 s of four layers. They
+    come in two rounds of two layers, 0 and 2, then 1 and 3: half a second is computed behind the
+    last that was waited for, and the first quarter of a second before it. The core of a CPU copies
+    8 s and computes one in any case."""
+    spec, (prefill, decode_layout) = tiny_spec(), layouts("pp2 -> tp2")
+    config = make_config(
+        policy="seesaw", host_kv_memory="1MiB", overlap=overlap, reshard_from="peers"
+    )
+    moved, _ = planned_bytes(spec, 2, prefill, decode_layout, config, kind)
+    peer = moved[0]["peer"] / 8.0
+    assert moved[1]["peer"] == moved[0]["peer"]
+    device = replace(make_device(step_overhead_s=1.0), kind=kind)
+    machine = make_machine(device, 2, make_links(peer=peer))
+    spans = Spans()
+    result = simulate(
+        make_scenario([(0.0, 4, 2)], "pp2 -> tp2", machine=machine, config=config), spans
+    )
+    assert result.elapsed_s == pytest.approx(decode[1])
+    assert result.transition_s == result.phase_s["reshard"] == pytest.approx(decode[1] - 3.0)
+    assert result.busy_share == pytest.approx([2 / decode[1]] * 2)
+    for rank in (0, 1):
+        lanes = {
+            (span.lane, span.name.split()[0]): (span.start_s, span.end_s)
+            for span in spans.spans
+            if span.rank == rank
+        }
+        assert lanes["compute", "decode"] == pytest.approx(decode)
+        if weights is None:
+            assert lanes["compute", "to"] == pytest.approx((2.0, 10.0))
+        else:
+            assert lanes["weights", "to"] == pytest.approx(weights)
+
+
+def test_groups_of_layers_are_stored_while_those_behind_them_are_computed() -> None:
+    """A second for ten layers, two prompts, half a second for each one's KV: copies of four layers
+    of both from 0.4 to 0.8, of four from 0.8 to 1.2, of two after that. Without, the first begins
+    at 1."""
+    spec = tiny_spec(num_layers=10)
+    rate = spec.kv_bytes_per_token(2) * 4 / 0.5
+    device = make_device(step_overhead_s=1.0, store_bytes_per_s=rate)
+    ends: dict[bool, list[float]] = {}
+    for overlap in (True, False):
+        spans = Spans()
+        scenario = make_scenario(
+            [(0.0, 4, 3)] * 2, policy="seesaw", host_kv_memory="1MiB", overlap=overlap,
+            machine=make_machine(device), spec=spec,
+        )  # fmt: skip
+        simulate(scenario, spans)
+        stores = [span for span in spans.spans if span.lane == "store"]
+        names = [span.name for span in stores]
+        assert names == names[:2] * (3 if overlap else 1)
+        ends[overlap] = [span.end_s for span in stores]
+    assert ends[True] == pytest.approx([0.6, 0.8, 1.0, 1.2, 1.3, 1.4])
+    assert ends[False] == pytest.approx([1.5, 2.0])
 
 
 def test_stages_hand_on_what_they_computed() -> None:
