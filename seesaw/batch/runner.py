@@ -228,36 +228,48 @@ class Runner:
 
     def _start_engine(self) -> int:
         """A first engine or, as often as allowed, one in place of a crashed one -> most requests to
-        keep admitted. It is only started for a row that is to run.
+        keep admitted. It is only started for a row that is to run. One that dies while it starts
+        in place of another has crashed, too.
         """
-        if self._crash is not None:
-            what = f"{type(self._crash).__name__}: {self._crash}"
-            if self._num_crashes > self._options.max_restarts:
+        while self._engine is None:
+            if self._crash is not None:
+                self._count_restart(self._crash)
+            self._report("load", at_once=True)
+            began_s = time.monotonic()
+            try:
+                with self._interrupts.immediate():
+                    self._engine = self._factory()
+            except EngineDeadError as error:
+                if self._crash is None:
+                    raise  # one that never ran: it would not the next time either
+                log.error("the engine died while it started: %s", error)
+                self._crash = error
+                self._num_crashes += 1
+            except SeesawError:
+                raise
+            except Exception as error:
                 raise JobError(
-                    f"the engine crashed {self._num_crashes} times, more than max_restarts="
-                    f"{self._options.max_restarts} allows; the last time: {what}. The answers so "
-                    "far are safe; resume with the same command."
-                ) from self._crash
-            self.stats.restarts += 1
-            self._reporter.message(
-                f"the engine crashed ({what}); restart {self.stats.restarts} of at most "
-                f"{self._options.max_restarts}, the rows in flight will run again"
-            )
-            self._crash = None
-        self._report("load", at_once=True)
-        began_s = time.monotonic()
-        try:
-            with self._interrupts.immediate():
-                self._engine = self._factory()
-        except SeesawError:
-            raise
-        except Exception as error:
-            raise JobError(
-                f"the engine could not start: {type(error).__name__}: {error}."
-            ) from error
-        self.stats.engine_start_s += time.monotonic() - began_s
+                    f"the engine could not start: {type(error).__name__}: {error}."
+                ) from error
+            self.stats.engine_start_s += time.monotonic() - began_s
+        self._crash = None
         self._most_running = self._engine.max_num_queued
         return self._most_running
+
+    def _count_restart(self, crash: Exception) -> None:
+        """Raises JobError where there were too many."""
+        what = f"{type(crash).__name__}: {crash}"
+        if self._num_crashes > self._options.max_restarts:
+            raise JobError(
+                f"the engine crashed {self._num_crashes} times, more than max_restarts="
+                f"{self._options.max_restarts} allows; the last time: {what}. The answers so "
+                "far are safe; resume with the same command."
+            ) from crash
+        self.stats.restarts += 1
+        self._reporter.message(
+            f"the engine crashed ({what}); restart {self.stats.restarts} of at most "
+            f"{self._options.max_restarts}, the rows in flight will run again"
+        )
 
     def _shut_down(self) -> None:
         engine, self._engine = self._engine, None

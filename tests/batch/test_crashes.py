@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from seesaw.batch.job import exit_code_of_error
-from seesaw.errors import ConfigError, JobError
+from seesaw.errors import ConfigError, EngineDeadError, JobError
+from tests.batch.fake_engine import FakeEngine
 from tests.batch.helpers import Jobs, chat, completion, ids, read_rows
 
 
@@ -104,6 +105,40 @@ def test_rows_the_engine_refuses_fail_alone(jobs: Jobs) -> None:
     assert errors["d"]["status_code"] == 500
     assert errors["d"]["body"]["error"]["type"] == "server_error"
     assert "KeyError" in errors["d"]["body"]["error"]["message"]
+
+
+def test_an_engine_that_dies_while_it_starts_again_is_restarted(jobs: Jobs) -> None:
+    jobs.write(*good(6), chat("x", "CRASH1"), *(chat(f"s{i}") for i in range(6)))
+    starts = []
+
+    def die_the_second_time(point: str) -> None:
+        if point == "load":
+            starts.append(point)
+            if len(starts) == 2:
+                raise EngineDeadError("rank 1 was killed")
+
+    with pytest.raises(JobError, match=r"crashed 2 times.*max_restarts=1.*rank 1 was killed"):
+        jobs.run(max_restarts=1, engine={"hook": die_the_second_time})
+    FakeEngine.generation = 0
+    starts.clear()
+    assert jobs.run(max_restarts=2, engine={"hook": die_the_second_time}).exit_code == 0
+    assert len(starts) == 3
+    assert jobs.summary["this_run"]["engine_restarts"] == 2
+    assert "rank 1 was killed); restart 2 of at most 2" in jobs.said.text
+    assert len(ids(jobs.answers)) == 13
+
+
+def test_an_engine_that_dies_at_the_first_start_ends_the_job(jobs: Jobs) -> None:
+    jobs.write(*good(3))
+    starts = []
+
+    def die(point: str) -> None:
+        starts.append(point)
+        raise EngineDeadError("rank 0 ran out of memory")
+
+    with pytest.raises(EngineDeadError, match="rank 0 ran out of memory"):
+        jobs.run(engine={"hook": die})
+    assert starts == ["load"]
 
 
 @pytest.mark.parametrize(
