@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from seesaw.distributed.native import NativeTransport
 from seesaw.distributed.transport import MOST_EXCHANGES
 from seesaw.hostmem.shared import SharedMemory, new_file
@@ -35,12 +37,22 @@ def join(fd: int, rank: int, num_ranks: int, slot_bytes: int, timeout_s: float) 
     RuntimeError where a rank does not come."""
     from seesaw._cpu import ShmLinks
 
+    class MappedLinks(ShmLinks):
+        """They touch the memory once more when they are closed: it stays mapped until then, in
+        whatever order things go where a rank fails."""
+
+        memory: torch.Tensor | None = None  # where they were joined
+
+        def __del__(self) -> None:
+            if self.memory is not None:
+                self.close()
+
     first_bytes, set_bytes = _num_bytes(num_ranks, slot_bytes), _num_bytes(num_ranks, 0)
     nbytes = first_bytes + MOST_EXCHANGES * set_bytes
     memory = SharedMemory(fd, nbytes, writable=True, what=_WHAT, advice=_ADVICE)
 
     def links(offset: int, slot_bytes: int) -> _cpu.Links:
-        return ShmLinks(
+        joined = MappedLinks(
             memory=memory.tensor.data_ptr() + offset,
             num_ranks=num_ranks,
             ring_slots=MAX_HANDOVERS,
@@ -48,6 +60,8 @@ def join(fd: int, rank: int, num_ranks: int, slot_bytes: int, timeout_s: float) 
             rank=rank,
             timeout_s=timeout_s,
         )
+        joined.memory = memory.tensor
+        return joined
 
     def join_again(number: int) -> _cpu.Links:
         return links(first_bytes + (number - 1) * set_bytes, 0)

@@ -4,6 +4,8 @@ layout, dead peers."""
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +156,42 @@ def test_a_dead_peer_is_an_error(kind: Kind, how: str) -> None:
         assert kind == "gloo" or "rank 1" in error
     finally:
         pool.close()
+
+
+def test_links_that_are_dropped_unclosed_in_any_order_touch_no_memory_that_is_gone() -> None:
+    """As where a rank fails while it is built: its sums may outlive the group."""
+    built("shm")
+    code = """
+import gc
+import os
+import threading
+
+import torch
+
+from seesaw.distributed import RankGroup
+from seesaw.distributed.shm import new_shared_file
+from seesaw.layout import ParallelLayout
+
+file = new_shared_file(2, 1 << 16)
+kept = {}
+
+def join(rank):
+    group = RankGroup.connect(
+        rank, 2, torch.device("cpu"), "shm", "", shared_fd=os.dup(file), slot_bytes=1 << 16
+    )
+    kept[rank] = group.tp_comm(ParallelLayout(1, 2, 1)), group.peer_exchange()
+
+threads = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+gc.collect()
+kept.clear()
+gc.collect()
+print("still here")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "still here\n", "")
