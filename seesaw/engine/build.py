@@ -142,14 +142,14 @@ class _Builder:
         self.device = torch.device(setup.device)
         self.dtype = torch_dtype(setup.dtype)
         self.release: list[Callable[[], None]] = []
-        self._report = report
+        self.report = report
         self.phase_names: tuple[Phase, ...] = (
             ("decode",) if setup.tier is None else ("prefill", "decode")
         )
 
     def transfers(self, tier: HostTier) -> KVTransfers:
         """Copies to and from `tier`, which is closed with them."""
-        rank, report = self.setup.rank, self._report
+        rank, report = self.setup.rank, self.report
         transfers = KVTransfers(
             tier,
             lambda transfer_id, num_bytes, seconds: report(
@@ -164,7 +164,7 @@ class _Builder:
 
     def relays(self, phases: Mapping[Phase, RankPhase], group: RankGroup | None) -> KVRelays | None:
         """Between the pools of two phases, where the setup asks for it. Together."""
-        setup, rank, report = self.setup, self.setup.rank, self._report
+        setup, rank, report = self.setup, self.setup.rank, self.report
         if not setup.relays:
             return None
 
@@ -329,8 +329,14 @@ def _load_weights(
         phase: arena.params(plan.fmt, index, plan.ranges[index][rank], builder.dtype)
         for index, phase in enumerate(plan.phases)
     }
+    setup = builder.setup
     weights = ChangingWeights(
-        resharder, plan.changes, background=builder.setup.overlap, cores=builder.setup.cores
+        resharder,
+        plan.changes,
+        {phase: plan.ranges[index][rank].layers for index, phase in enumerate(plan.phases)},
+        background=setup.overlap,
+        on_error=builder.report,
+        cores=setup.cores,
     )
     builder.release.insert(0, weights.close)  # before what it reads from and writes to
     return params, weights

@@ -4,12 +4,13 @@ used, and what it has moved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
-from seesaw.layout import ReshardPlan
+from seesaw.errors import EngineDeadError
+from seesaw.layout import Range, ReshardPlan
 from seesaw.layout.format import WeightFormat
 from seesaw.layout.reshard import Source
 from seesaw.layout.spans import moves
@@ -32,7 +33,7 @@ class PhaseWeights(Protocol):
 
     def wait(self, layer: int) -> None:
         """Until the layer's may be used, on a GPU by what the current stream is given from here on.
-        Raises RuntimeError where they did not come."""
+        Raises EngineDeadError where they did not come."""
         ...
 
     @property
@@ -49,29 +50,35 @@ class PhaseWeights(Protocol):
         ...
 
     def finish(self) -> None:
-        """Wait for all, what other ranks take included. Raises RuntimeError."""
+        """Wait for all, what other ranks take included. Raises EngineDeadError."""
         ...
 
 
 class ChangingWeights:
-    """`PhaseWeights` of a rank whose layouts differ. `background`: layers are used as they come,
-    else `begin` waits for all. `cores`: as `Change` has them."""
+    """`PhaseWeights` of a rank whose layouts differ. `layers`: its own in each.
+    `background`: layers are used as they come, else `begin` waits for all. `on_error` and `cores`
+    as `Change` has them."""
 
     def __init__(
         self,
         resharder: Resharder,
         changes: Mapping[Phase, ReshardPlan],
+        layers: Mapping[Phase, Range],
         *,
         background: bool,
+        on_error: Callable[[EngineDeadError], None],
         cores: Sequence[int] | None = None,
     ) -> None:
         self._resharder = resharder
         self._changes = changes
+        self._layers = layers
+        self._on_error = on_error
         self._background = background
         self._cores = cores
         self._change: Change | None = None
         self._to_come: set[int] = set()
         self._moved: dict[str, int] = {}
+        self._spans: list[Span] = []  # of the change before
         self._unprepared = set(changes) if background else set()
 
     def prepare(self, phase: Phase) -> None:
@@ -88,8 +95,8 @@ class ChangingWeights:
         if not self._background:
             self._add(self._resharder.run(plan).bytes_by_source)
             return
-        self._change = change = Change(self._resharder, plan, self._cores)
-        self._to_come = change.layers
+        self._change = Change(self._resharder, plan, self._on_error, self._cores)
+        self._to_come = self._change.layers.intersection(range(*self._layers[phase]))
 
     def wait(self, layer: int) -> None:
         if self._change is not None:
@@ -111,12 +118,14 @@ class ChangingWeights:
             self._moved[source] = self._moved.get(source, 0) + nbytes
 
     def take_spans(self) -> list[Span]:
-        return [] if self._change is None else self._change.take_spans()
+        taken, self._spans = self._spans, []
+        return taken if self._change is None else taken + self._change.take_spans()
 
     def finish(self) -> None:
         if self._change is not None:
             self._change.finish()
             self._add(self._change.take_moved())
+            self._spans = self._change.take_spans()
             self._change = None
             self._to_come = set()
 

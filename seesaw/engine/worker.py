@@ -136,9 +136,9 @@ class WorkerProcess:
         return build_runner(setup, files, self._report)
 
     def _report(self, done: TransferReport | BaseException) -> None:
-        """For the copy threads."""
+        """For the threads that move KV and weights."""
         if isinstance(done, BaseException):
-            self._fail(done, "a KV store or load")
+            self._fail(done, "moving KV or weights")
             os._exit(1)  # the main thread may be waiting for a peer
         self._send(dataclasses.replace(done, rank=self._rank))
 

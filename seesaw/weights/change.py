@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from seesaw.cuda.streams import CudaEvent
+from seesaw.errors import EngineDeadError
 from seesaw.layout.reshard import ReshardPlan, Source
 from seesaw.weights.reshard import Resharder
 
@@ -27,17 +28,23 @@ class Change:
     old layout must have been begun by then. Together with the other ranks.
 
     A round writes only over what no later round and no step reads, so layers that have landed may
-    be used while others are on their way. `cores`: those on which the thread stays, None = where
-    the one that makes it does. The thread copies beside the computing one without a rule of who
-    goes first: where both share a core, a step that must wait for weights sleeps, and leaves it to
-    them.
+    be used while others are on their way. `on_error` is called on the thread where a round fails:
+    this rank may have nothing to wait for, when others have. `cores`: those on which the thread
+    stays, None = where the one that makes it does. The thread copies beside the computing one
+    without a rule of who goes first: where both share a core, a step that must wait for weights
+    sleeps, and leaves it to them.
     """
 
     def __init__(
-        self, resharder: Resharder, plan: ReshardPlan, cores: Sequence[int] | None = None
+        self,
+        resharder: Resharder,
+        plan: ReshardPlan,
+        on_error: Callable[[EngineDeadError], None],
+        cores: Sequence[int] | None = None,
     ) -> None:
         self._resharder = resharder
         self._plan = plan
+        self._on_error = on_error
         self._cores = cores
         self._round_of = {
             layer: index
@@ -61,8 +68,8 @@ class Change:
     # -- for the thread that computes -------------------------------------------------------------
 
     def wait(self, layer: int) -> None:
-        """Until the layer has landed, on a GPU by holding the current stream. Raises RuntimeError
-        where it never will."""
+        """Until the layer has landed, on a GPU by holding the current stream. Raises
+        EngineDeadError where it never will."""
         index = self._round_of.get(layer)
         if index is None:
             return
@@ -88,7 +95,7 @@ class Change:
         return dict(moved)
 
     def finish(self) -> None:
-        """Wait for all rounds. Raises RuntimeError where one has failed."""
+        """Wait for all rounds. Raises EngineDeadError where one has failed."""
         self._wait_until(lambda: self._is_over)
         self.join()
 
@@ -106,9 +113,7 @@ class Change:
         with self._changed:
             self._changed.wait_for(lambda: ready() or self._error is not None)
             if not ready():
-                raise RuntimeError(
-                    f"weights of the next layout did not arrive: {self._error}"
-                ) from self._error
+                raise EngineDeadError(_what(self._error)) from self._error
 
     # -- the other one ----------------------------------------------------------------------------
 
@@ -121,6 +126,9 @@ class Change:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+            failed = EngineDeadError(_what(error))
+            failed.__cause__ = error
+            self._on_error(failed)
 
     @torch.inference_mode()
     def _run_rounds(self, after: CudaEvent | None) -> None:
@@ -147,3 +155,7 @@ class Change:
     def _note(self, layers: tuple[int, ...], start_s: float, end_s: float) -> None:
         self._spans.append((f"layers {', '.join(map(str, layers))}", start_s, end_s))
         self._ended_s = end_s
+
+
+def _what(error: BaseException | None) -> str:
+    return f"weights of the next layout did not arrive: {error}"

@@ -133,5 +133,5 @@ worker.run()
         assert inbox.poll(1000), "it ended without a word"
         failed = decode(inbox.recv())
         inbox.close()
-    assert (failed.rank, failed.where) == (3, "a KV store or load")
+    assert (failed.rank, failed.where) == (3, "moving KV or weights")
     assert failed.error.startswith("RuntimeError: a page was very")

@@ -100,7 +100,7 @@ def test_an_engine_whose_link_is_cut_names_it(tiny_checkpoint, monkeypatch) -> N
             began_s = time.monotonic()
             with pytest.raises(
                 EngineDeadError,
-                match=r"rank [01] failed \((prefill|decode) step.*"
+                match=r"rank [01] failed \((prefill step|decode step|moving KV or weights).*"
                 r"the link between ranks [01] and [01] is cut",
             ):
                 generate(engine, PROMPTS, SAMPLING)

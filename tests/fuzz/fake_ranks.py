@@ -280,7 +280,7 @@ class FakeRanks:
         elif fault.kind in ("frozen", "hung"):
             self._later(wait_s, lambda: self._stop(own, answers=fault.kind == "hung"))
         elif fault.kind in ("failed", "failed copy"):
-            where = "a KV store or load" if fault.kind == "failed copy" else "a step"
+            where = "moving KV or weights" if fault.kind == "failed copy" else "a step"
             self._later(wait_s, lambda: self._fail(own, where, "the seed says so"))
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from seesaw.engine.phase_weights import ChangingWeights
+from seesaw.errors import EngineDeadError
 from seesaw.layout import ParallelLayout, PlainFormat
 from seesaw.layout.reshard import ReshardPlan
+from seesaw.scheduler.output import Phase
 from seesaw.weights.change import Change
 from seesaw.weights.hashes import param_hashes
 from seesaw.weights.image import WeightImage
@@ -19,6 +22,10 @@ from tests.layout.models import make_model
 from tests.weights.replica import Replica, on_threads
 
 LAYERS = 6
+
+
+def unexpected(error: EngineDeadError) -> None:
+    pytest.fail(f"nothing was to fail: {error}")
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def test_a_layer_that_was_waited_for_is_right_whatever_is_on_its_way(image, pair
         fresh.run(fresh.changes[index])
 
         def use(rank: int, index: int = index, plan: ReshardPlan = plan) -> dict[str, int]:
-            change = Change(replica.resharders[rank], plan)
+            change = Change(replica.resharders[rank], plan, unexpected)
             for layer in range(*replica.ranges[index][rank].layers):
                 change.wait(layer)
                 wanted = layer_hashes(fresh, rank, index, layer)
@@ -92,7 +99,7 @@ def test_the_first_layers_are_there_before_the_last_and_late_ones_are_waited_for
     held = HeldImage(image, 2)
     resharder = replica.resharders[0]
     resharder._image = held  # type: ignore[assignment]
-    change = Change(resharder, replica.changes[1])
+    change = Change(resharder, replica.changes[1], unexpected)
     for layer in (0, 1):
         change.wait(layer)
     assert not change.has_all
@@ -119,14 +126,53 @@ def test_a_copy_that_fails_is_told_to_who_waits_and_no_layer_before_it_is_lost(i
     replica = replica_of(image, "tp2", "pp2", peers=False)
     resharder = replica.resharders[0]
     resharder._image = HeldImage(image, 2, OSError("no such page"))  # type: ignore[assignment]
-    change = Change(resharder, replica.changes[1])
+    heard: list[EngineDeadError] = []
+    change = Change(resharder, replica.changes[1], heard.append)
     change.wait(0)
     change.wait(1)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="did not arrive: no such page") as caught:
+        with pytest.raises(EngineDeadError, match="did not arrive: no such page") as caught:
             change.wait(2)
         assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(RuntimeError, match="no such page"):
+    with pytest.raises(EngineDeadError, match="no such page"):
         change.finish()
     change.join()
     assert not change.has_all
+    # Told once by the thread itself: a rank may have nothing to wait for.
+    (error,) = heard
+    assert "did not arrive: no such page" in str(error)
+
+
+@pytest.mark.parametrize("pair", [("pp2", "tp2"), ("pp3", "tp3")])
+def test_a_phase_waits_for_its_own_layers_alone_and_no_span_is_lost(image, pair):
+    """With peers a round is about layers of several stages."""
+    replica = replica_of(image, *pair, peers=True)
+    names: tuple[Phase, ...] = ("prefill", "decode")
+
+    def use(rank: int) -> list[str]:
+        weights = ChangingWeights(
+            replica.resharders[rank],
+            dict(zip(names, replica.changes, strict=True)),
+            {name: replica.ranges[at][rank].layers for at, name in enumerate(names)},
+            background=True,
+            on_error=unexpected,
+        )
+        spans: list[str] = []
+        for phase in ("decode", "prefill", "decode"):
+            weights.begin(phase)
+            for layer in range(*replica.ranges[names.index(phase)][rank].layers):
+                weights.wait(layer)
+            assert not weights.is_changing, "all of its layers were waited for"
+        weights.finish()
+        spans += [what for what, _, _ in weights.take_spans()]
+        weights.begin("prefill")  # whose spans may come before or after the next look
+        weights.begin("decode")
+        spans += [what for what, _, _ in weights.take_spans()]
+        weights.finish()
+        spans += [what for what, _, _ in weights.take_spans()]
+        weights.close()
+        return spans
+
+    plans = [replica.changes[1], replica.changes[0], replica.changes[1]]
+    for spans in on_threads(replica.num_ranks, use):
+        assert len(spans) == sum(len(plan.rounds) for plan in plans)
