@@ -151,7 +151,7 @@ class KVTransfers:
 
     def wait(self, transfer_ids: Sequence[int]) -> None:
         """Until those of them that were begun here are done on this rank. Raises EngineDeadError
-        where a copy has failed."""
+        where a copy has failed, ValueError where they are closed meanwhile."""
         wanted = set(transfer_ids)
         with self._changed:
             while self._failed is None and not self._closed:
@@ -199,17 +199,33 @@ class KVTransfers:
             return set()
         return {key for key, one in self._under_way.items() if one.transfer_id in transfer_ids}
 
-    def _submit_next(self, done: int) -> None:
-        """What was held back for `done` alone."""
-        with self._changed:
-            for before, _ in self._held_back:
-                before.discard(done)
-            ready = [job for before, job in self._held_back if not before]
-            self._held_back = [one for one in self._held_back if one[0]]
-            if self._closed:
+    def _take_ready(self, done: int) -> list[Job]:
+        """What was held back for `done` alone. With the lock held."""
+        for before, _ in self._held_back:
+            before.discard(done)
+        ready = [job for before, job in self._held_back if not before]
+        self._held_back = [one for one in self._held_back if one[0]]
+        return ready
+
+    def _submit_all(self, jobs: Sequence[Job]) -> None:
+        """From an engine's thread, which may wait here for room: copies go on meanwhile."""
+        for job in jobs:
+            try:
+                self._copies.submit(job)
+            except Exception as error:
+                if not self._closed:
+                    self._fail(self._under_way[job.key], error)
                 return
-        for job in ready:
-            self._copies.submit(job)
+
+    def _fail(self, transfer: _Transfer, error: Exception) -> None:
+        kind = "store" if transfer.store else "load"
+        failed = EngineDeadError(f"{kind} {transfer.transfer_id} of KV failed: {error!r}")
+        failed.__cause__ = error
+        with self._changed:
+            self._failed = self._failed or failed
+            self._changed.notify_all()
+        if self._on_error is not None:
+            self._on_error(failed)
 
     def _finish(self, key: int, num_bytes: int, seconds: float, error: Exception | None) -> None:
         """From an engine's thread."""
@@ -230,19 +246,13 @@ class KVTransfers:
                     self._on_done(transfer.transfer_id, transfer.num_bytes, transfer.seconds)
             except Exception as caught:
                 error = caught
-        failed = None
         if error is not None:
-            kind = "store" if transfer.store else "load"
-            failed = EngineDeadError(f"{kind} {transfer.transfer_id} of KV failed: {error!r}")
-            failed.__cause__ = error
+            self._fail(transfer, error)  # first, so that nobody takes it for done
         with self._changed:
             del self._under_way[key]
-            self._failed = self._failed or failed
+            ready = [] if error or self._closed else self._take_ready(key)
             self._changed.notify_all()
-        if failed is None and self._held_back:
-            self._submit_next(key)
-        if failed is not None and self._on_error is not None:
-            self._on_error(failed)
+        self._submit_all(ready)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is under way; False where the time is over before. Raises
@@ -271,6 +281,7 @@ class KVTransfers:
             if self._closed:
                 return
             self._closed = True
+            self._changed.notify_all()
         self._copies.close()
         with self._changed:
             self._under_way.clear()
