@@ -40,19 +40,24 @@ def strike(
     signal_number: int,
     resume_s: float | None = None,
 ) -> list[float]:
-    """Send the signal to the rank when the first step of that kind has been sent; the time is in
-    the list that is returned from then on. `resume_s`: SIGCONT so much later."""
+    """Send the signal to the rank when the first step of that kind has been sent, or for "prefill"
+    just before that, so that it is in this step for sure; the time is in the list that is returned
+    from then on. `resume_s`: SIGCONT so much later."""
     send, wanted = Ranks.send_encoded, MOMENTS[moment]
     struck: list[float] = []
 
     def sending(self: Ranks, ranks: Any, data: bytes) -> None:
-        send(self, ranks, data)
         message = decode(data)
-        if isinstance(message, Step) and wanted(message.output) and not struck:
+        is_wanted = isinstance(message, Step) and wanted(message.output) and not struck
+        if not (is_wanted and moment == "prefill"):
+            send(self, ranks, data)
+        if is_wanted:
             struck.append(time.monotonic())
             os.kill(self.pids[rank], signal_number)
             if resume_s is not None:
                 threading.Timer(resume_s, os.kill, (self.pids[rank], signal.SIGCONT)).start()
+            if moment == "prefill":
+                send(self, ranks, data)
 
     monkeypatch.setattr(Ranks, "send_encoded", sending)
     return struck
