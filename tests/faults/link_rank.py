@@ -1,10 +1,15 @@
-"""One of two ranks joined over TCP: `python -m tests.faults.link_rank TASK RANK STORE`.
+"""Ranks joined over TCP, two for each task. `python -m tests.faults.link_rank
+TASK:RANK:STORE:SPACE:HOST ...` has a process for each, in its network namespace and with its
+address.
 
-Says `joined`, then does its task until that ends or fails, and says how.
+Each says `TASK RANK joined`, then does its task until that ends or fails, and says how. They are
+forked from one process that has loaded torch, which takes more time than all that they compute.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 import time
 
@@ -13,6 +18,7 @@ import torch
 from seesaw.distributed import RankGroup
 
 TIMEOUT_S = 60.0
+CLONE_NEWNET = 0x40000000
 READER_IS_BUSY_S = 9.0
 NUM_FLOATS = 1 << 20
 """More than sockets and the kernel hold on the way."""
@@ -49,18 +55,37 @@ def two():
     return ParallelLayout(1, 2, 1)
 
 
-def main(task: str, rank: int, store: str) -> None:
+def enter(space: str) -> None:
+    """The network namespace of that name (os.setns is there from Python 3.12 on)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{space}") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {space}")
+
+
+def main(task: str, rank: int, store: str, space: str, host: str) -> None:
+    def say(what: str) -> None:
+        os.write(1, f"{task} {rank} {what}\n".encode())  # at once and in one piece
+
+    enter(space)
+    os.environ["SEESAW_COMM_HOST"] = host
     group = RankGroup.connect(rank, 2, torch.device("cpu"), "tcp", store, timeout_s=TIMEOUT_S)
     group.tp_comm(two())
-    print("joined", flush=True)
+    say("joined")
     try:
         {"sums": sums, "waits": waits, "late_reader": late_reader}[task](group)
     except RuntimeError as error:
-        print(f"failed: {error}", flush=True)
+        say(f"failed: {error}")
         return
-    print("done", flush=True)
+    say("done")
     group.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    for text in sys.argv[1:]:
+        if os.fork() == 0:
+            task, rank, store, space, host = text.split(":")
+            main(task, int(rank), store, space, host)
+            os._exit(0)
+    for _ in sys.argv[1:]:
+        os.wait()

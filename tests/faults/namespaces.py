@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,15 +34,6 @@ class Link:
             "SEESAW_RANK_COMMAND": f"ip netns exec {self.name}{{rank}}",
             "SEESAW_COMM_HOST": ",".join(self.hosts),
         }
-
-    def start(self, rank: int, module: str, *arguments: str) -> subprocess.Popen[str]:
-        """`python -m module arguments` in the rank's namespace."""
-        command = ["ip", "netns", "exec", f"{self.name}{rank}", sys.executable, "-m", module]
-        environment = os.environ | {"SEESAW_COMM_HOST": self.hosts[rank], "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [*command, *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
 
     def slow(self, rate: str) -> None:
         for rank in (0, 1):

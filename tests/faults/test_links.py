@@ -6,11 +6,14 @@ Real links between network namespaces; needs root.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
-import threading
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -19,40 +22,44 @@ pytest.importorskip("seesaw._cpu")
 
 from seesaw.errors import EngineDeadError
 from tests.engine.rank_harness import engine_on, generate
-from tests.faults.link_rank import READER_IS_BUSY_S, TIMEOUT_S
+from tests.faults.link_rank import READER_IS_BUSY_S
 from tests.faults.namespaces import Link, new_link
 from tests.faults.strike import LIMIT_S, PROMPTS, SAMPLING, SMALL_TIER
 
-
-class Pair:
-    """Two processes of `tests.faults.link_rank` over a link of their own."""
-
-    def __init__(self, task: str, folder: Path, exits: ExitStack) -> None:
-        self.link: Link = exits.enter_context(new_link())
-        self.ranks: list[subprocess.Popen[str]] = []
-        for rank in (0, 1):
-            store = str(folder / f"{task}-store")
-            process = self.link.start(rank, "tests.faults.link_rank", task, str(rank), store)
-            exits.callback(process.wait)
-            exits.callback(process.kill)
-            self.ranks.append(process)
-
-    def join(self) -> None:
-        for process in self.ranks:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line == "joined\n", line + process.stdout.read()
+Heard = dict[tuple[str, int], tuple[float, str]]
+"""By task and rank: when it said what."""
 
 
-def hear(process: subprocess.Popen[str], into: list[tuple[float, str]]) -> threading.Thread:
-    def read() -> None:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        into.append((time.monotonic(), line))
+class LinkRanks:
+    """Two processes of `tests.faults.link_rank` for each task, over a link of their own."""
 
-    thread = threading.Thread(target=read)
-    thread.start()
-    return thread
+    def __init__(self, links: Mapping[str, Link], folder: Path) -> None:
+        arguments = [
+            f"{task}:{rank}:{folder / task}-store:{link.name}{rank}:{link.hosts[rank]}"
+            for task, link in links.items()
+            for rank in (0, 1)
+        ]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.link_rank", *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def hear(self, count: int) -> Heard:
+        """The next lines, one of each of so many ranks. They end by themselves."""
+        assert self._process.stdout is not None
+        heard: Heard = {}
+        while len(heard) < count:
+            line = self._process.stdout.readline()
+            task, rank, *words = [*line.split(), "", ""]
+            assert rank in ("0", "1"), line + self._process.stdout.read()
+            assert (task, int(rank)) not in heard, line
+            heard[task, int(rank)] = time.monotonic(), " ".join(words).strip()
+        return heard
+
+    def close(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def test_cut_links_are_named_and_slow_ones_are_not(tmp_path: Path) -> None:
@@ -62,30 +69,25 @@ def test_cut_links_are_named_and_slow_ones_are_not(tmp_path: Path) -> None:
     cuts = [Link.lose_all, Link.down]
     random.Random(seed).shuffle(cuts)
     with ExitStack() as exits:
-        pairs = {task: Pair(task, tmp_path, exits) for task in ("sums", "waits", "late_reader")}
-        pairs["late_reader"].link.slow("30mbit")
-        for pair in pairs.values():
-            pair.join()
-        said: dict[str, list[tuple[float, str]]] = {}
+        links = {task: exits.enter_context(new_link()) for task in ("sums", "waits", "late_reader")}
+        links["late_reader"].slow("30mbit")
+        ranks = exits.enter_context(closing(LinkRanks(links, tmp_path)))
+        joined = ranks.hear(6)
+        assert all(line == "joined" for _, line in joined.values()), joined
         began_s = time.monotonic()
-        threads = []
-        for task, pair in pairs.items():
-            said[task] = []
-            # Whoever waits is the one to tell; of `waits` that is rank 1 alone.
-            for rank in (1,) if task == "waits" else (0, 1):
-                threads.append(hear(pair.ranks[rank], said[task]))
         for cut, task in zip(cuts, ("sums", "waits"), strict=True):
-            cut(pairs[task].link)
-        for thread in threads:
-            thread.join(TIMEOUT_S)
-    for task in ("sums", "waits"):
-        assert said[task], f"{task}: nothing was said"
-        for when_s, line in said[task]:
-            assert "the link between ranks" in line, (task, line)
-            assert "cut" in line, (task, line)
-            assert when_s - began_s < LIMIT_S, (task, line)
-    assert [line for _, line in said["late_reader"]] == ["done\n"] * 2
-    assert min(when_s for when_s, _ in said["late_reader"]) - began_s > READER_IS_BUSY_S - 2
+            cut(links[task])
+        # Whoever waits is the one to tell; of `waits` that is rank 1 alone.
+        said = ranks.hear(5)
+    for task, rank in (("sums", 0), ("sums", 1), ("waits", 1)):
+        when_s, line = said.pop((task, rank))
+        assert "the link between ranks" in line, (task, line)
+        assert "cut" in line, (task, line)
+        assert when_s - began_s < LIMIT_S, (task, line)
+    assert {key: line for key, (_, line) in said.items()} == {
+        ("late_reader", rank): "done" for rank in (0, 1)
+    }
+    assert min(when_s for when_s, _ in said.values()) - began_s > READER_IS_BUSY_S - 2
 
 
 def test_an_engine_whose_link_is_cut_names_it(tiny_checkpoint, monkeypatch) -> None:
