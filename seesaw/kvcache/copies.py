@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from seesaw.cuda.streams import Event
 from seesaw.kvcache.pool import KVCache
 from seesaw.kvcache.tier import HostTier
 from seesaw.layout.kv import KVCopy
@@ -26,13 +27,15 @@ MAX_JOBS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A copy and the memory it is between, which it keeps alive. `store`: from `kv` to the tier."""
+    """A copy and the memory it is between, which it keeps alive. `store`: from `kv` to the tier.
+    `ready`: what must be over first; None = what was computed when it is submitted."""
 
     key: int
     store: bool
     copy: KVCopy
     kv: KVCache
     tier: HostTier
+    ready: Event | None = None
 
 
 Report = Callable[[int, int, float, Exception | None], None]
@@ -41,6 +44,11 @@ Report = Callable[[int, int, float, Exception | None], None]
 
 class Copies(Protocol):
     name: str
+
+    def now(self) -> Event | None:
+        """What is over when all is that was computed so far (CUDA: on the current stream); None
+        where it is."""
+        ...
 
     def submit(self, job: Job) -> None:
         """Returns before the job is done; `Report` is called from another thread when it is."""
@@ -65,6 +73,9 @@ class CppCopies:
         self._jobs: dict[int, Job] = {}
         self._thread = threading.Thread(target=self._run, name="seesaw-kv-done", daemon=True)
         self._thread.start()
+
+    def now(self) -> None:
+        """A CPU has computed what was called."""
 
     def submit(self, job: Job) -> None:
         copy = job.copy
@@ -111,6 +122,9 @@ class TorchCopies:
         ]
         for thread in self._threads:
             thread.start()
+
+    def now(self) -> None:
+        """A CPU has computed what was called."""
 
     def submit(self, job: Job) -> None:
         self._queue.put(job)

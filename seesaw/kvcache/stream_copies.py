@@ -45,14 +45,14 @@ class StreamCopies:
     def __init__(
         self, report: Report, store: Direction, load: Direction, now: Callable[[], Event]
     ) -> None:
-        self._now = now
+        self.now = now
         self._workers = {
             True: _Worker("store", store, report),
             False: _Worker("load", load, report),
         }
 
     def submit(self, job: Job) -> None:
-        self._workers[job.store].submit(job, self._now())
+        self._workers[job.store].submit(job, job.ready or self.now())
 
     def close(self) -> None:
         for worker in self._workers.values():

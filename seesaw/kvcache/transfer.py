@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -185,7 +185,8 @@ class KVTransfers:
             self._under_way[key] = transfer
             job = Job(key, store, copy, kv, self._tier)
             if before:
-                self._held_back.append((before, job))
+                # Who begins it computes nothing: its current stream says nothing of the blocks.
+                self._held_back.append((before, replace(job, ready=self._copies.now())))
                 return
         try:
             self._copies.submit(job)

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from seesaw.kvcache.ring import Ring
 from seesaw.kvcache.tier import HostTier
 from seesaw.layout import Range
 from seesaw.layout.kv import KVCopy, PoolShape, TierShape
-from tests.kvcache.fake_gpu import PATIENCE_S, FakeGpu, stream_copies
+from tests.kvcache.fake_gpu import PATIENCE_S, FakeEvent, FakeGpu, stream_copies
 from tests.kvcache.kv_harness import random_bytes
 
 TIER = TierShape(
@@ -307,6 +308,26 @@ def test_no_more_is_begun_than_there_are_slots() -> None:
     gpu.hold(False)
     reports.wait()
     assert store.num_begun == 9
+    copies.close()
+    gpu.close()
+    setup.tier.close()
+
+
+def test_a_job_begins_after_its_own_event_where_it_has_one() -> None:
+    """Not after that of who submits it."""
+    setup, gpu = Setup(2), FakeGpu(2)
+    own = FakeEvent(gpu)
+    job = replace(make_job(setup, 0, True, 8), ready=own)
+    reports = Reports([job])
+    copies = stream_copies(gpu, reports, lane=CheckedLane)
+    copies.submit(job)
+    eventually_begun(lanes(copies)[0], 1)
+    time.sleep(0.02)
+    assert reports.seen == []
+    with gpu.changed:
+        own.done = True
+        gpu.changed.notify_all()
+    reports.wait()
     copies.close()
     gpu.close()
     setup.tier.close()

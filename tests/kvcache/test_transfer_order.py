@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from seesaw.cuda.streams import Event
+from seesaw.cuda.thread_stream import ThreadEvent
 from seesaw.errors import EngineDeadError
 from seesaw.kvcache import copies
 from seesaw.kvcache.copies import Job, Report, copy_with_torch
@@ -54,11 +56,15 @@ class Slowly:
     """An engine that copies when it is told to."""
 
     name = "on demand"
+    now_event: Event | None = None
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.jobs: dict[int, Job] = {}
         self.refused: Exception | None = None
+
+    def now(self) -> Event | None:
+        return self.now_event
 
     def submit(self, job: Job) -> None:
         if self.refused is not None:
@@ -149,6 +155,23 @@ def test_a_load_begins_when_all_parts_of_the_stores_before_it_are_done(tier: Hos
     assert same(case.other.pool[:, 1], case.kv.pool[:, 1])
     assert [report[0] for report in case.done.reports] == [1, 2, EXTRA + 1]
     case.transfers.wait([1, 2, EXTRA + 1, 77])  # nothing to wait for
+    case.transfers.close()
+
+
+def test_a_load_that_is_held_back_waits_for_what_was_computed_when_it_was_asked_for(
+    tier: HostTier,
+) -> None:
+    """On a GPU steps may be under way that write its blocks; the thread that begins it, when the
+    stores before it are done, has another current stream."""
+    case = Case(tier)
+    case.store(1)
+    asked = case.engine.now_event = ThreadEvent()
+    case.load(1, after=(1,))
+    case.engine.now_event = ThreadEvent.over()
+    case.engine.finish()
+    (job,) = case.engine.jobs.values()
+    assert job.ready is asked
+    case.engine.finish()
     case.transfers.close()
 
 
