@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import traceback
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Protocol
 
@@ -46,9 +47,15 @@ def dump_all() -> None:
         logger.info("no engine runs in this process yet")
 
 
-def write(why: str, lines: Iterable[str]) -> str | None:
-    """The path of a new file with `why` and `lines`; None, and a warning, where none can be
-    written."""
+def write(why: str, describe: Callable[[], Iterable[str]]) -> str | None:
+    """The path of a new file with `why` and what `describe` says; None, and a warning, where none
+    can be written. If `describe` fails, as it may where a signal or another thread comes in between
+    or the engine is broken, the file says how: neither a running engine nor the first error is lost
+    by it."""
+    try:
+        lines = list(describe())
+    except Exception:
+        lines = ["the rest cannot be told:", traceback.format_exc()]
     head = f"seesaw {__version__}, process {os.getpid()}, {datetime.now().isoformat()}"
     text = "\n".join((head, why, "", *lines, ""))
     data = text.encode(errors="backslashreplace")

@@ -325,14 +325,14 @@ class Engine:
 
     def _died(self, what: str) -> EngineDeadError:
         self._note("error", message=what)
-        path = dump.write(what, self._replicas.describe())
+        path = dump.write(what, self._replicas.describe)
         told = "" if path is None else f" What the engine was doing is in {path}"
         return EngineDeadError(f"{what.rstrip('.')}.{told}")
 
     def dump(self) -> str | None:
         """Write what the engine is doing now (requests by state, blocks held, what each rank is at)
         to a file of its own, whose path is returned; None where that is refused. For any thread."""
-        return dump.write("asked for", self._replicas.describe())
+        return dump.write("asked for", self._replicas.describe)
 
     # -- life -------------------------------------------------------------------------------------
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from seesaw.engine import dump
 from seesaw.engine.last_words import describe
 from seesaw.engine.messages import Ready, StepReport
 from seesaw.engine.rank_executor import RankExecutor
@@ -144,3 +148,19 @@ def test_memory_that_ran_out_is_told_in_bytes() -> None:
     assert describe(ValueError("x")) == "ValueError: x"
     assert describe(HostMemoryError("lower this")) == "HostMemoryError: lower this"
     assert of(HostMemoryError("lower this")) == "EngineDeadError: store 3 of KV failed"
+
+
+def test_a_dump_that_cannot_tell_all_says_so_and_harms_nobody() -> None:
+    """A signal may come in the midst of an update."""
+
+    def tell() -> Iterator[str]:
+        yield "rank 0: in decode step 7"
+        raise KeyError("a request that is being moved")
+
+    path = dump.write("rank 1 was killed", tell)
+    assert path is not None
+    text = Path(path).read_text()
+    assert "rank 1 was killed" in text
+    assert "cannot be told" in text
+    assert "a request that is being moved" in text
+    os.remove(path)
