@@ -73,7 +73,8 @@ def settled(config: EngineConfig, choice: LayoutChoice) -> EngineConfig:
     are about going from one to another do not count."""
     if choice.reshard_from != "auto":
         config = replace(config, reshard_from=choice.reshard_from)
-    if config.given_layouts is not None or choice.prefill != choice.decode:
+    was_chosen = config.given_layouts is None and choice.num_ranks > 1
+    if not was_chosen or choice.prefill != choice.decode:
         return config
     config = replace(config, reload="auto", reshard_from="auto")
     if not policies.uses_tier(config.resolve_policy(False)):

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from seesaw import envs
 from seesaw.api import environment
 from seesaw.ops import native
 
 
 def test_only_our_variables_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in envs.DESCRIPTIONS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SEESAW_LOGGING_LEVEL", "INFO")
     monkeypatch.setenv("SEESAW_SECRET", "x")
     monkeypatch.setenv("HF_TOKEN", "x")
