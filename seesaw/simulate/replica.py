@@ -115,8 +115,8 @@ class ReplicaClock:
         self.load_free_s = [begin_s] * num_ranks
         self.weights_free_s = [begin_s] * num_ranks
         self.peer_free_s = [begin_s] * num_ranks
-        self._landing: dict[int, Landing] = {}
-        """Of ranks that have computed nothing since their weights began to come."""
+        self._landing: dict[int, tuple[float, Landing]] = {}
+        """Of ranks that have computed nothing since their weights began to come, and when."""
         self.busy_s = [0.0] * num_ranks
         """Seconds that each rank computed; copies and waiting for weights do not count."""
         self._copied_s: dict[int, list[float]] = {}
@@ -175,7 +175,8 @@ class ReplicaClock:
             if not change.is_beside:
                 free[rank] = begin_s + landing.last_s
             elif landing.last_s > 0:
-                self._landing[rank] = landed = landing.after(begin_s)
+                landed = landing.after(begin_s)
+                self._landing[rank] = begin_s, landed
                 self.weights_free_s[rank] = landed.last_s
         return 0.0 if change.is_beside else max(one.last_s for one in change.landings)
 
@@ -204,10 +205,11 @@ class ReplicaClock:
             computing_s = begin_s
             if self._landing:
                 landing = [self._landing.pop(rank) for rank in ranks if rank in self._landing]
-                could_s = end_s
-                begin_s, end_s = run_while_landing(landing, begin_s, seconds)
+                # Waiting for other ranks to begin the change is not waiting for weights.
+                could_s = max(begin_s, *(began_s for began_s, _ in landing), 0.0) + seconds
+                begin_s, end_s = run_while_landing([one for _, one in landing], begin_s, seconds)
                 held_s = max(held_s, end_s - could_s)
-                computing_s += end_s - could_s
+                computing_s = end_s - seconds
             for rank in ranks:
                 begun_s[rank], free[rank] = begin_s, end_s
                 self.busy_s[rank] += max(0.0, min(end_s, self._stop_s) - computing_s)
