@@ -28,8 +28,8 @@ POSITIVE = click.IntRange(min=1)
 SETTINGS = (
     "prefill_layout", "decode_layout", "policy", "dtype", "max_num_seqs", "max_num_batched_tokens",
     "max_model_len", "block_size", "tier_block_size", "device_memory", "gpu_memory_utilization",
-    "host_kv_memory", "num_devices", "reload", "reshard_from", "kv_path",
-    "seed",
+    "host_kv_memory", "num_devices", "reload", "reshard_from", "kv_path", "running_tier",
+    "overlap", "seed",
 )  # fmt: skip
 """Of EngineConfig."""
 WITH_EXPERIMENT = ("experiment", "scale", "jobs", "seed", "plot", "output_json")
