@@ -121,7 +121,7 @@ def _plan(
     """The best layouts for an assumed job, or in words why there are none."""
     policy = config.resolve_policy(False)
     uses_tier = None if config.policy == "auto" else policies.uses_tier(policy)
-    workload, count = _job(config, spec)
+    workload, count = expected_job(config, spec)
     prompt, answer = mean_lengths(workload, min(count, MOST_DRAWN), seed=0)
     job = f"{count} requests of {prompt:.0f} tokens in and {answer:.0f} out"
     (machine,) = at_hand.machines
@@ -192,7 +192,7 @@ def _with_own_links(at_hand: AtHand, config: EngineConfig) -> AtHand:
     return at_hand._replace(machines=(measured,), source=source)
 
 
-def _job(config: EngineConfig, spec: ModelSpec) -> tuple[Workload, int]:
+def expected_job(config: EngineConfig, spec: ModelSpec) -> tuple[Workload, int]:
     """The requests that are expected, less those that are too long to be served and will be
     refused; where nobody said, ASSUMED, or as much of each as the longest request may have."""
     longest = longest_wanted(config, spec)

@@ -8,7 +8,7 @@ import math
 import torch
 
 from seesaw.config import EngineConfig
-from seesaw.engine.layouts import ASSUMED, ASSUMED_REQUESTS, figures
+from seesaw.engine.layouts import expected_job, figures
 from seesaw.families.spec import ModelSpec
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
@@ -17,6 +17,7 @@ from seesaw.plan.demand import Demand
 from seesaw.plan.machine_files import local_path
 from seesaw.plan.memory import MemoryPlan
 from seesaw.plan.rotation import can_rotate, check_wanted, most_tokens, plan_rotation
+from seesaw.plan.search import MOST_DRAWN
 from seesaw.plan.step_times import Steps
 from seesaw.plan.work import WorkCounter
 
@@ -40,7 +41,9 @@ def rotation_tokens(
         logger.info("running requests in the tier: %d tokens a step; %s", tokens, found)
         return tokens
     costs = CostModel(spec, found.machines[0].part(0, decode.num_ranks), decode, dtype)
-    demand = Demand.of([ASSUMED], math.ceil(ASSUMED_REQUESTS / layouts.dp))
+    workload, count = expected_job(config, spec)
+    lengths = workload.draw(min(count, MOST_DRAWN), seed=0)
+    demand = Demand.of(lengths, math.ceil(count / layouts.dp))
     steps = Steps(costs, WorkCounter(spec), demand, config.max_num_batched_tokens)
     plan = plan_rotation(config.running_tier, steps, memory, demand, config.max_num_seqs)
     if plan is None:

@@ -115,7 +115,7 @@ class Waiter:
     def __init__(self, call: Callable[[], None]) -> None:
         self.error: BaseException | None = None
         self._call = call
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

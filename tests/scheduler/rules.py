@@ -30,6 +30,7 @@ class Rules:
         self.seen: Counter[str] = Counter()
         """How often something rare was met, so that tests can ask for it."""
         self._in_tail: set[str] = set()
+        self._seated: dict[str, int] = {}  # had a row that decodes, having yielded so often
         self._yielding: set[str] = set()  # those that the workers hear of with this step
         tier = trace.config.tier
         self._rotates = tier is not None and tier.rotation_tokens > 0
@@ -45,6 +46,8 @@ class Rules:
             if self.is_alive(row.request_id):
                 most = self._most(row.request_id)
                 assert row.token_start + row.num_tokens < most, f"{row} runs past the last token"
+        if self._rotates and self.trace.policy in PHASED:
+            self._check_seats(rows)
         tier = self.worker.config.tier
         if tier is None:
             assert step.phase == "decode", "a phase without a second layout"
@@ -117,6 +120,21 @@ class Rules:
             assert len(decoding) <= -(-residents // stages), (
                 f"{len(decoding)} of {residents} residents decode in one step of {stages} stages"
             )
+
+    def _check_seats(self, rows: Sequence[Row]) -> None:
+        """Who decodes stays, in the pool or parked, until it ends or is computed again."""
+        for row in filter(self._is_decode, rows):
+            self._seated[row.request_id] = self._times_yielded(row.request_id)
+        self._seated = {
+            one: times
+            for one, times in self._seated.items()
+            if self.is_alive(one) and self._times_yielded(one) == times
+        }
+        most = self.trace.config.max_num_seqs
+        assert len(self._seated) <= most, f"{set(self._seated)} take turns, {most} may run"
+
+    def _times_yielded(self, request_id: str) -> int:
+        return self.requests[int(request_id)].num_preemptions if request_id.isdigit() else 0
 
     def _check_relays(self, step: SchedulerOutput) -> None:
         """Only what is run in the decode phase, and nobody is overtaken who is in the tier."""
@@ -217,13 +235,14 @@ class Rules:
         at_once = all(script.arrival_tick == 0 for script in trace.scripts)
         if tier is None or not (strict and minimal and at_once) or stats.num_preemptions:
             return
-        if self._rotates:
-            return  # what runs from the tier takes room of prompts
         need = [-(-len(script.prompt) // tier.tier_block_size) for script in trace.scripts]
         if not need:
             return
         room = tier.tier_blocks - max(need) + 1
         bound = 2 * -(-sum(need) // room) + 1
+        if self._rotates:
+            # Who runs from the tier takes room of prompts: there may be none but for one of them.
+            bound = 2 * len(need) + 1
         self.seen["bound"] += 1
         assert stats.num_transitions <= bound, f"{stats.num_transitions} transitions, bound {bound}"
 
