@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich.console import Console
@@ -106,6 +106,7 @@ class Report:
             "reshard_from": one.reshard_from if one.is_split else None,
             **{name: getattr(one, name) for name in FIGURES},
             "price_per_million_tokens": self.price_of(one),
+            "running_tier": None if one.rotation is None else asdict(one.rotation),
             "memory": {name: getattr(one.memory, name) for name in MEMORY},
         }
 
@@ -137,6 +138,8 @@ class Report:
         if self.plan.refused:
             self._print_refused(console)
         console.print(f"\n{self.plan.recommended.memory.describe()}", highlight=False)
+        if self.plan.recommended.rotation is not None:
+            console.print(self.plan.recommended.rotation.describe(), highlight=False)
         console.print(f"\n{self.plan.verdict}", highlight=False)
         # Never wrapped, so that it can be copied.
         console.print(f"\n{self.command}", highlight=False, soft_wrap=True)

@@ -48,9 +48,5 @@ def rotation_tokens(
     plan = plan_rotation(config.running_tier, steps, memory, demand, config.max_num_seqs)
     if plan is None:
         return 0
-    logger.info(
-        "up to %.0f requests run, more than the decode pool holds: a step loads %d tokens of their "
-        "KV, which should give %.2fx of the decode throughput (%s)",
-        plan.batch, plan.tokens, plan.gain, found.source,
-    )  # fmt: skip
+    logger.info("%s (%s)", plan.describe(), found.source)
     return plan.tokens

@@ -15,7 +15,7 @@ from seesaw.plan.cost_model import CostModel
 from seesaw.plan.demand import Demand
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan
-from seesaw.plan.rotation import plan_rotation
+from seesaw.plan.rotation import Rotation, plan_rotation
 from seesaw.plan.schedules import Phases, Replica
 from seesaw.plan.stages import balanced
 from seesaw.plan.step_times import Steps
@@ -54,6 +54,8 @@ class Estimate:
     decode_bottleneck: str
     reshard_from: ReshardFrom = "auto"
     """Where weights come from when the layout changes."""
+    rotation: Rotation | None = None
+    """Running requests that take turns in the decode pool of a replica, if they do."""
 
     @property
     def is_split(self) -> bool:
@@ -121,6 +123,7 @@ class Estimator:
             output_tokens_per_s=output,
             prefill_bottleneck=prompts.bottleneck,
             decode_bottleneck=answers.bottleneck,
+            rotation=found.rotation,
         )
 
     def for_demand(self, demand: Demand) -> Estimator:

@@ -20,8 +20,9 @@ from seesaw.plan.demand import Demand
 from seesaw.plan.memory import MemoryPlan
 from seesaw.plan.step_times import Steps
 
-LEAST_GAIN = 1.05
-"""In decode tokens per second, by the cost model, from which `auto` turns it on."""
+LEAST_GAIN = 1.15
+"""In decode tokens per second, by the cost model, from which `auto` turns it on. That foresees more
+than the simulator finds, by a tenth where little is gained (bench/running_tier.py)."""
 
 MOST_TURNING = 0.7
 """Of the pool, that may turn over. Not all of it: where nobody stays, a group that comes out small
@@ -36,12 +37,20 @@ TIER_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """`tokens` that a step may load. `batch`: requests that run; `gain`: in decode throughput,
-    over as many as the pool holds."""
+    """`tokens` that a step may load. `batch`: requests that run; `still`: as many as the pool
+    holds; `gain`: in decode throughput, over those."""
 
     tokens: int
     batch: float
+    still: float
     gain: float
+
+    def describe(self) -> str:
+        return (
+            f"running requests in the tier: {self.batch:.0f} run where the decode pool holds "
+            f"{self.still:.0f}, a step loads {self.tokens} tokens of their KV; {self.gain:.2f}x of "
+            "the decode throughput foreseen"
+        )
 
 
 def can_rotate(spec: ModelSpec, decode: ParallelLayout) -> bool:
@@ -86,7 +95,8 @@ def plan_rotation(
     held = demand.context + memory.block_size / 2
     tier = TIER_SHARE * memory.tier_blocks * memory.tier_block_size
     most = min(max_num_seqs, demand.num_requests, tier / held)
-    base = _rate(steps, memory, held, min(most, max(1.0, pool / held)), 0.0)
+    still = min(most, max(1.0, pool / held))
+    base = _rate(steps, memory, held, still, 0.0)
     found: list[Rotation] = []
     # A step loads whole requests: where one is too much for the link, so is less.
     largest = max(1, round(MOST_TURNING / 2 * pool / held))
@@ -94,7 +104,7 @@ def plan_rotation(
         tokens = number * held
         batch = min(most, (pool + (steps.pp - 2) * tokens) / held)
         rate = _rate(steps, memory, held, batch, tokens)
-        found.append(Rotation(max(1, int(tokens)), batch, rate / base))
+        found.append(Rotation(max(1, int(tokens)), batch, still, rate / base))
         if batch == most:
             break  # more would come round sooner than there is use for
     best = max(found, key=lambda one: one.gain, default=None)

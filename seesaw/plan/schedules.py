@@ -33,10 +33,12 @@ class Phases:
     num_transitions: int
     transition_s: float
     decode_batch: float
+    rotation: Rotation | None
 
     @classmethod
-    def of(cls, decode_batch: float) -> Self:
-        return cls(Spent.nothing(), Spent.nothing(), Spent.nothing(), 0, 0.0, decode_batch)
+    def of(cls, decode_batch: float, rotation: Rotation | None) -> Self:
+        prefill, decode, mixed = (Spent.nothing() for _ in range(3))
+        return cls(prefill, decode, mixed, 0, 0.0, decode_batch, rotation)
 
     @property
     def elapsed_s(self) -> float:
@@ -136,7 +138,7 @@ class Replica:
 
     def continuous(self) -> Phases:
         """Chunks of prompts beside rows that decode."""
-        phases = Phases.of(self.batch)
+        phases = Phases.of(self.batch, self.rotation)
         steps = self.steps["decode"]
         extra = 1 + self._recomputed() / (self.demand.num_requests * self.demand.prompt)
         waves = self.waves(longest_first=False)
@@ -205,7 +207,7 @@ class Replica:
         """Prompts until the tier is full, then answers until it is drained, and so on."""
         demand, memory = self.demand, self.memory
         decode = self.steps["decode"]
-        phases = Phases.of(self.batch)
+        phases = Phases.of(self.batch, self.rotation)
         per_request = -(-demand.prompt // memory.tier_block_size)
         tier = max(1.0, memory.tier_blocks // per_request)
         first = tier + self.batch
