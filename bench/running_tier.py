@@ -73,7 +73,7 @@ class Shape:
     def name(self) -> str:
         layouts = self.decode if self.prefill == self.decode else f"{self.prefill} -> {self.decode}"
         return (
-            f"{self.model}, {self.machine.upper()}, {layouts} | {self.prompt}:{self.answer}, "
+            f"{self.model}, {self.machine.replace('x', ' ', 1).upper()}, {layouts} | {self.prompt}:{self.answer}, "
             f"{self.num_requests}"
         )
 
@@ -81,7 +81,7 @@ class Shape:
 SHAPES = (
     Shape("Llama 2 70B", "8xl4", "pp8", "pp8", 1000, 250, 500, (16, 2, 0.5)),
     Shape("Llama 2 70B", "8xl4", "pp8", "tp2-pp4", 3000, 250, 200, (16, 4, 1)),
-    Shape("CodeLlama 34B", "4xa10g", "pp4", "pp4", 2000, 400, 200, (16, 4, 1)),
+    Shape("CodeLlama 34B", "4xa10g", "pp4", "pp4", 2000, 400, 200, (16, 4)),
     Shape("a 15B", "4xl4", "pp4", "pp4", 4000, 200, 200, (16, 4)),
     Shape("CodeLlama 34B", "8xl4", "tp2-pp4", "tp2-pp4", 6000, 300, 100, (16, 3)),
     Shape("Llama 2 70B", "8xa10g", "pp8", "pp8", 2000, 300, 200, (8, 2)),
