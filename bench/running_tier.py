@@ -72,9 +72,9 @@ class Shape:
     @property
     def name(self) -> str:
         layouts = self.decode if self.prefill == self.decode else f"{self.prefill} -> {self.decode}"
+        machine = self.machine.replace("x", " ", 1).upper()
         return (
-            f"{self.model}, {self.machine.replace('x', ' ', 1).upper()}, {layouts} | {self.prompt}:{self.answer}, "
-            f"{self.num_requests}"
+            f"{self.model}, {machine}, {layouts} | {self.prompt}:{self.answer}, {self.num_requests}"
         )
 
 

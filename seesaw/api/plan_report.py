@@ -20,7 +20,7 @@ from seesaw.sizes import format_bytes
 
 SHOWN_SETTINGS = (
     "dtype", "max_num_seqs", "max_model_len", "device_memory", "gpu_memory_utilization",
-    "host_kv_memory", "policy",
+    "host_kv_memory", "running_tier", "policy",
 )  # fmt: skip
 """Settings that change a plan, and so stand in the command that carries it out."""
 
@@ -71,6 +71,8 @@ class Report:
             value = getattr(config, name)
             if name == "host_kv_memory" and best.memory.tier_blocks == 0:
                 continue
+            if name == "running_tier" and value == "on" and best.rotation is None:
+                continue  # it would be refused
             if value != defaults[name]:
                 words += ["--" + name.replace("_", "-"), str(value)]
         return shlex.join(words)

@@ -271,6 +271,26 @@ def test_a_batch_file_is_counted_by_the_models_tokenizer(
     assert f"-i {job}" in plan["recommended"]["command"]
 
 
+def test_requests_that_run_from_the_tier_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "llama 70b", config_of("70B"))
+    asked = ["plan", "--model", str(model), "--machine", "8xl4", "--num-requests", "200", *CHUNK,
+             "--workload", "1000:250"]  # fmt: skip
+    found = run_json([*asked, "--running-tier", "on"], capsys)
+    turning = [one["running_tier"] for one in found["candidates"] if one["running_tier"]]
+    assert turning, "no candidate has three decode stages"
+    for one in turning:
+        assert one["tokens"] > 0
+        assert one["batch"] >= one["still"] >= 1
+    off = run_json([*asked, "--running-tier", "off"], capsys)
+    assert not any(one["running_tier"] for one in off["candidates"])
+    assert run([*asked, "--running-tier", "on"]) == 0
+    is_told = "running requests in the tier: " in capsys.readouterr().out
+    is_on = found["recommended"]["running_tier"] is not None
+    assert is_told == is_on == ("--running-tier on" in found["recommended"]["command"])
+
+
 def test_without_a_tokenizer_characters_are_counted(
     asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "dtype", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "device_memory",
-    "gpu_memory_utilization", "host_kv_memory", "num_devices",
+    "gpu_memory_utilization", "host_kv_memory", "running_tier", "num_devices",
 )  # fmt: skip
 """Of EngineConfig."""
 
