@@ -54,12 +54,16 @@ class StepView:
         """Blocks of this phase's pool that come back by themselves: steps in flight use them or
         draw the last token of who has them, or they are being stored or relayed."""
         ending = (request for request in self.running if request.num_tokens >= request.limit)
-        return sum(
+        draining = self._residency.draining
+        coming = sum(
             len(request.blocks)
-            for requests in (self._residency.draining, self.storing, self.relaying, ending)
+            for requests in (draining, self.storing, self.relaying, ending)
             for request in requests
             if request.pool is self._pool
         )
+        if self._pool is self._residency.pools["decode"]:
+            coming += sum(len(request.relay_blocks) for request in draining)
+        return coming
 
     @property
     def num_free_tier_blocks(self) -> int:
