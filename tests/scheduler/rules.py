@@ -34,10 +34,14 @@ class Rules:
         self._yielding: set[str] = set()  # those that the workers hear of with this step
         tier = trace.config.tier
         self._rotates = tier is not None and tier.rotation_tokens > 0
-        self._is_settled = False  # in the prefill phase, with no decode step in flight
+        self._yielded: Counter[str] = Counter()  # how often each had, at the step before
 
     def check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
         """Before the workers run `step`; `in_flight` are those whose end is not reported."""
+        self._check(step, in_flight)
+        self._yielded = Counter({one: self._times_yielded(one) for one in self.worker.requests})
+
+    def _check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
         rows = [row for lane in step.lanes for row in lane.rows]
         self._yielding = set(step.preempted)
         self._check_budgets(step, rows, in_flight)
@@ -70,7 +74,6 @@ class Rules:
             self.seen[f"to {step.phase}"] += 1
             if self.trace.policy in PHASED:
                 self._check_switch(step, tier)
-        self._is_settled = all(one.phase == "prefill" for one in (step, *in_flight))
 
     # -- budgets ----------------------------------------------------------------------------------
 
@@ -157,9 +160,12 @@ class Rules:
     def _check_phase(self, step: SchedulerOutput, rows: Sequence[Row]) -> None:
         """Pure batches, but for the tail, prompts that are prefilled in the decode layout."""
         if step.phase == "prefill":
-            for request_id in step.preempted if self._is_settled else ():
-                pool = self.worker.requests[request_id].pool
-                assert pool != "decode", f"resident {request_id} lost its KV while others prefill"
+            # When that is told is another matter: what is in flight is waited for first.
+            for request_id, known in self.worker.requests.items():
+                was_asked = self._times_yielded(request_id) > self._yielded[request_id]
+                assert step.reshard or not was_asked or known.pool != "decode", (
+                    f"resident {request_id} was to lose its KV while others prefill"
+                )
             for row in rows:
                 assert not self._is_decode(row), f"{row} decodes in the prefill phase"
             return
