@@ -112,13 +112,13 @@ class Bench:
                     return
                 settings = settings_of(cell, system, self.model(cell)) | self.tuned(cell, system)
                 run = self.run(cell, settings, cell.num_requests, round)
-                run["predicted"] = self.predict(cell, settings, run["layouts"])
+                run["simulated"] = self.predict(cell, settings, run["layouts"])
                 self.keep(keys[system.name], cell, system, run)
 
     def keep(self, key: str, cell: Cell, system: System, run: dict[str, Any]) -> None:
         described = {"cell": asdict(cell), "system": system.name}
         self._results.add(key, described | run)
-        predicted = run.get("predicted") or {}
+        predicted = run.get("simulated") or {}
         print(
             f"{key:44} {run['output_tokens_per_s']:8.2f} tokens/s"
             + (f", predicted {predicted['output_tokens_per_s']:8.2f}" if predicted else "")
@@ -209,6 +209,8 @@ class Bench:
         self, cell: Cell, settings: dict[str, Any], layouts: dict[str, str]
     ) -> dict[str, Any]:
         """The simulator's answer for the layouts that ran."""
+        if layouts["prefill"] == layouts["decode"]:
+            settings = {name: settings[name] for name in settings if name != "host_kv_memory"}
         config = EngineConfig(**settings)
         machines = read_machines(str(self._cache / cell.rate / "machines" / "local.json"))
         scenario = Scenario(

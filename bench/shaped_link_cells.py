@@ -113,7 +113,4 @@ def settings_of(cell: Cell, system: System, model: str) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "collectives": "tcp",
     }
-    if "layouts" in system.settings:
-        settings["expected_lengths"] = [(cell.input_len, cell.output_len)]
-        settings["expected_requests"] = cell.num_requests
     return settings | system.settings

@@ -34,7 +34,7 @@ def measured(run: dict[str, Any]) -> float:
 
 
 def predicted(run: dict[str, Any]) -> float:
-    return float(run["predicted"]["output_tokens_per_s"])
+    return float(run["simulated"]["output_tokens_per_s"])
 
 
 def steady(run: dict[str, Any]) -> float:
@@ -44,7 +44,7 @@ def steady(run: dict[str, Any]) -> float:
 def read_runs(path: Path) -> Runs:
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for run in json.loads(path.read_text()).values():
-        if "predicted" in run:
+        if "simulated" in run:
             found[Cell(**run["cell"]).name][run["system"]].append(run)
     return found
 
