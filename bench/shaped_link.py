@@ -148,7 +148,8 @@ class Bench:
         if done.returncode:
             sys.exit(f"{cell.name} with {settings} failed:\n{done.stderr[-4000:]}")
         found: dict[str, Any] = json.loads(done.stdout)
-        return found | {"settings": settings, "num_requests": num_requests}
+        kept = settings | {"model": Path(settings["model"]).name}
+        return found | {"settings": kept, "num_requests": num_requests}
 
     def environment(self, rate: str) -> dict[str, str]:
         return {**os.environ, **HOSTS, "SEESAW_CACHE_ROOT": str((self._cache / rate).absolute())}
