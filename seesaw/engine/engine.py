@@ -137,12 +137,12 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        schedulers = self._replicas.schedulers
+        status = self.status
         return EngineStats(
-            sum(s.num_running for s in schedulers),
-            sum(s.num_waiting for s in schedulers),
-            sum(s.kv_usage for s in schedulers) / len(schedulers),
-            SchedulerStats.total(s.stats for s in schedulers),
+            status.num_begun,
+            status.num_waiting,
+            status.device_share,
+            SchedulerStats.total(one.stats for one in self._replicas.schedulers),
             self._replicas.movement,
         )
 

@@ -172,6 +172,14 @@ def figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
     return f"{where} {num_devices} devices of kind {device.type}, run `seesaw calibrate`"
 
 
+def measured_figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
+    """The same for those who need more than an order of layouts: what comes with seesaw for CPUs is
+    of no particular one."""
+    if device.type == "cpu" and not local_path().is_file():
+        return "nothing is known of this CPU, run `seesaw calibrate`"
+    return figures(device, num_devices, dtype)
+
+
 def _with_own_links(at_hand: AtHand, config: EngineConfig) -> AtHand:
     """The same, with links measured now where its figures are of others than those that will join
     the ranks."""

@@ -18,7 +18,7 @@ from seesaw.distributed import Kind, choose
 from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.host import device_space, has_kernels
-from seesaw.engine.layouts import choose_layouts, figures, settled
+from seesaw.engine.layouts import choose_layouts, measured_figures, settled
 from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
@@ -35,7 +35,6 @@ from seesaw.log import get_logger
 from seesaw.ops.native import why_plain_torch
 from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.choice import LayoutChoice
-from seesaw.plan.machine_files import local_path
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
 from seesaw.scheduler import policies
@@ -126,9 +125,7 @@ def load_replicas(
 
 
 def _step_costs(setup: RankSetup, layouts: LayoutChoice, device: torch.device) -> StepCosts | str:
-    if device.type == "cpu" and not local_path().is_file():
-        return "nothing is known of this CPU, run `seesaw calibrate`"
-    found = figures(device, layouts.num_ranks, setup.dtype)
+    found = measured_figures(device, layouts.num_ranks, setup.dtype)
     return found if isinstance(found, str) else StepCosts(setup, found.machines[0], found.source)
 
 

@@ -141,9 +141,6 @@ class MappedWeights:
 
     is_changing = False
 
-    def prepare(self, phase: Phase) -> None:
-        """They are there."""
-
     def __init__(
         self, fmt: WeightFormat, params: Mapping[Phase, Mapping[str, torch.Tensor]]
     ) -> None:
@@ -153,6 +150,9 @@ class MappedWeights:
             for phase, own in params.items()
         }
         self._moved: dict[str, int] = {}
+
+    def prepare(self, phase: Phase) -> None:
+        """They are there."""
 
     def begin(self, phase: Phase) -> None:
         self._moved = {"resident": self._held[phase]}

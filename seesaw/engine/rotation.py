@@ -8,13 +8,12 @@ import math
 import torch
 
 from seesaw.config import EngineConfig
-from seesaw.engine.layouts import expected_job, figures
+from seesaw.engine.layouts import expected_job, measured_figures
 from seesaw.families.spec import ModelSpec
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import CostModel
 from seesaw.plan.demand import Demand
-from seesaw.plan.machine_files import local_path
 from seesaw.plan.memory import MemoryPlan
 from seesaw.plan.rotation import can_rotate, check_wanted, most_tokens, plan_rotation
 from seesaw.plan.search import MOST_DRAWN
@@ -34,8 +33,7 @@ def rotation_tokens(
     check_wanted(config.running_tier, spec, decode, has_tier=memory.tier_blocks > 0)
     if config.running_tier == "off" or not memory.tier_blocks or not can_rotate(spec, decode):
         return 0
-    known = device.type != "cpu" or local_path().is_file()
-    found = figures(device, layouts.num_ranks, dtype) if known else "run `seesaw calibrate`"
+    found = measured_figures(device, layouts.num_ranks, dtype)
     if isinstance(found, str):
         tokens = most_tokens(memory) if config.running_tier == "on" else 0
         logger.info("running requests in the tier: %d tokens a step; %s", tokens, found)

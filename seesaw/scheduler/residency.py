@@ -85,7 +85,7 @@ class Residency:
         assert request.request_id not in self.requests, f"{request} is known already"
         self.requests[request.request_id] = request
         self.waiting.append(request)
-        need = -(-(request.limit - 1) // self.config.block_size)
+        need = self.pools["decode"].blocks_for(request.limit - 1)
         self.largest_blocks = max(self.largest_blocks, need)
 
     def move(self, request: Request, status: RequestStatus, *, first: bool = False) -> None:
@@ -152,7 +152,7 @@ class Residency:
             transfer_id,
             request.request_id,
             "decode",
-            request.blocks[start // size : -(-request.num_computed // size)],
+            request.blocks[start // size : pool.blocks_for(request.num_computed)],
             request.tier_blocks[start // wide :],
             request.num_computed - start,
             start,
