@@ -11,10 +11,16 @@ def best_isa() -> str: ...
 def set_isa(name: str) -> None:
     """Raises ValueError where it is unknown or this processor lacks it. Not while kernels run."""
 
-def num_threads() -> int: ...
+def num_threads() -> int:
+    """Of those that kernels run on when this thread calls them."""
+
 def configure_threads(num_threads: int, cores: list[int] = ...) -> None:
     """Replace the threads that kernels run on; thread i stays on cores[i], without `cores` wherever
     the system puts it. Raises ValueError. Not while kernels run."""
+
+def configure_lane_threads(lane: int, num_threads: int, cores: list[int] = ...) -> None:
+    """The same for the calling thread alone, whose kernels then run beside those of threads of
+    other lanes. At any time between its kernels."""
 
 def paged_attention(
     *,

@@ -83,6 +83,12 @@ NB_MODULE(_cpu, m) {
             seesaw::configure_thread_pool(num_threads, std::move(cores));
         },
         nb::arg("num_threads"), nb::arg("cores") = std::vector<int>{});
+    m.def(
+        "configure_lane_threads",
+        [](int lane, int num_threads, std::vector<int> cores) {
+            seesaw::configure_lane_thread_pool(lane, num_threads, std::move(cores));
+        },
+        nb::arg("lane"), nb::arg("num_threads"), nb::arg("cores") = std::vector<int>{});
     seesaw::bind_attention(m);
     seesaw::bind_comm(m);
     seesaw::bind_copy_pool(m);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #if defined(__linux__)
@@ -137,15 +138,19 @@ void ThreadPool::pin(int index) const {
 
 namespace {
 
+constexpr int kProcess = -1;  // whose pools are no lane's
+
 std::mutex pool_mutex;
 ThreadPool* pool_of_process = nullptr;
+thread_local ThreadPool* pool_of_thread = nullptr;
 
 // One for each configuration that was ever asked for, so that a pool which another thread of this
 // process is just going to use is not taken away. Never destroyed: a program may end while a thread
 // of it still computes.
-ThreadPool* pool_with(int num_threads, std::vector<int> cores) {
-    static auto* made = new std::map<std::pair<int, std::vector<int>>, std::unique_ptr<ThreadPool>>;
-    std::unique_ptr<ThreadPool>& pool = (*made)[{num_threads, cores}];
+ThreadPool* pool_with(int lane, int num_threads, std::vector<int> cores) {
+    using Key = std::tuple<int, int, std::vector<int>>;
+    static auto* made = new std::map<Key, std::unique_ptr<ThreadPool>>;
+    std::unique_ptr<ThreadPool>& pool = (*made)[{lane, num_threads, cores}];
     if (!pool) pool = std::make_unique<ThreadPool>(num_threads, std::move(cores));
     return pool.get();
 }
@@ -153,14 +158,20 @@ ThreadPool* pool_with(int num_threads, std::vector<int> cores) {
 }  // namespace
 
 ThreadPool& thread_pool() {
+    if (pool_of_thread != nullptr) return *pool_of_thread;
     const std::lock_guard<std::mutex> lock(pool_mutex);
-    if (pool_of_process == nullptr) pool_of_process = pool_with(usable_cores(), {});
+    if (pool_of_process == nullptr) pool_of_process = pool_with(kProcess, usable_cores(), {});
     return *pool_of_process;
 }
 
 void configure_thread_pool(int num_threads, std::vector<int> cores) {
     const std::lock_guard<std::mutex> lock(pool_mutex);
-    pool_of_process = pool_with(num_threads, std::move(cores));
+    pool_of_process = pool_with(kProcess, num_threads, std::move(cores));
+}
+
+void configure_lane_thread_pool(int lane, int num_threads, std::vector<int> cores) {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    pool_of_thread = pool_with(lane, num_threads, std::move(cores));
 }
 
 }  // namespace seesaw

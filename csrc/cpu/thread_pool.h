@@ -111,9 +111,12 @@ private:
     std::vector<std::thread> threads_;
 };
 
-// The pool of this process, made at its first use with the cores that it may run on. `configure` sets
-// another one for regions to come.
+// The pool for regions of the calling thread: its own one if it has one, else that of the process, made
+// at its first use with the cores that it may run on. `configure` sets another one for regions to come.
 ThreadPool& thread_pool();
 void configure_thread_pool(int num_threads, std::vector<int> cores);
+// One of its own for the calling thread, the same for the same arguments. Threads of different lanes
+// share none, so they never take turns.
+void configure_lane_thread_pool(int lane, int num_threads, std::vector<int> cores);
 
 }  // namespace seesaw

@@ -46,8 +46,12 @@ std::unique_ptr<Case> random_case(std::uint64_t key, std::int64_t most_pieces) {
     CopyJob& job = made->job;
     job.key = key;
     job.counts = {random_int(1, 5), random_int(1, 4), random_int(1, 2)};
-    job.tile_bytes = static_cast<std::size_t>(random_int(1, 200));
+    // Whole cache lines at aligned addresses are copied in another way than what is odd.
+    const bool odd = random_int(0, 1);
+    const std::int64_t unit = odd ? 1 : 64;
+    job.tile_bytes = static_cast<std::size_t>(unit * random_int(1, odd ? 200 : 5));
     const auto tile = static_cast<std::int64_t>(job.tile_bytes);
+    const std::int64_t gap = random_int(0, 1) ? 1 : 16;
     const std::int64_t num_pieces = random_int(1, most_pieces);
     // Strides of a random nesting of the dims (the order differs between pool and tier), gaps
     // included; returns the size of a piece.
@@ -56,7 +60,7 @@ std::unique_ptr<Case> random_case(std::uint64_t key, std::int64_t most_pieces) {
         std::shuffle(order.begin(), order.end(), rng);
         std::int64_t size = tile;
         for (const int dim : order) {
-            strides[dim] = size + random_int(0, 7);
+            strides[dim] = size + gap * random_int(0, 7);
             size = strides[dim] * job.counts[dim];
         }
         return size;

@@ -1,5 +1,5 @@
 """The pool that kernels run on under AddressSanitizer, UndefinedBehaviorSanitizer and
-ThreadSanitizer: loops, barriers, regions, callers, pools that come and go.
+ThreadSanitizer: loops, barriers, regions, callers, pools that come and go, pools of lanes.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ def test_thread_pool_under(sanitizers: str, tmp_path: Path) -> None:
     done = compile_and_run(SOURCES, sanitizers, tmp_path, str(seed))
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     assert done.stderr == "", f"seed {seed}"
-    assert len(done.stdout.splitlines()) == 7
+    assert len(done.stdout.splitlines()) == 8

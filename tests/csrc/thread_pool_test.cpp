@@ -4,6 +4,7 @@
 #include "../../csrc/cpu/thread_pool.h"
 #include "check.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -199,6 +200,34 @@ void test_pool_of_the_process() {
     test_team(seesaw::thread_pool());
 }
 
+// Two lanes run regions at the same time, on pools of the same shape, and go over to other ones
+// between regions; the process keeps its own.
+void test_pools_of_lanes() {
+    seesaw::configure_thread_pool(3, {});
+    std::atomic<int> inside{0};
+    std::vector<std::thread> lanes;
+    for (int lane = 0; lane < 2; ++lane) {
+        lanes.emplace_back([&inside, lane] {
+            for (int round = 0; round < 20; ++round) {
+                const int num_threads = 1 + round % 2;
+                seesaw::configure_lane_thread_pool(lane, num_threads, {});
+                CHECK(seesaw::thread_pool().num_threads() == num_threads);
+                seesaw::thread_pool().run([&](Team& team) {
+                    // Only where lanes do not take turns does each see the other in here.
+                    if (team.index() == 0) {
+                        ++inside;
+                        while (inside.load() < 2 * (round + 1)) std::this_thread::yield();
+                    }
+                    team.barrier();
+                });
+            }
+            test_team(seesaw::thread_pool());
+        });
+    }
+    for (std::thread& lane : lanes) lane.join();
+    CHECK(seesaw::thread_pool().num_threads() == 3);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -220,5 +249,7 @@ int main(int argc, char** argv) {
     std::puts("refusals");
     test_pool_of_the_process();
     std::puts("the pool of the process");
+    test_pools_of_lanes();
+    std::puts("pools of lanes");
     return 0;
 }
