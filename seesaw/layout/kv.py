@@ -251,20 +251,22 @@ class KVCopy:
         pool = self.pool
         first = (self.heads.start - pool.kv_heads.start) * pool.head_stride
         first += (self.layers.start - pool.layers.start) * pool.layer_stride
-        return [block * pool.block_stride + first for block in self.blocks]
+        stride = pool.block_stride  # sums of products, and this is called while a step waits
+        return [block * stride + first for block in self.blocks]
 
     def tier_offsets(self) -> list[int]:
         """Where the first tile of each device block lies in the tier."""
-        tier, pool = self.tier, self.pool
-        per_block = tier.block_tokens // pool.block_size
-        per_part = tier.run_tokens // pool.block_size
-        return [
-            self.tier_blocks[index // per_block] * tier.block_bytes
-            + index % per_block // per_part * tier.part_stride
-            + index % per_part * pool.tile_bytes
-            + self.tier_start
-            for index in range(len(self.blocks))
+        tier, tile_bytes = self.tier, self.pool.tile_bytes
+        per_block = tier.block_tokens // self.pool.block_size
+        per_part = tier.run_tokens // self.pool.block_size
+        within = [  # a tier block
+            at // per_part * tier.part_stride + at % per_part * tile_bytes + self.tier_start
+            for at in range(per_block)
         ]
+        block_bytes = tier.block_bytes
+        starts = [block * block_bytes for block in self.tier_blocks]
+        offsets = [start + at for start in starts for at in within]
+        return offsets[: len(self.blocks)]
 
     @property
     def tier_start(self) -> int:

@@ -34,6 +34,9 @@ class BlockPool:
         self.read_by: dict[int, int] = {}
         """Blocks that were released while a store still reads them, by that transfer's id: whoever
         takes one waits for it on each rank."""
+        self.written_in: dict[int, int] = {}
+        """Where there are lanes: blocks with content that a step in flight writes, by its lane, in
+        which alone they can be shared yet."""
         self._read_blocks: dict[int, list[int]] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._holders = [0] * num_blocks
@@ -52,9 +55,9 @@ class BlockPool:
         """How many of `blocks` are free now; sharing them takes that many away from `num_free`."""
         return sum(block in self._free for block in blocks)
 
-    def match(self, tokens: Sequence[int], max_tokens: int) -> tuple[list[int], int]:
+    def match(self, tokens: Sequence[int], max_tokens: int, lane: int = 0) -> tuple[list[int], int]:
         """Blocks that hold the longest known prefix of `tokens` within `max_tokens`, and its
-        content id."""
+        content id, as a step of `lane` planned now will find them."""
         blocks: list[int] = []
         content = ROOT
         if not self.enable_caching:
@@ -62,7 +65,7 @@ class BlockPool:
         size = self.block_size
         for start in range(0, max_tokens - size + 1, size):
             found = self._cached.get((content, tuple(tokens[start : start + size])))
-            if found is None:
+            if found is None or self.written_in.get(found[0], lane) != lane:
                 break
             block, content = found
             blocks.append(block)
@@ -86,6 +89,15 @@ class BlockPool:
                 del self._cached[key]
             self._holders[block] = 1
             blocks.append(block)
+        return blocks
+
+    def allocate_for_copy(self, count: int) -> list[int]:
+        """As `allocate`; a copy fills them, at any time."""
+        blocks = self.allocate(count)
+        if self.poisonable:
+            # They would be poisoned in the next step of their phase, perhaps after the copy.
+            taken = set(blocks)
+            self.poisonable = [block for block in self.poisonable if block not in taken]
         return blocks
 
     def register(self, block: int, parent: int, tokens: Sequence[int]) -> int:
@@ -134,6 +146,11 @@ class BlockPool:
         for block in self._read_blocks.pop(transfer_id, ()):
             if self.read_by.get(block) == transfer_id:
                 del self.read_by[block]
+
+    def was_written(self, blocks: Iterable[int]) -> None:
+        """The step that writes them is done."""
+        for block in blocks:
+            self.written_in.pop(block, None)
 
     def readers(self, blocks: Iterable[int]) -> set[int]:
         """Transfers that still read some of `blocks`."""

@@ -48,11 +48,18 @@ class SchedulerConfig:
     """Check the block accounting after every step and list freed blocks for poisoning."""
     num_stages: int = 1
     tier: TierConfig | None = None
+    num_lanes: int = 1
+    """Streams of steps that run beside each other on a device, each with `max_steps_in_flight`."""
+    share_units: int = 1
+    """Equal parts of the device's compute units, of which lanes have whole numbers."""
 
     def __post_init__(self) -> None:
         tier = self.tier
         assert tier is None or tier.tier_block_size % self.block_size == 0, (
             f"tier blocks of {tier} must be whole device blocks of {self.block_size} tokens"
+        )
+        assert self.num_lanes == 1 or (tier is None and self.num_stages == 1), (
+            "lanes share one device, with one layout"
         )
 
     def stages(self, phase: Phase) -> int:

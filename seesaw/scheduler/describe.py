@@ -37,8 +37,9 @@ def describe(residency: Residency, in_flight: Iterable[SchedulerOutput]) -> list
 
 
 def _step(step: SchedulerOutput) -> str:
-    parts = [f"{step.step_id} ({step.phase})", f"{sum(len(lane.rows) for lane in step.lanes)} rows"]
+    parts = [f"{step.step_id} ({step.phase})", f"{len(step.rows)} rows"]
     parts += [f"{step.num_tokens} tokens"]
+    parts += [f"lane {step.lane}"] * (step.lane > 0)
     parts += ["a change of layout"] * step.reshard
     for name in ("stores", "loads", "relays"):
         if moves := getattr(step, name):
@@ -52,6 +53,8 @@ def _request(request: Request) -> str:
         f" {request.num_computed} computed; {len(request.blocks)} blocks,"
         f" {len(request.tier_blocks)} of the tier"
     )
+    if request.layer_cursor:
+        text += f"; {request.wave_tokens} tokens have run {request.layer_cursor} layers"
     if request.transfers:
         text += f"; copies {', '.join(map(str, sorted(request.transfers)))} under way"
     return text

@@ -5,10 +5,14 @@ A step is one `SchedulerOutput`. Each device executes steps in the order of `ste
 that a step releases may be written by a later one. A row names positions, not tokens: a token that
 an earlier step is still drawing is known to the worker by the time it runs the row, which is what
 lets several steps be in flight.
+
+Where a device has two lanes, it takes in what steps say of requests and blocks in the order of
+`step_id` all the same, and runs the rows of each lane's steps in their order, beside the other's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -23,8 +27,10 @@ class Row(NamedTuple):
     """Positions `token_start .. token_start + num_tokens` of one request through layers
     `layer_start .. layer_stop`.
 
-    `samples`: the row ends at the request's last token and at the last layer, so its logits draw
-    the next one.
+    Where these do not begin with the first one, an earlier row of the same positions ended there;
+    where they do not end with the last one, each rank keeps the hidden states for the row that goes
+    on, until the request has ended or was preempted. `samples`: the row ends at the request's last
+    token and at the last layer, so its logits draw the next one.
     """
 
     request_id: str
@@ -37,7 +43,8 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Rows that run together, with a share of the device's compute units."""
+    """Rows that run together, on this share of the device's compute units from now on: of lane 0
+    they are the first ones, of lane 1 the last."""
 
     rows: list[Row]
     compute_share: float = 1.0
@@ -116,7 +123,8 @@ class NewRequest:
 
 @dataclass(slots=True)
 class SchedulerOutput:
-    """One step of one replica. What it asks for takes effect in the order of the fields:
+    """One step of one replica, in one of its lanes. What it asks for takes effect in the order of
+    the fields:
 
     `finished` requests are forgotten, `preempted` ones lose their table but stay known (none is in
     both). `reshard`: from here on weights and pool are those of `phase`. `announce`: the policy
@@ -126,7 +134,7 @@ class SchedulerOutput:
     other layout. `poison_blocks` (debug runs only) were freed in the pool of `phase`: filled with
     NaN, so that a stale read shows. `block_copies` are (source, destination) pairs done before any
     row runs. `loads` begin; each rank waits until its own part of the transfers in `awaits` is
-    done, whatever others have done; `lanes` run, `stores` and `relays` begin. A step without rows
+    done, whatever others have done; `batches` run, `stores` and `relays` begin. A step without rows
     is allowed where it moves something.
     """
 
@@ -143,13 +151,21 @@ class SchedulerOutput:
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     awaits: list[int] = field(default_factory=list)
-    lanes: list[Batch] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
     relays: list[Relay] = field(default_factory=list)
+    lane: int = 0
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Of all batches, in their order."""
+        if len(self.batches) == 1:
+            return self.batches[0].rows
+        return [row for batch in self.batches for row in batch.rows]
 
     @property
     def num_tokens(self) -> int:
-        return sum(row.num_tokens for lane in self.lanes for row in lane.rows)
+        return sum(row.num_tokens for row in self.rows)
 
 
 class TokenLogprobs(NamedTuple):
@@ -165,13 +181,15 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class ModelOutput:
-    """Tokens drawn by a step, one per row with `samples`, in the order of lanes and rows.
+    """Tokens drawn by a step, one per row with `samples`, in the order of batches and rows.
 
     `logprobs` is None where no row asked for any, else one entry (or None) per token. `busy_s`:
     seconds that the slowest rank computed, `reshard_s` that it was held up by a change of layout,
     `stage_wait_s` by the stage before it. `visible_s`: where it is the first that computes in a new
     layout, seconds that no layer ran between the two, mean over ranks, less waiting for a stage.
     `parts`: seconds of the slowest rank by part of the step, where these are measured.
+    `expert_loads`: how often an expert's weights were read, over all layers and ranks, where this
+    is counted (`profile`); of a simulated step as many as are expected.
     """
 
     step_id: int
@@ -182,3 +200,4 @@ class ModelOutput:
     stage_wait_s: float = 0.0
     visible_s: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
+    expert_loads: float = 0.0

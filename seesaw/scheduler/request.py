@@ -41,18 +41,23 @@ class Request:
     """Positions run from 0 over prompt and answer.
 
     `tokens` are the known ones; `num_tokens` counts pending ones too, which steps in flight are
-    still drawing;
-    `num_computed` counts positions whose KV was scheduled. `num_tokens - num_computed` is what is
-    left to run. The first `num_known` tokens, or ALL, are known to every worker when it runs a step
-    planned now: not those that only the last of several pipeline stages drew.
+    still drawing; `num_computed` counts positions whose KV was scheduled, in all layers.
+    `num_tokens - num_computed` is what is left to run: the first `wave_tokens` of these have run
+    the first `layer_cursor` layers (both 0 = none has begun), and workers keep their hidden states.
+    The first `num_known` tokens, or ALL, are known to every worker when it runs a step planned now:
+    not those that only the last of several pipeline stages drew.
+
+    `arrival_s` is when it came, in seconds of its maker's clock: `time.perf_counter()` in the
+    engine, simulated time in the simulator. Only differences mean something.
     """
 
     __slots__ = (
-        "arrived", "blocks", "content", "end_token_ids", "eos_token_ids", "finish_reason",
-        "last_step", "limit", "logprobs", "num_cached_tokens", "num_computed", "num_in_tier",
-        "num_known", "num_preemptions", "num_prompt", "num_registered", "num_tokens", "pool",
-        "relay_blocks", "request_id", "sampling", "seed", "status", "stop_reason", "table_room",
-        "tier_blocks", "tokens", "transfers", "was_sent",
+        "arrival_s", "arrived", "blocks", "content", "end_token_ids", "eos_token_ids",
+        "finish_reason", "lane", "last_step", "layer_cursor", "limit", "logprobs",
+        "num_cached_tokens", "num_computed", "num_in_tier", "num_known", "num_preemptions",
+        "num_prompt", "num_registered", "num_tokens", "pool", "relay_blocks", "request_id",
+        "sampling", "seed", "status", "stop_reason", "table_room", "tier_blocks", "tokens",
+        "transfers", "was_sent", "wave_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -64,8 +69,10 @@ class Request:
         seed: int,
         eos_token_ids: tuple[int, ...],
         max_model_len: int,
+        arrival_s: float = 0.0,
     ) -> None:
         self.request_id = request_id
+        self.arrival_s = arrival_s
         self.sampling = sampling
         self.seed = seed
         self.eos_token_ids = eos_token_ids
@@ -73,6 +80,7 @@ class Request:
         self.num_prompt = len(self.tokens)
         self.num_tokens = self.num_prompt
         self.num_computed = 0
+        self.layer_cursor = self.wave_tokens = 0
         self.num_known = ALL
         # The KV of the last drawn token is never needed, so max_model_len itself can be reached.
         room = max_model_len - self.num_prompt
@@ -92,6 +100,7 @@ class Request:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.last_step = -1
+        self.lane = 0  # of that step
         self.was_sent = False
         self.tier_blocks: list[int] = []
         self.relay_blocks: list[int] = []  # of the decode pool, beside those of the prefill pool
@@ -105,6 +114,16 @@ class Request:
     def num_left(self) -> int:
         """Positions left to run. 0 also where the last token it may have is being drawn."""
         return 0 if self.num_tokens >= self.limit else self.num_tokens - self.num_computed
+
+    @property
+    def decodes(self) -> bool:
+        """Only the newest position is left to run, in all layers: the prompt, and what was drawn
+        before it last yielded, is computed."""
+        return (
+            self.num_computed >= self.num_prompt
+            and self.num_tokens - self.num_computed <= 1
+            and self.layer_cursor == 0
+        )
 
     @property
     def output_token_ids(self) -> list[int]:

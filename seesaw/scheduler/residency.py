@@ -56,8 +56,9 @@ class Residency:
             RequestStatus.PARKED: self.parked,
             RequestStatus.DRAINING: self.draining,
         }
-        self.oldest_step = 0
-        """Of those in flight, or the next one: every step before it is done."""
+        self.oldest_steps = [0] * config.num_lanes
+        """Of those in flight in each lane, or the next one: every step of the lane before it is
+        done."""
         self.forget: list[str] = []  # workers are told with the next step
         self.preempted: list[str] = []
         self.num_stored_ever = 0
@@ -67,6 +68,8 @@ class Residency:
         """Of the decode pool, that the largest request so far may need."""
         self.num_preemptions = 0
         self.num_redecisions = 0
+        self.num_saved_tokens = 0
+        """Positions between two layers, of which workers keep hidden states."""
         self.mix = Mix()
         self._transfers: dict[int, Request] = {}
         self._next_transfer = 0
@@ -211,10 +214,15 @@ class Residency:
         self.move(request, RequestStatus.DRAINING)
         self.release_drained()
 
+    def is_in_flight(self, request: Request) -> bool:
+        """Whether a step in flight has a row of it: all of these are in its lane, as it goes to
+        another one only when there are none."""
+        return request.last_step >= self.oldest_steps[request.lane]
+
     def release_drained(self) -> None:
         """Take back the blocks of ended and preempted requests that nothing in flight uses."""
         for request in list(self.draining):
-            if request.last_step < self.oldest_step and not request.transfers:
+            if not self.is_in_flight(request) and not request.transfers:
                 self._take_back(request)
 
     def _take_back(self, request: Request) -> None:
@@ -222,6 +230,7 @@ class Residency:
         self.pools["decode"].release(request.relay_blocks)
         request.relay_blocks = []
         self._release_tier(request)
+        self.drop_saved(request)
         request.num_computed = 0
         if request.finish_reason is None:
             assert request.num_tokens == len(request.tokens), (
@@ -238,6 +247,17 @@ class Residency:
             self.preempted.remove(request.request_id)
         if request.was_sent:
             self.forget.append(request.request_id)
+
+    def save(self, request: Request, num_tokens: int, layer: int) -> None:
+        """Its next positions are before `layer`, and stay there until they run on."""
+        self.drop_saved(request)
+        self.num_saved_tokens += num_tokens
+        request.layer_cursor, request.wave_tokens = layer, num_tokens
+
+    def drop_saved(self, request: Request) -> None:
+        """No position of it is between two layers any more."""
+        self.num_saved_tokens -= request.wave_tokens
+        request.layer_cursor = request.wave_tokens = 0
 
     def _release_blocks(self, request: Request) -> None:
         if request.pool is not None:
@@ -273,7 +293,11 @@ class Residency:
             has_pool = request.pool is not None
             assert has_pool or not request.blocks, f"{request} has blocks of no pool"
             assert request.table_room == len(request.blocks) * self.config.block_size, request
-            assert request.num_computed <= request.table_room or not has_pool, request
+            done = request.num_computed + request.wave_tokens
+            assert done <= request.table_room or not has_pool, request
+            assert (request.layer_cursor > 0) == (request.wave_tokens > 0), request
+        saved = sum(request.wave_tokens for request in requests)
+        assert saved == self.num_saved_tokens, f"{saved} positions are saved, not as counted"
         listed = {id(request): status for status, one in self._lists.items() for request in one}
         assert sum(map(len, self._lists.values())) == len(listed), "a request is in two lists"
         assert listed == {id(request): request.status for request in requests}, (
@@ -287,7 +311,7 @@ def register_full_blocks(pool: BlockPool, request: Request) -> None:
     """Make a request's full blocks of known tokens findable by others.
 
     Allowed as soon as the step that computes them is planned: steps run in order, and in a layer
-    all KV of a step is written before any is read.
+    all KV of a step is written before any is read. Other lanes must wait (`written_in`).
     """
     if not pool.enable_caching:
         return

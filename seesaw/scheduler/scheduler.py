@@ -8,12 +8,14 @@ still being drawn, and what was computed past a stop is dropped when it arrives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from seesaw.errors import RequestError
 from seesaw.outputs import FinishReason
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
+from seesaw.scheduler.counters import StepCounter
 from seesaw.scheduler.describe import describe
 from seesaw.scheduler.occupancy import Occupancy
 from seesaw.scheduler.output import (
@@ -46,6 +48,8 @@ class _InFlight:
     requests: list[Request]
     positions: list[int]
     num_decode_rows: int
+    written: list[int]
+    """Blocks that others may share only in its lane until it is done."""
 
 
 class Scheduler:
@@ -54,6 +58,8 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, policy: Policy) -> None:
         self.config = config
         self.stats = SchedulerStats()
+        self.counter: StepCounter | None = None
+        """Is shown every step from when it is set; it takes time in each."""
         self._policy = policy
         self._observer = policy if isinstance(policy, Observer) else None
         self._residency = Residency(config)
@@ -190,23 +196,36 @@ class Scheduler:
     # -- steps -----------------------------------------------------------------------------------
 
     def schedule(self) -> SchedulerOutput | None:
-        """The next step, or None: nothing can run or move now, or enough steps are in flight."""
-        decoding = 0
-        if self._in_flight:
-            if self._is_full():
-                return None
-            decoding = sum(
-                one.num_decode_rows > 0 and one.output.phase == self._phase
-                for one in self._in_flight.values()
-            )
-        output = SchedulerOutput(self._next_step, self._phase)
-        step = StepBuilder(self._residency, output, decoding)
+        """The next step, or None: nothing can run or move now, or enough steps are in flight. Of
+        several lanes that can take another step, the one with fewest in flight comes first."""
+        if self.config.num_lanes == 1:
+            busy = [len(self._in_flight)]
+        else:
+            lanes = [one.output.lane for one in self._in_flight.values()]
+            busy = [lanes.count(lane) for lane in range(self.config.num_lanes)]
+        for lane in sorted(range(len(busy)), key=busy.__getitem__):
+            if busy[lane] and self._is_full(lane):
+                continue
+            output = self._plan(lane, busy)
+            if output is not None:
+                return output
+        self._check_progress()
+        return None
+
+    def _plan(self, lane: int, busy: Sequence[int]) -> SchedulerOutput | None:
+        """The next step of `lane`; `busy` are steps in flight by lane."""
+        decoding = sum(
+            one.num_decode_rows > 0 and one.output.phase == self._phase
+            for one in self._in_flight.values()
+        )
+        output = SchedulerOutput(self._next_step, self._phase, lane=lane)
+        step = StepBuilder(self._residency, output, decoding, busy)
         self._policy.plan(step)
         step.close()
         self.stats.num_preemptions = self._residency.num_preemptions
         self.stats.num_redecisions = self._residency.num_redecisions
-        if not (output.lanes[0].rows or output.reshard or output.loads or output.stores):
-            self._check_progress(output)
+        if not (output.rows or output.reshard or output.loads or output.stores):
+            assert not output.appended_blocks, "a request was admitted and not run"
             return None
         at = self._residency
         output.finished, at.forget = at.forget, []
@@ -221,8 +240,11 @@ class Scheduler:
             step.drawing,
             [request.num_computed for request in step.drawing],
             step.num_decode_rows,
+            step.written,
         )
         self._count(step, output)
+        if self.counter is not None:
+            self.counter.note(output, self._residency)
         if self.config.debug:
             self.check()
         return output
@@ -231,7 +253,7 @@ class Scheduler:
         """Take in a finished step, in any order of steps. Raises KeyError for a step that is not in
         flight."""
         step = self._in_flight.pop(output.step_id)
-        self._residency.oldest_step = next(iter(self._in_flight), self._next_step)
+        self._note_done(step)
         result = Update()
         advanced = result.advanced
         logprobs = output.logprobs
@@ -280,10 +302,19 @@ class Scheduler:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _is_full(self) -> bool:
+    def _note_done(self, step: _InFlight) -> None:
+        lane = step.output.lane
+        self._residency.oldest_steps[lane] = next(
+            (one for one, other in self._in_flight.items() if other.output.lane == lane),
+            self._next_step,
+        )
+        if step.written:
+            self._residency.pools["decode"].was_written(step.written)
+
+    def _is_full(self, lane: int) -> bool:
         """Enough steps are in flight. After a change of phase those of the phase before may outlast
         what the new one allows, so that the workers go over without a pause."""
-        phases = [one.output.phase for one in self._in_flight.values()]
+        phases = [one.output.phase for one in self._in_flight.values() if one.output.lane == lane]
         most = self.config.most_in_flight
         return phases.count(self._phase) >= most(self._phase) or len(phases) >= max(
             map(most, {self._phase, *phases})
@@ -335,9 +366,8 @@ class Scheduler:
         self._num_unfinished -= 1
         self._residency.end(request)
 
-    def _check_progress(self, output: SchedulerOutput) -> None:
-        """An empty step is right only where something is in flight or nothing is left to do."""
-        assert not output.appended_blocks, "a request was admitted and not run"
+    def _check_progress(self) -> None:
+        """No step is right only where something is in flight or nothing is left to do."""
         at = self._residency
         if self._in_flight or at.num_transfers or not self.num_running + self.num_waiting:
             return

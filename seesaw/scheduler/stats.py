@@ -15,6 +15,7 @@ class SchedulerStats:
     num_preemptions: int = 0
     """Requests that yielded for want of blocks and are computed again."""
     num_scheduled_tokens: int = 0
+    """Of rows: a token counts once in each step that runs some of its layers."""
     num_discarded_tokens: int = 0
     """Drawn past a stop, or for an aborted request."""
     num_cached_tokens: int = 0

@@ -7,7 +7,8 @@ block accounting or exceed a budget.
 
 from __future__ import annotations
 
-from seesaw.scheduler.mix import Mix
+from collections.abc import Sequence
+
 from seesaw.scheduler.output import Batch, NewRequest, Phase, Row, SchedulerOutput
 from seesaw.scheduler.request import ALL, Request, RequestStatus
 from seesaw.scheduler.residency import Residency, register_full_blocks
@@ -17,15 +18,27 @@ _make_row = tuple.__new__  # Row(...) costs twice as much, and there are hundred
 
 
 class StepBuilder(StepView):
-    """What a policy may do. The lists it may reorder, not resize."""
+    """What a policy may do. The lists it may reorder, not resize.
+
+    A row may run some of the layers; the next one of its request goes on there (at
+    `request.layer_cursor`) with the same tokens, or has none where these exceed the budget. They
+    count as computed with the last layer. Workers keep the hidden states of all positions that are
+    between layers, as many as a step may have tokens (`num_saved_tokens`): what is more is not
+    begun. With a host tier every row runs all layers.
+    """
 
     def __init__(
         self,
         residency: Residency,
         output: SchedulerOutput,
         num_decoding_in_flight: int = 0,
+        steps_in_flight: Sequence[int] = (0,),
     ) -> None:
         super().__init__(residency, output.phase)
+        self.lane = output.lane
+        """Which of `config.num_lanes` streams runs the step, beside those of the others."""
+        self.steps_in_flight = steps_in_flight
+        """By lane."""
         self.tokens_left = self.budget = self.config.max_num_batched_tokens
         """Tokens that still fit this step, and that may be in it."""
         self.drawing: list[Request] = []
@@ -38,13 +51,28 @@ class StepBuilder(StepView):
         self._output = output
         self._batch = Batch([])
         self._add_row = self._batch.rows.append
-        output.lanes.append(self._batch)
+        output.batches.append(self._batch)
         self.step_id = output.step_id
         self._num_layers = self.config.num_layers
         self._num_prompt_rows = 0
         self._prefilled: list[Request] = []
         self._parking: list[Request] = []
         self._fetched: list[Request] = []
+        self._early: list[Request] = []  # share what a step in flight of this lane writes
+        self.written: list[int] = []
+        """Blocks that others may share only in this lane until the step is done."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Those planned so far."""
+        return self._batch.rows
+
+    def take_share(self, share: float) -> None:
+        """Run the step, and those of its lane behind it, on this share of the device's compute
+        units: one or more of `config.share_units` equal parts."""
+        parts = share * self.config.share_units
+        assert 1 <= round(parts, 6) <= self.config.share_units, f"no share of a device: {share}"
+        self._batch.compute_share = share
 
     @property
     def num_fetched(self) -> int:
@@ -63,15 +91,16 @@ class StepBuilder(StepView):
         assert num_tokens > 0, "a step without any token"
         self.tokens_left = self.budget = min(self.budget, num_tokens)
 
-    def schedule(self, request: Request, max_tokens: int) -> bool:
-        """Add a row of up to `max_tokens` of a request's tokens, within the budget. The request
-        must have blocks of this phase's pool.
+    def schedule(
+        self, request: Request, max_tokens: int, layers: tuple[int, int] | None = None
+    ) -> bool:
+        """Add a row of up to `max_tokens` of a request's tokens, within the budget, through
+        `layers` (start, stop) or all that are left. It must have blocks of this phase's pool.
 
-        False means that no block is free for it: the caller may make someone yield, or leave it for
-        a later step. True is also returned where there is nothing to run: all of its tokens are
-        already being drawn, or the last one is, in a layout of several stages, and so is not known
-        to the first stage. A request has at most one row in a step. In the prefill phase a prompt's
-        last row has it stored to the tier, or relayed where it was admitted so.
+        False means that no block is free for it: someone may be made to yield, or it waits. True is
+        also returned where there is nothing to run: all its tokens are being drawn, or the last one
+        is, unknown to the first of several stages, or the other lane has a row of it in flight. In
+        the prefill phase a prompt's last row has it stored to the tier, or relayed if admitted so.
         """
         assert request.last_step != self.step_id, f"{request} has a row in this step already"
         assert request.status is self._runs, f"{request} does not run in phase {self.phase}"
@@ -80,11 +109,15 @@ class StepBuilder(StepView):
         count = num_tokens - start
         if num_tokens >= request.limit or count <= 0:
             return True
-        tokens_left = self.tokens_left
+        if request.lane != self.lane and self._residency.is_in_flight(request):
+            return True
+        first, stop = 0, self._num_layers
+        if layers is not None or request.layer_cursor:
+            first, stop, max_tokens = self._part(request, layers, max_tokens)
         if count > max_tokens:
             count = max_tokens
-        if count > tokens_left:
-            count = tokens_left
+        if count > self.tokens_left:
+            count = self.tokens_left
         if count <= 0:
             return True
         end = start + count
@@ -99,22 +132,50 @@ class StepBuilder(StepView):
             self._await(request.transfers)
         if must_tell:
             self._tell(request)
-        samples = end == num_tokens
-        self._add_row(
-            _make_row(Row, (request.request_id, start, count, 0, self._num_layers, samples))
-        )
-        self.tokens_left = tokens_left - count
+        samples = end == num_tokens and stop == self._num_layers
+        self._add_row(_make_row(Row, (request.request_id, start, count, first, stop, samples)))
+        self.tokens_left -= count
+        request.last_step, request.lane = self.step_id, self.lane
+        self._num_prompt_rows += start < request.num_prompt
+        if stop < self._num_layers:
+            self._residency.save(request, count, stop)
+            return True
+        if first:
+            self._residency.drop_saved(request)
         request.num_computed = end
-        request.last_step = self.step_id
         if samples:
             request.num_tokens = end + 1
             self.drawing.append(request)
             if not self._is_plain:
                 self._note_draw(request, end)
         if start < request.num_prompt:
-            self._num_prompt_rows += 1
-            register_full_blocks(self._pool, request)
+            self._register(request)
         return True
+
+    def _part(
+        self, request: Request, layers: tuple[int, int] | None, max_tokens: int
+    ) -> tuple[int, int, int]:
+        """First layer, last one + 1, and most tokens of a row that may not run all layers; no token
+        where those that it goes on with exceed the budget."""
+        cursor, num_layers = request.layer_cursor, self._num_layers
+        first, stop = layers or (cursor, num_layers)
+        assert self._tier is None, "rows stay between layers only where there is no host tier"
+        assert first == cursor, f"{request} goes on at layer {cursor}, not {first}"
+        assert first < stop <= num_layers, f"{layers}: no layers of the {num_layers}"
+        if cursor:
+            return first, stop, request.wave_tokens * (request.wave_tokens <= self.tokens_left)
+        if stop < num_layers:
+            room = self.config.max_num_batched_tokens - self._residency.num_saved_tokens
+            max_tokens = min(max_tokens, room)
+        return first, stop, max_tokens
+
+    def _register(self, request: Request) -> None:
+        first = request.num_registered
+        register_full_blocks(self._pool, request)
+        if self.config.num_lanes > 1:
+            written = request.blocks[first : request.num_registered]
+            self._pool.written_in.update(dict.fromkeys(written, self.lane))
+            self.written += written
 
     def _note_draw(self, request: Request, end: int) -> None:
         """What a sampled row means beyond its token, but in the plainest of layouts."""
@@ -161,12 +222,14 @@ class StepBuilder(StepView):
         if active >= self.config.max_num_seqs or num_tier_blocks > self.num_free_tier_blocks:
             return False
         # At least one token is run, so that there are logits to draw from.
-        shared, content = self._pool.match(request.tokens, request.num_tokens - 1)
+        shared, content = self._pool.match(request.tokens, request.num_tokens - 1, self.lane)
         total = self._pool.blocks_for(request.num_tokens)
         fresh = total - len(shared)
         if fresh + self._pool.num_free_among(shared) + reserve_blocks > self._pool.num_free:
             return False
         self._pool.share(shared)
+        if self._pool.written_in and not self._pool.written_in.keys().isdisjoint(shared):
+            self._early.append(request)
         request.pool = self._pool
         request.blocks = shared + self._pool.allocate(fresh)
         self._await(self._pool.readers(request.blocks))
@@ -291,17 +354,7 @@ class StepBuilder(StepView):
     def _take_decode_blocks(self, num_tokens: int) -> list[int]:
         """For copies to fill, in any phase."""
         pool = self._residency.pools["decode"]
-        blocks = pool.allocate(pool.blocks_for(num_tokens))
-        if pool.poisonable:
-            # They would be poisoned in the next step of their phase, perhaps after the copy.
-            taken = set(blocks)
-            pool.poisonable = [block for block in pool.poisonable if block not in taken]
-        return blocks
-
-    @property
-    def mix(self) -> Mix:
-        """Lengths of the latest requests."""
-        return self._residency.mix
+        return pool.allocate_for_copy(pool.blocks_for(num_tokens))
 
     def note_redecision(self) -> None:
         """Count that a policy has changed the way it goes."""
@@ -326,7 +379,9 @@ class StepBuilder(StepView):
 
     def close(self) -> None:
         """All is planned: those whose prompt runs to its end in this step are stored or relayed
-        after it."""
+        after it. Who shares what is still being written stays in this lane until it is."""
+        for request in self._early:
+            request.lane, request.last_step = self.lane, self.step_id
         for request in self._prefilled:
             if request.relay_blocks:
                 self._output.relays.append(self._residency.relay(request))

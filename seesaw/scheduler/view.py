@@ -6,6 +6,7 @@ Reads only; what may be done is `step.py`'s business.
 from __future__ import annotations
 
 from seesaw.scheduler.config import SchedulerConfig
+from seesaw.scheduler.mix import Mix
 from seesaw.scheduler.output import Phase
 from seesaw.scheduler.request import Request, RequestStatus
 from seesaw.scheduler.residency import Residency
@@ -83,6 +84,17 @@ class StepView:
         """Requests that run in the decode phase, or will without being admitted or loaded: those
         on their way to the decode pool and those to be relayed."""
         return self._residency.num_seats
+
+    @property
+    def num_saved_tokens(self) -> int:
+        """Positions between two layers, also of requests that have ended or yielded and of which
+        workers have not heard yet."""
+        return self._residency.num_saved_tokens
+
+    @property
+    def mix(self) -> Mix:
+        """Lengths of the latest requests."""
+        return self._residency.mix
 
     @property
     def num_stored_ever(self) -> int:

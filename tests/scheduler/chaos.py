@@ -1,5 +1,5 @@
-"""A policy from outside the package that does whatever the contract of `StepBuilder` allows, with
-one layout or with two and a tier between them."""
+"""Policies from outside the package that do whatever the contract of `StepBuilder` allows, with one
+layout, with two lanes of steps, or with two layouts and a tier between them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Chaos:
             elif choice < 0.25 and may_store:
                 stored |= step.store_back(request)
             elif choice < 0.8:
-                step.schedule(request, rng.randint(1, 9))
+                step.schedule(request, rng.randint(1, 9), self._layers(step, request))
                 if step.rotation_tokens and may_store and rng.random() < 0.3:
                     stored |= step.park(request)
         self._admit_some(step, rng.random())
@@ -70,7 +70,17 @@ class Chaos:
         rng = self._rng
         for request in rng.sample(list(step.waiting), len(step.waiting)):
             if rng.random() < share and self._admit(step, request, rng.randint(0, 2)):
-                step.schedule(request, rng.randint(1, 9))
+                step.schedule(request, rng.randint(1, 9), self._layers(step, request))
+
+    def _layers(self, step: StepBuilder, request: Request) -> tuple[int, int] | None:
+        """Some of those that are left, with one layout and one lane; with stages all, since
+        `continuous`, which helps out, may cut its budget there to less than what has begun."""
+        if step.config.tier is not None or step.config.num_lanes > 1 or step.stages > 1:
+            return None
+        if self._rng.random() < 0.5:
+            return None
+        cursor = request.layer_cursor
+        return cursor, self._rng.randint(cursor + 1, step.config.num_layers)
 
     def _admit(self, step: StepBuilder, request: Request, reserve: int) -> bool:
         relay = step.phase == "prefill" and self._rng.random() < 0.5 and step.can_relay(request)
@@ -114,3 +124,19 @@ class Chaos:
     def _wait_is_right(self, step: StepBuilder) -> bool:
         """At times, where something is on its way."""
         return bool(step.storing or step.loading) and self._rng.random() < 0.3
+
+
+class ChaosLanes(Chaos):
+    num_lanes = 2
+
+    def plan(self, step: StepBuilder) -> None:
+        super().plan(step)
+        whole = step.config.share_units
+        if self._rng.random() < 0.5:
+            step.take_share(self._rng.randint(1, whole) / whole)
+
+
+class ContinuousLanes(Continuous):
+    """Each lane takes whatever the other has not."""
+
+    num_lanes = 2

@@ -18,9 +18,11 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_scheduler(options: dict[str, Any] | None = None, **overrides: Any) -> Scheduler:
+def make_scheduler(
+    options: dict[str, Any] | None = None, *, policy: str = "continuous", **overrides: Any
+) -> Scheduler:
     config = SchedulerConfig(**(CONFIG | overrides))
-    return Scheduler(config, policies.make("continuous", options or {}))
+    return Scheduler(config, policies.make(policy, options or {}))
 
 
 def make_tiered(
@@ -71,11 +73,32 @@ def step_of(scheduler: Scheduler) -> SchedulerOutput:
 
 
 def rows_of(step: SchedulerOutput) -> list[tuple[str, int, int, bool]]:
-    return [(r.request_id, r.token_start, r.num_tokens, r.samples) for r in step.lanes[0].rows]
+    return [(r.request_id, r.token_start, r.num_tokens, r.samples) for r in step.rows]
 
 
 def update(scheduler: Scheduler, step: SchedulerOutput, *tokens: int) -> Update:
     return scheduler.update(ModelOutput(step.step_id, list(tokens)))
+
+
+def run_step(scheduler: Scheduler, token: int = 5) -> SchedulerOutput:
+    """Plan the next step and take in what it drew."""
+    step = step_of(scheduler)
+    update(scheduler, step, *[token for row in step.rows if row.samples])
+    return step
+
+
+def run_all(scheduler: Scheduler) -> list[SchedulerOutput]:
+    """One step after the other until all requests have ended."""
+    steps = []
+    while scheduler.num_unfinished:
+        steps.append(run_step(scheduler))
+        assert len(steps) < 10_000, "no end"
+    return steps
+
+
+def sizes_of(step: SchedulerOutput) -> dict[str, int]:
+    """Tokens of each row."""
+    return {row.request_id: row.num_tokens for row in step.rows}
 
 
 def ids(requests: Sequence[Request]) -> list[str]:
@@ -87,7 +110,7 @@ def prompt_of(num_tokens: int, first: int = 100) -> list[int]:
 
 
 def ids_of_rows(step: SchedulerOutput) -> list[str]:
-    return [row.request_id for lane in step.lanes for row in lane.rows]
+    return [row.request_id for row in step.rows]
 
 
 def two_in_a_full_pool(**overrides: Any) -> tuple[Scheduler, Request, Request]:

@@ -8,19 +8,34 @@ get alone, and at the end that nothing is left behind.
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass
 
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
+from seesaw.scheduler.counters import StepCounter
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.policy import SharesDevice
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
 from seesaw.scheduler.stats import SchedulerStats
+from tests.scheduler.lane_costs import FakeLaneCosts
 from tests.scheduler.rules import Rules
-from tests.scheduler.traces import EOS, Script, Trace, ends_with, num_positions, serial_answer
+from tests.scheduler.traces import (
+    EOS,
+    POLICY_OPTIONS,
+    Script,
+    Trace,
+    ends_with,
+    num_positions,
+    serial_answer,
+)
 from tests.scheduler.worker_model import WorkerModel
 
 FLUSH = "flush"
+TILE = 4
+MOST_TIMES = {"continuous": 1, "sarathi": 1, "prefill-first": 10, "sarathi-serve": 10}
+"""The serial time, that a trace may take: others may do much for nothing."""
 
 
 @dataclass
@@ -42,12 +57,19 @@ class Player:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.rng = random.Random(trace.delivery_seed)
-        self.scheduler = Scheduler(trace.config, policies.make(trace.policy, trace.options))
+        policy = policies.make(trace.policy, trace.options)
+        if isinstance(policy, SharesDevice):
+            policy.share_by(FakeLaneCosts())  # type: ignore[arg-type]
+        self.scheduler = Scheduler(trace.config, policy)
+        self.scheduler.counter = StepCounter(TILE)
         self.worker = WorkerModel(trace.config, trace.vocab_size)
         self.requests: dict[int, Request] = {}
         self.rules = Rules(trace, self.worker, self.requests)
         self.outputs: list[SchedulerOutput] = []
+        self.queued: list[deque[SchedulerOutput]] = [deque() for _ in range(trace.config.num_lanes)]
+        """Steps of each lane that the workers have not run."""
         self.pending: list[ModelOutput] = []
+        """What steps gave whose end is not reported."""
         self.arrived_at: dict[int, int] = {}
         self.yielded_at: dict[int, int] = {}
         self.aborted: dict[int, str] = {}
@@ -70,9 +92,14 @@ class Player:
 
     def _most_ticks(self) -> int:
         """The oldest running request never yields under `continuous` and moves at least once in
-        each round of steps; a step takes up to two ticks, and half of the ticks may deliver."""
+        each round of steps; a step takes up to two ticks, and half of the ticks may deliver. Under
+        `sarathi` nobody yields, and each step has a whole chunk, or a decode. Other policies may
+        take so many times as long."""
         trace, config = self.trace, self.trace.config
         chunk = trace.options.get("max_prefill_chunk") or config.max_num_batched_tokens
+        if trace.policy == "sarathi":
+            tile, budget = trace.options["tile"], config.max_num_batched_tokens
+            chunk = min(trace.options["chunk"], budget - budget % tile or budget)
         steps = 0
         for script in trace.scripts:
             most = num_positions(script, config.max_model_len)
@@ -80,7 +107,7 @@ class Player:
             steps += most - len(script.prompt)
         in_flight = max(config.max_steps_in_flight, *(n + 1 for n in self.worker.stages.values()))
         ticks = 2 * (steps * (in_flight + 1) + 10)
-        return ticks if trace.policy == "continuous" else 50 * ticks
+        return MOST_TIMES.get(trace.policy, 50) * ticks
 
     def _arrive(self) -> None:
         for index, script in enumerate(self.trace.scripts):
@@ -99,6 +126,7 @@ class Player:
             seed=script.seed,
             eos_token_ids=(EOS,),
             max_model_len=self.trace.config.max_model_len,
+            arrival_s=0.1 * script.arrival_tick,
         )
 
     def _abort(self) -> None:
@@ -132,13 +160,16 @@ class Player:
             self.worker.transfers.copy_some(self.rng)
         if self.worker.transfers.open and self.rng.random() < pace:
             self._report_transfer()
-        assert self.scheduler.num_in_flight == len(self.pending)
-        if not self.pending or self.rng.random() < 0.6:
+        in_flight = len(self.pending) + sum(map(len, self.queued))
+        assert self.scheduler.num_in_flight == in_flight
+        if not in_flight or self.rng.random() < 0.6:
             step = self.scheduler.schedule()
             if step is not None:
                 self._issue(step)
                 return
-        if self.pending:
+        if any(self.queued) and not (self.pending and self.rng.random() < 0.5):
+            self._run_queued()
+        elif self.pending:
             self._deliver()
         elif self.worker.transfers.open:
             self._report_transfer()
@@ -146,9 +177,21 @@ class Player:
             assert not self.scheduler.num_unfinished, "deadlock: nothing in flight, no step"
 
     def _issue(self, step: SchedulerOutput) -> None:
-        self.rules.check(step, [self.outputs[output.step_id] for output in self.pending])
+        in_flight = [self.outputs[output.step_id] for output in self.pending]
+        self.rules.check(step, in_flight + [one for lane in self.queued for one in lane])
         self.outputs.append(step)
-        output = self.worker.execute(step)
+        self.worker.take_in(step)
+        self.queued[step.lane].append(step)
+        if self.trace.config.num_lanes == 1:
+            self._run_queued()
+
+    def _run_queued(self) -> None:
+        """The first of some lane: lanes do not wait for each other."""
+        lane = self.queued[0]
+        if len(self.queued) > 1:
+            lane = self.rng.choice([lane for lane in self.queued if lane])
+        step = lane.popleft()
+        output = self.worker.run(step)
         # Any times will do: they must not change an answer, nor break a rule.
         output.busy_s = self.rng.choice((0.0, 1e-3)) + 1e-4 * step.num_tokens * self.rng.random()
         output.reshard_s = step.reshard * self.rng.choice((0.0, 1e-3, 1.0))
@@ -177,6 +220,8 @@ class Player:
         self.scheduler.transferred(TransferDone(transfer_id))
 
     def _drain(self) -> None:
+        while any(self.queued):
+            self._run_queued()
         while self.pending:
             self._deliver()
         while self.worker.transfers.open:
@@ -200,14 +245,41 @@ class Player:
         assert stats.num_scheduled_tokens == sum(step.num_tokens for step in self.outputs)
         assert stats.num_transitions == self.num_transitions
         first = self.worker.first_start
-        if self.trace.policy == "continuous":  # others may admit now and run later
+        if self.trace.policy in ("continuous", *POLICY_OPTIONS):  # others may run later
             cached = {r.request_id: r.num_cached_tokens for r in self.requests.values()}
             assert {request_id: cached[request_id] for request_id in first} == first
             assert stats.num_cached_tokens == sum(first.values()) == sum(cached.values())
         assert stats.num_preemptions >= self.worker.num_preempted
         self.rules.check_transitions(stats)
+        self._check_counts()
         self._check_forgotten()
         self._check_nothing_held()
+
+    def _check_counts(self) -> None:
+        """Against a count of the rows that were issued."""
+        assert self.scheduler.counter is not None
+        counts = self.scheduler.counter.counts
+        sizes = [step.num_tokens for step in self.outputs if step.num_tokens]
+        rows = [row for step in self.outputs for row in step.rows]
+        assert counts.num_steps == len(sizes)
+        kinds = (counts.num_prompt_steps, counts.num_decode_steps, counts.num_hybrid_steps)
+        assert sum(kinds) == len(sizes)
+        begun = [row for row in rows if row.layer_start == 0]  # not those that go on in a wave
+        assert counts.num_tokens == sum(row.num_tokens for row in begun)
+        assert counts.most_tokens == max(sizes, default=0)
+        assert counts.num_padded_rows == sum(-(-size // TILE) * TILE - size for size in sizes)
+        keys = sum(
+            (row.token_start + row.num_tokens) * (row.layer_stop - row.layer_start) for row in rows
+        )
+        assert counts.prompt_key_layers + counts.decode_key_layers == keys
+        assert counts.num_preempted == self.worker.num_preempted
+        if not self.trace.config.enable_prefix_caching:
+            positions = {
+                (row.request_id, position)
+                for row in begun
+                for position in range(row.token_start, row.token_start + row.num_tokens)
+            }
+            assert counts.num_recomputed_tokens == counts.num_tokens - len(positions)
 
     def _check_nothing_held(self) -> None:
         scheduler = self.scheduler

@@ -15,11 +15,12 @@ from seesaw.scheduler.config import TierConfig
 from seesaw.scheduler.output import Row, SchedulerOutput
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.stats import SchedulerStats
-from tests.scheduler.traces import Trace, num_positions
+from tests.scheduler.policy_rules import RULES
+from tests.scheduler.traces import POLICY_OPTIONS, Trace, num_positions
 from tests.scheduler.worker_model import WorkerModel
 
 PHASED = ("seesaw", "seesaw-cost")
-BUILT_IN = ("continuous", *PHASED)
+BUILT_IN = ("continuous", *POLICY_OPTIONS, *PHASED)
 
 
 class Rules:
@@ -35,6 +36,9 @@ class Rules:
         tier = trace.config.tier
         self._rotates = tier is not None and tier.rotation_tokens > 0
         self._yielded: Counter[str] = Counter()  # how often each had, at the step before
+        self._told: Counter[str] = Counter()  # how often the workers heard that each yielded
+        own = RULES.get(trace.policy)
+        self._own = None if own is None else own(self)
 
     def check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
         """Before the workers run `step`; `in_flight` are those whose end is not reported."""
@@ -42,14 +46,18 @@ class Rules:
         self._yielded = Counter({one: self._times_yielded(one) for one in self.worker.requests})
 
     def _check(self, step: SchedulerOutput, in_flight: Sequence[SchedulerOutput]) -> None:
-        rows = [row for lane in step.lanes for row in lane.rows]
+        rows = step.rows
         self._yielding = set(step.preempted)
+        self._told.update(step.preempted)
         self._check_budgets(step, rows, in_flight)
         self._check_stages(step, rows, in_flight)
+        self._check_lanes(step, rows, in_flight)
         for row in rows:
             if self.is_alive(row.request_id):
-                most = self._most(row.request_id)
+                most = self.most(row.request_id)
                 assert row.token_start + row.num_tokens < most, f"{row} runs past the last token"
+        if self._own is not None:
+            self._own.check(step)
         if self._rotates and self.trace.policy in PHASED:
             self._check_seats(rows)
         tier = self.worker.config.tier
@@ -61,7 +69,7 @@ class Rules:
             if store.token_start:
                 self.seen["partial stores"] += 1
             if self.is_alive(store.request_id):
-                most = self._most(store.request_id)
+                most = self.most(store.request_id)
                 end = store.token_start + store.num_tokens
                 assert end + 1 < most, f"{store}: nothing is left to decode"
         for load in step.loads:
@@ -77,7 +85,7 @@ class Rules:
 
     # -- budgets ----------------------------------------------------------------------------------
 
-    def _most(self, request_id: str) -> int:
+    def most(self, request_id: str) -> int:
         return num_positions(self.trace.scripts[int(request_id)], self.trace.config.max_model_len)
 
     def _most_in_flight(self, phase: str) -> int:
@@ -91,8 +99,19 @@ class Rules:
         assert step.num_tokens <= config.max_num_batched_tokens
         assert len(rows) <= config.max_num_seqs
         # After a change of phase the steps of the old one may outnumber what the new one allows.
+        in_flight = [one for one in in_flight if one.lane == step.lane]
         most = max(self._most_in_flight(one.phase) for one in (step, *in_flight))
         assert len(in_flight) < most, f"{len(in_flight) + 1} steps in flight, {most} are allowed"
+
+    def _check_lanes(
+        self, step: SchedulerOutput, rows: Sequence[Row], in_flight: Sequence[SchedulerOutput]
+    ) -> None:
+        """No request is in two lanes at once."""
+        others = [one for one in in_flight if one.lane != step.lane]
+        beside = {row.request_id for one in others for row in one.rows}
+        self.seen["beside"] += bool(beside)
+        for row in rows:
+            assert row.request_id not in beside, f"{row}: its request is in the other lane"
 
     def _check_stages(
         self, step: SchedulerOutput, rows: Sequence[Row], in_flight: Sequence[SchedulerOutput]
@@ -104,13 +123,12 @@ class Rules:
             row.request_id
             for one in in_flight
             if one.phase == step.phase
-            for lane in one.lanes
-            for row in lane.rows
+            for row in one.rows
             if row.samples
         }
         for row in rows:
             assert row.request_id not in drawing, f"{row}: its request is in another stage"
-        decoding = [row for row in rows if self._is_decode(row)]
+        decoding = [row for row in rows if self.is_decode(row)]
         residents = sum(
             (known.pool == step.phase or (known.stored is not None and self._rotates))
             and known.num_left <= 1
@@ -126,7 +144,7 @@ class Rules:
 
     def _check_seats(self, rows: Sequence[Row]) -> None:
         """Who decodes stays, in the pool or parked, until it ends or is computed again."""
-        for row in filter(self._is_decode, rows):
+        for row in filter(self.is_decode, rows):
             self._seated[row.request_id] = self._times_yielded(row.request_id)
         self._seated = {
             one: times
@@ -152,7 +170,7 @@ class Rules:
             overtaken = self.trace.policy in PHASED and stored
             assert not overtaken, f"{relay} overtakes {stored}, which are in the tier"
             if self.is_alive(relay.request_id):
-                most = self._most(relay.request_id)
+                most = self.most(relay.request_id)
                 assert relay.num_tokens + 1 < most, f"{relay}: nothing is left to decode"
 
     # -- phases -----------------------------------------------------------------------------------
@@ -167,7 +185,7 @@ class Rules:
                     f"resident {request_id} was to lose its KV while others prefill"
                 )
             for row in rows:
-                assert not self._is_decode(row), f"{row} decodes in the prefill phase"
+                assert not self.is_decode(row), f"{row} decodes in the prefill phase"
             return
         if not step.reshard and self._waiting() and not self._tier_blocks_held(ended_too=True):
             self.seen["decode goes on"] += 1
@@ -180,7 +198,7 @@ class Rules:
         if admitted:
             self._check_tail(step, admitted)
         for row in rows:
-            if not self._is_decode(row):
+            if not self.is_decode(row):
                 assert row.request_id in self._in_tail, f"{row} prefills in the decode phase"
 
     def _check_tail(self, step: SchedulerOutput, admitted: Sequence[str]) -> None:
@@ -228,31 +246,33 @@ class Rules:
             residents = [
                 request_id
                 for request_id, known in self.worker.requests.items()
-                if known.pool == "decode" and self.is_alive(request_id)
+                if known.pool == "decode"
+                and self.is_alive(request_id)
+                and not self.has_yielded(request_id)
             ]
             assert not residents, f"to prefill although {residents} decode"
 
     def check_transitions(self, stats: SchedulerStats) -> None:
-        """The bound of the paper, in blocks: a phase that ends because a prompt does not fit has
-        taken at least what the tier holds less that prompt."""
+        """`most_transitions`, where nothing but a full tier ends a prefill phase."""
         trace, tier = self.trace, self.trace.config.tier
         strict = trace.policy == "seesaw" and not trace.options.get("low_mark")
         minimal = trace.options.get("switch", "minimal") == "minimal"
         at_once = all(script.arrival_tick == 0 for script in trace.scripts)
         if tier is None or not (strict and minimal and at_once) or stats.num_preemptions:
             return
-        need = [-(-len(script.prompt) // tier.tier_block_size) for script in trace.scripts]
-        if not need:
+        if not trace.scripts:
             return
-        room = tier.tier_blocks - max(need) + 1
-        bound = 2 * -(-sum(need) // room) + 1
-        if self._rotates:
-            # Who runs from the tier takes room of prompts: there may be none but for one of them.
-            bound = 2 * len(need) + 1
+        bound = most_transitions(tier, [len(script.prompt) for script in trace.scripts])
         self.seen["bound"] += 1
         assert stats.num_transitions <= bound, f"{stats.num_transitions} transitions, bound {bound}"
 
     # -- what the workers see ---------------------------------------------------------------------
+
+    def has_yielded(self, request_id: str) -> bool:
+        """It was made to, and has not begun anew: the workers may not have heard of it yet."""
+        return (
+            request_id in self._yielding or self._times_yielded(request_id) > self._told[request_id]
+        )
 
     def is_alive(self, request_id: str) -> bool:
         return request_id.isdigit() and self.requests[int(request_id)].finish_reason is None
@@ -261,7 +281,7 @@ class Rules:
         known = self.worker.requests.get(request_id)
         return None if known is None or request_id in self._yielding else known.pool
 
-    def _is_decode(self, row: Row) -> bool:
+    def is_decode(self, row: Row) -> bool:
         known = self.worker.requests.get(row.request_id)
         return known is not None and known.has_drawn and row.request_id not in self._yielding
 
@@ -290,7 +310,7 @@ class Rules:
         assert tier is not None
         num_tokens = len(self.requests[int(request_id)].tokens)
         # Where the next token is the last one, there is nothing to store.
-        return -(-num_tokens // tier.tier_block_size) * (num_tokens + 1 < self._most(request_id))
+        return -(-num_tokens // tier.tier_block_size) * (num_tokens + 1 < self.most(request_id))
 
     def _has_outgrown(self, request_id: str) -> bool:
         """With its answer so far it no longer fits the prefill pool or the tier."""
@@ -315,3 +335,15 @@ class Rules:
             elif known.pool == "prefill":
                 kept += self._tier_need(request_id)
         return len(held) + kept
+
+
+def most_transitions(tier: TierConfig, prompts: Sequence[int]) -> int:
+    """The bound of the paper, in blocks, for prompts of so many tokens that are there at once: a
+    prefill phase that ends because a prompt does not fit has taken at least what the tier holds
+    less that prompt. Where running requests take turns, those that run from the tier take room of
+    prompts: there may be none but for one of them in a phase."""
+    if tier.rotation_tokens:
+        return 2 * len(prompts) + 1
+    need = [-(-tokens // tier.tier_block_size) for tokens in prompts]
+    room = tier.tier_blocks - max(need) + 1
+    return 2 * -(-sum(need) // room) + 1

@@ -23,7 +23,10 @@ def build(prefill: str, decode: str, policy: str, **settings: Any) -> list[Sched
     layouts = LayoutChoice(ParallelLayout.parse(prefill), ParallelLayout.parse(decode), "a test")
     config = EngineConfig(model="m", policy=policy, max_num_seqs=3, **settings)
     memory = plan_memory(config, make_model(), 2, SPACE, layouts, policy.startswith("seesaw"))
-    return make_schedulers(config, memory, layouts, 4, policy, max_steps_in_flight=1, debug=True)
+    return make_schedulers(
+        config, memory, layouts, 4, policy,
+        max_steps_in_flight=1, debug=True, costs=lambda replica: "nothing is known",
+    )  # fmt: skip
 
 
 def test_each_replica_has_a_scheduler_and_a_policy_of_its_own() -> None:
@@ -52,3 +55,14 @@ def test_budgets_are_those_of_settings_and_plan(prefill, decode, policy, phase) 
 def test_options_that_a_policy_does_not_know_are_refused() -> None:
     with pytest.raises(ConfigError, match="made_up"):
         build("tp2", "tp2", "continuous", policy_options={"made_up": 1})
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"), [("sarathi", {"chunk": 512}), ("sarathi-serve", {"token_budget": 257})]
+)
+def test_more_tokens_than_a_step_has_are_refused(policy: str, options: dict[str, int]) -> None:
+    """Cut to what there is, they would do nothing, unnoticed. Defaults are cut."""
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens=256\. Raise that"):
+        build("tp2", "tp2", policy, policy_options=options, max_num_batched_tokens=256)
+    build("tp2", "tp2", policy, policy_options=options, max_num_batched_tokens=512)
+    build("tp2", "tp2", policy, max_num_batched_tokens=128)

@@ -151,7 +151,7 @@ def test_a_policy_from_outside_decides_what_runs(outside: str) -> None:
     scheduler = scheduler_of(policy.plan, 3, 3)
     step = scheduler.schedule()
     assert step is not None
-    assert [(row.request_id, row.num_tokens) for row in step.lanes[0].rows] == [("1", 2)]
+    assert [(row.request_id, row.num_tokens) for row in step.rows] == [("1", 2)]
 
 
 def test_a_policy_from_outside_is_asked_for_its_options(outside: str) -> None:
@@ -175,7 +175,7 @@ def test_budgets_hold_whatever_a_policy_asks_for() -> None:
 
     step = scheduler_of(greedy, 5, 5, 5, 5, 5).schedule()
     assert step is not None
-    assert [(row.request_id, row.num_tokens) for row in step.lanes[0].rows] == [("0", 5), ("1", 3)]
+    assert [(row.request_id, row.num_tokens) for row in step.rows] == [("0", 5), ("1", 3)]
     assert [new.request_id for new in step.new_requests] == ["0", "1", "2", "3"], "max_num_seqs"
 
 

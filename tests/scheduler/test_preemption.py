@@ -28,7 +28,7 @@ def test_the_youngest_yields_and_is_computed_again() -> None:
     assert step.finished == ["old"]
     assert step.new_requests == [], "workers know it already"
     assert len(step.appended_blocks["young"]) == 2, "a new table"
-    assert sum(row.num_tokens for row in step.lanes[0].rows) + young.num_cached_tokens <= 8
+    assert sum(row.num_tokens for row in step.rows) + young.num_cached_tokens <= 8
     assert young.tokens == [*prompt_of(7, 200), 6], "what it drew is kept"
     assert scheduler.stats.num_preemptions == young.num_preemptions == 1
 

@@ -32,7 +32,7 @@ def phases(scheduler: Scheduler, num_steps: int = 400) -> list[tuple[str, set[st
         if step.reshard:
             found.append((step.phase, set()))
         found[-1][1].update(ids_of_rows(step))
-        update(scheduler, step, *([5] * sum(r.samples for lane in step.lanes for r in lane.rows)))
+        update(scheduler, step, *([5] * sum(r.samples for r in step.rows)))
         transferred(scheduler, *step.stores, *step.loads)
     assert scheduler.num_unfinished == 0, "not done"
     return found
@@ -83,7 +83,7 @@ def test_each_change_of_phase_was_announced_and_nothing_else_for_long(seed: int)
         announced.append(step.announce)
         if step.phase == "prefill" and step.announce is None:
             assert len(scheduler._residency.waiting) > 2
-        update(scheduler, step, *([5] * sum(r.samples for lane in step.lanes for r in lane.rows)))
+        update(scheduler, step, *([5] * sum(r.samples for r in step.rows)))
         transferred(scheduler, *step.stores, *step.loads)
     assert scheduler.num_unfinished == 0
     assert changes > 2
@@ -117,7 +117,7 @@ def tier_blocks_at_each_return(low_mark: float) -> list[int]:
         step = step_of(scheduler)
         if step.reshard and step.phase == "prefill":
             found.append(held)
-        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
+        update(scheduler, step, *([5] * sum(row.samples for row in step.rows)))
         transferred(scheduler, *step.stores, *step.loads)
     return found
 
@@ -217,7 +217,7 @@ def test_a_tail_waits_until_the_tier_is_drained() -> None:
         step = step_of(scheduler)
         order += [f"load {load.request_id}" for load in step.loads]
         order += ["last"] * ("last" in step.appended_blocks)
-        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
+        update(scheduler, step, *([5] * sum(row.samples for row in step.rows)))
         transferred(scheduler, *step.stores, *step.loads)
     assert order == ["load 0", "load 1", "last"]
 

@@ -29,7 +29,7 @@ def step_of(
 ) -> SchedulerOutput:
     rows = [Row(f"d{index}", 9, 1, 0, 2, True) for index in range(decodes)]
     rows += [Row(f"p{index}", 0, count, 0, 2, False) for index, count in enumerate(chunks)]
-    return SchedulerOutput(0, phase, reshard, lanes=[Batch(rows)])
+    return SchedulerOutput(0, phase, reshard, batches=[Batch(rows)])
 
 
 def observe(costs: Costs, step: SchedulerOutput, busy_s: float, reshard_s: float = 0.0) -> None:
@@ -222,7 +222,7 @@ def run_one(scheduler: Scheduler) -> SchedulerOutput:
     """A step, with all of it reported at once."""
     step = scheduler.schedule()
     assert step is not None
-    drawn = sum(row.samples for lane in step.lanes for row in lane.rows)
+    drawn = sum(row.samples for row in step.rows)
     scheduler.update(ModelOutput(step.step_id, [7] * drawn))
     for transfer in (*step.stores, *step.loads):
         scheduler.transferred(TransferDone(transfer.transfer_id))
@@ -230,7 +230,7 @@ def run_one(scheduler: Scheduler) -> SchedulerOutput:
 
 
 def rows_of(step: SchedulerOutput) -> list[tuple[str, int]]:
-    return [(row.request_id, row.num_tokens) for lane in step.lanes for row in lane.rows]
+    return [(row.request_id, row.num_tokens) for row in step.rows]
 
 
 def costs_with(reshard_s: float, in_place_s: float | None = None) -> Costs:

@@ -109,7 +109,7 @@ def chunks(stages: int, lengths: list[int], budget: int, prefill_blocks: int = 9
     found = []
     while (step := scheduler.schedule()) is not None and step.phase == "prefill":
         found.append(step.num_tokens)
-        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
+        update(scheduler, step, *([5] * sum(row.samples for row in step.rows)))
     return found
 
 

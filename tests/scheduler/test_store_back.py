@@ -128,7 +128,7 @@ def test_who_outgrew_tier_or_prefill_pool_is_computed_again_in_the_decode_layout
             break
         step = step_of(scheduler)
         again += [step.phase for row in rows_of(step) if row[0] == "young" and row[1:3] == (0, 17)]
-        update(scheduler, step, *([5] * sum(row.samples for row in step.lanes[0].rows)))
+        update(scheduler, step, *([5] * sum(row.samples for row in step.rows)))
         transferred(scheduler, *step.stores, *step.loads)
     assert again == ["decode"]
     assert scheduler.stats.num_transitions == 1, "no prefill phase could take it"

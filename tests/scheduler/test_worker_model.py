@@ -42,7 +42,7 @@ class Steps:
             self.worker.next_step,
             phase,
             fields.pop("reshard", phase != self.worker.phase),
-            lanes=[Batch([Row(name, at, n, 0, 2, samples) for name, at, n, samples in rows])],
+            batches=[Batch([Row(name, at, n, 0, 2, samples) for name, at, n, samples in rows])],
             **fields,
         )
         return self.worker.execute(step).token_ids

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
 from tests.scheduler.worker_model import serial_tokens
 
@@ -125,6 +126,32 @@ CONTINUOUS: dict[str, Sequence[Any]] = {
 }
 CHAOS: dict[str, Sequence[Any]] = {"seed": range(1000)}
 
+# The other policies of one layout, each of which is run through the profiles of `continuous`.
+_WATERMARKS = (0.0, 0.01, 0.3)
+POLICY_OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
+    "prefill-first": {"block_watermark": _WATERMARKS},
+    "layered-prefill": {
+        "group_tokens": (1, 2, 5, 512),
+        "max_groups": (1, 2, 16),
+        "wave_tokens": (1, 7, 20, 8192),
+        "block_watermark": _WATERMARKS,
+    },
+    "nexus": {
+        "prefill_tokens": (0, 1, 7, 20),
+        "age_weight": (0.0, 15.0, 1e9),
+        "prefill_share": (0.0, 0.0, 0.3, 0.9),
+        "kv_switch": (0.0, 0.7, 1.0),
+        "hysteresis": (0.0, 0.1, 1.0),
+        "block_watermark": _WATERMARKS,
+    },
+    "sarathi": {"chunk": (8, 16, 64), "tile": (1, 2, 4, 8)},
+    "sarathi-serve": {
+        "token_budget": (1, 2, 5, 16, 64),
+        "block_watermark": _WATERMARKS,
+        "batches": ("stall-free", "stall-free", "hybrid-only", "chunk-only"),
+    },
+}
+
 PROFILES = {
     "mixed": Profile(options=CONTINUOUS),
     "tiny-pool": Profile(
@@ -144,7 +171,29 @@ PROFILES = {
     "chaos": Profile(
         policy="tests.scheduler.chaos:Chaos", spare_blocks=(0, 12), stages=(1, 3), options=CHAOS
     ),
+    "lanes": Profile(
+        policy="tests.scheduler.chaos:ContinuousLanes", spare_blocks=(0, 12), options=CONTINUOUS
+    ),
+    "lanes-chaos": Profile(
+        policy="tests.scheduler.chaos:ChaosLanes", spare_blocks=(0, 12), options=CHAOS
+    ),
 }
+
+
+def shapes_for(policy: str) -> list[str]:
+    """Profiles of `continuous`; lanes have one stage."""
+    return [
+        name
+        for name, profile in PROFILES.items()
+        if profile.policy == "continuous"
+        and (policies.num_lanes(policy) == 1 or profile.stages == (1, 1))
+    ]
+
+
+def with_policy(profile: Profile, policy: str) -> Profile:
+    """The same traces for another policy of one layout."""
+    return replace(profile, policy=policy, options=POLICY_OPTIONS[policy])
+
 
 # A tier between two layouts.
 SEESAW: dict[str, Sequence[Any]] = {
@@ -232,7 +281,7 @@ def random_trace(rng: random.Random, profile: Profile) -> Trace:
     config = SchedulerConfig(
         num_blocks=-(-max(most) // block_size) + rng.randint(*profile.spare_blocks),
         block_size=block_size,
-        num_layers=rng.randint(1, 3),
+        num_layers=rng.randint(1, 6),
         max_model_len=max_model_len,
         max_num_seqs=rng.randint(*profile.max_num_seqs),
         max_num_batched_tokens=rng.randint(*profile.budget),
@@ -240,6 +289,8 @@ def random_trace(rng: random.Random, profile: Profile) -> Trace:
         enable_prefix_caching=rng.random() < 0.85,
         debug=True,
         num_stages=1 if profile.with_tier else rng.randint(*profile.stages),
+        num_lanes=policies.num_lanes(profile.policy),
+        share_units=rng.randint(2, 16),
         tier=_random_tier(rng, profile, block_size, scripts) if profile.with_tier else None,
     )
     return Trace(

@@ -61,6 +61,8 @@ class Known:
     """Where its table lies."""
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
+    saved: tuple[int, int, int] | None = None
+    """Positions that stand between two layers: first one, how many, and the layer that is next."""
     started: bool = False
     has_drawn: bool = False
     """Since it has this table, or the copy in the tier that became it."""
@@ -102,10 +104,20 @@ class WorkerModel:
         )
 
     def execute(self, step: SchedulerOutput) -> ModelOutput:
+        self.take_in(step)
+        return self.run(step)
+
+    def take_in(self, step: SchedulerOutput) -> None:
+        """What the step says of requests and blocks: in the order of all steps, before the rows of
+        those in front of it in its lane may have run."""
         assert step.step_id == self.next_step, "steps must be numbered without gaps"
         self.next_step += 1
+        assert 0 <= step.lane < self.config.num_lanes, f"no lane {step.lane}"
         self._apply(step)
-        rows = [row for lane in step.lanes for row in lane.rows]
+
+    def run(self, step: SchedulerOutput) -> ModelOutput:
+        """Its rows, in the order of its lane, and its copies."""
+        rows = step.rows
         assert rows or step.reshard or step.loads or step.stores, "an empty step was issued"
         assert len({row.request_id for row in rows}) == len(rows), "two rows of one request"
         for load in step.loads:
@@ -119,6 +131,9 @@ class WorkerModel:
         # In each layer all KV of a step is written before any is read.
         arriving = self.transfers.writing(self.phase)
         tokens = [self._attend(row, arriving) for row in rows]
+        saved = [known.saved[1] for known in self.requests.values() if known.saved is not None]
+        most = self.config.max_num_batched_tokens
+        assert sum(saved) <= most, f"{sum(saved)} positions are between layers, {most} may be"
         drawn = [token for token in tokens if token is not None]
         self.num_drawn += len(drawn)
         for store in step.stores:
@@ -172,7 +187,7 @@ class WorkerModel:
         assert known.blocks or known.stored, f"{request_id} has no KV to lose"
         assert not self.transfers.is_moving(request_id), f"{request_id} yields while it is copied"
         known.pool, known.blocks, known.stored, known.kept = None, [], None, []
-        known.computed, known.started, known.has_drawn = 0, False, False
+        known.computed, known.started, known.has_drawn, known.saved = 0, False, False, None
         self.num_preempted += 1
 
     def _append_blocks(self, request_id: str, blocks: list[int]) -> None:
@@ -202,7 +217,8 @@ class WorkerModel:
 
     def _write(self, row: Row, written: set[tuple[int, int]], moving: set[int]) -> None:
         known = self.requests[row.request_id]
-        assert (row.layer_start, row.layer_stop) == (0, self.config.num_layers), row
+        num_layers = self.config.num_layers
+        assert 0 <= row.layer_start < row.layer_stop <= num_layers, row
         assert row.num_tokens > 0, row
         assert known.pool == self.phase, f"{row} in {self.phase}, its table is of {known.pool}"
         assert known.stored is None, f"{row} runs before its load is complete"
@@ -213,21 +229,29 @@ class WorkerModel:
         end = row.token_start + row.num_tokens
         assert row.token_start == known.computed, f"{row} leaves a gap or repeats"
         assert end <= known.num_everywhere, f"{row}: tokens unknown to the first stage"
-        assert row.samples == (end == len(known.tokens)), f"{row}: samples is wrong"
-        known.computed = end
+        is_last = row.layer_stop == num_layers
+        assert row.samples == (is_last and end == len(known.tokens)), f"{row}: samples is wrong"
+        goes_on = (row.token_start, row.num_tokens, row.layer_start) if row.layer_start else None
+        assert known.saved == goes_on, f"{row} does not go on where it stopped: {known.saved}"
+        known.saved = None if is_last else (row.token_start, row.num_tokens, row.layer_stop)
+        known.computed = end if is_last else row.token_start
         size, pool = self.config.block_size, self.pools[self.phase]
         for position in range(row.token_start, end):
             slot = (known.blocks[position // size], position % size)
             assert slot not in written, f"{row} writes where another row of the step writes"
             assert slot[0] not in moving, f"{row} writes to block {slot[0]} while it is copied"
             written.add(slot)
-            pool[slot[0]][slot[1]] = known.prefix[position]
+            # What has the KV of some layers only is nobody's prefix yet.
+            some, whole = -known.prefix[position], known.prefix[position]
+            if row.layer_start:
+                assert pool[slot[0]][slot[1]] == some, f"{row}: its first layers are overwritten"
+            pool[slot[0]][slot[1]] = whole if is_last else some
 
     def _attend(self, row: Row, arriving: set[int]) -> int | None:
         known = self.requests[row.request_id]
-        end = row.token_start + row.num_tokens
         assert arriving.isdisjoint(known.blocks), f"{row} attends to what is still being loaded"
-        assert self._kv(known)[:end] == known.prefix[:end], f"{row} attends to KV not its own"
+        whole = known.computed  # with this row's tokens where they have run the last layer
+        assert self._kv(known)[:whole] == known.prefix[:whole], f"{row} attends to KV not its own"
         if not row.samples:
             return None
         token = draw_token(known.prefix[-1], known.new.seed, self.vocab_size)

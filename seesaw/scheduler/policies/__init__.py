@@ -13,6 +13,11 @@ from seesaw.scheduler.policy import Policy
 
 BUILT_IN = {
     "continuous": "seesaw.scheduler.policies.continuous:Continuous",
+    "prefill-first": "seesaw.scheduler.policies.prefill_first:PrefillFirst",
+    "sarathi": "seesaw.scheduler.policies.sarathi:Sarathi",
+    "sarathi-serve": "seesaw.scheduler.policies.sarathi_serve:SarathiServe",
+    "layered-prefill": "seesaw.scheduler.policies.layered_prefill:LayeredPrefill",
+    "nexus": "seesaw.scheduler.policies.nexus:Nexus",
     "seesaw": "seesaw.scheduler.policies.seesaw:Seesaw",
     "seesaw-cost": "seesaw.scheduler.policies.seesaw_cost:SeesawCost",
 }
@@ -46,6 +51,31 @@ def uses_tier(name: str) -> bool:
     """Whether the policy keeps KV in the host tier between phases, and so can run two layouts.
     Raises as `get`."""
     return bool(getattr(get(name), "uses_tier", False))
+
+
+def splits_layers(name: str) -> bool:
+    """Whether rows of the policy may run some of the layers, so that ranks keep hidden states from
+    step to step. Raises as `get`."""
+    return bool(getattr(get(name), "splits_layers", False))
+
+
+def is_for_experts(name: str) -> bool:
+    """Whether the policy gains only where layers have experts. Raises as `get`."""
+    return bool(getattr(get(name), "for_experts", False))
+
+
+def num_lanes(name: str) -> int:
+    """Streams of steps that the policy has run beside each other on a device: 1 or 2. Raises as
+    `get`, and ConfigError where it wants what does not go with two."""
+    count = getattr(get(name), "num_lanes", 1)
+    if count not in (1, 2):
+        raise ConfigError(f"policy {name!r}: num_lanes={count!r}, expected 1 or 2.")
+    if count == 2 and (uses_tier(name) or splits_layers(name)):
+        raise ConfigError(
+            f"policy {name!r}: two lanes share one device in one layout and run all layers in each "
+            "step. Give num_lanes = 1, or leave out uses_tier and splits_layers."
+        )
+    return int(count)
 
 
 def make(name: str, options: Mapping[str, Any]) -> Policy:

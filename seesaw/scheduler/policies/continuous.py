@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from seesaw.errors import ConfigError
-from seesaw.scheduler.policies.rows import balance_prompts, run_residents
+from seesaw.scheduler.policies.checks import check_fraction, check_tokens
+from seesaw.scheduler.policies.rows import balance_prompts, kept_free, run_residents
 from seesaw.scheduler.step import StepBuilder
 
 
@@ -30,13 +30,8 @@ class ContinuousOptions:
     )
 
     def __post_init__(self) -> None:
-        chunk, watermark = self.max_prefill_chunk, self.block_watermark
-        if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
-            raise ConfigError(f"max_prefill_chunk={chunk!r}: expected tokens, or 0 for no limit.")
-        if not isinstance(watermark, int | float) or not 0 <= watermark < 1:
-            raise ConfigError(
-                f"block_watermark={watermark!r}: expected a fraction from 0 to below 1."
-            )
+        check_tokens("max_prefill_chunk", self.max_prefill_chunk, 0, "tokens, or 0 for no limit")
+        check_fraction("block_watermark", self.block_watermark)
 
 
 class Continuous:
@@ -57,11 +52,8 @@ class Continuous:
             self._admit(step, chunk)
 
     def _admit(self, step: StepBuilder, chunk: int) -> None:
-        watermark = int(self._watermark * step.config.num_blocks)
         while step.waiting and step.tokens_left:
             request = step.waiting[0]
-            # With nobody running there is nobody to keep blocks for, and the request may need them
-            # all.
-            if not step.admit(request, reserve_blocks=watermark if step.running else 0):
+            if not step.admit(request, reserve_blocks=kept_free(step, self._watermark)):
                 return
             step.schedule(request, chunk)

@@ -83,13 +83,12 @@ class Costs:
         if step.reshard:
             self.reshard.add(done.reshard_s)
         num_decodes = num_prompt_tokens = 0
-        for lane in step.lanes:
-            for row in lane.rows:
-                # A chunk of one token that draws costs what a decode does.
-                if step.phase == "decode" and row.num_tokens == 1 and row.samples:
-                    num_decodes += 1
-                else:
-                    num_prompt_tokens += row.num_tokens
+        for row in step.rows:
+            # A chunk of one token that draws costs what a decode does.
+            if step.phase == "decode" and row.num_tokens == 1 and row.samples:
+                num_decodes += 1
+            else:
+                num_prompt_tokens += row.num_tokens
         if done.busy_s <= 0:
             return
         if step.phase == "prefill":

@@ -1,9 +1,10 @@
-"""Rows that several policies give in the same way: those of residents, and the size of prompt
-batches where they flow through pipeline stages."""
+"""What several policies do in the same way: rows of residents, blocks kept free for these, and the
+size of prompt batches where they flow through pipeline stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.step import StepBuilder
@@ -12,11 +13,35 @@ from seesaw.scheduler.step import StepBuilder
 def run_residents(step: StepBuilder, chunk: int) -> bool:
     """Rows for running requests, oldest first; True where blocks were short.
 
-    Then the youngest yields, to the tier if it has room, else to be computed again. With several
-    stages only a share of them decodes in one step, so that the others can be in the other stages.
+    With several stages only a share of them decodes in one step, so that the others can be in the
+    other stages.
+    """
+    return run(step, _share(step), chunk)
+
+
+def run_decodes(step: StepBuilder) -> bool:
+    """The same for those that decode alone. Before any other row."""
+    return run(step, [request for request in _share(step) if request.decodes], 1)
+
+
+def prompts_under_way(step: StepBuilder) -> list[Request]:
+    """Running requests that do not decode yet, oldest first. They have blocks for all of their
+    tokens since they were admitted, so that rows of theirs never lack any."""
+    return [request for request in step.running if not request.decodes]
+
+
+def run(
+    step: StepBuilder,
+    chosen: list[Request],
+    chunk: int,
+    who_yields: Callable[[list[Request]], Request] = itemgetter(-1),
+) -> bool:
+    """Rows of up to `chunk` tokens for `chosen`, in this order; True where blocks were short.
+
+    Then `who_yields` of all that run, the youngest, goes to the tier if it has room, else to be
+    computed again. It must have no row yet.
     """
     running = step.running
-    chosen = running if step.stages == 1 else _share(step)
     schedule = step.schedule
     index, short = 0, False
     while index < len(chosen) and step.tokens_left:
@@ -28,12 +53,11 @@ def run_residents(step: StepBuilder, chunk: int) -> bool:
         if step.blocks_draining:
             index += 1  # blocks are on their way back: sit this step out
             continue
-        # The youngest has no row yet: rows are given oldest first.
-        youngest = running[-1]
-        if not step.store_back(youngest):
-            step.preempt(youngest)
-        if chosen is not running and youngest in chosen:
-            chosen.remove(youngest)
+        leaving = who_yields(running)
+        if not step.store_back(leaving):
+            step.preempt(leaving)
+        if chosen is not running and leaving in chosen:
+            chosen.remove(leaving)
     return short
 
 
@@ -41,8 +65,10 @@ def _share(step: StepBuilder) -> list[Request]:
     """All that still prefill, and of those that decode an equal share for each stage.
 
     As many groups as stages go round: when one comes back it is issued again, taking in who joined
-    meanwhile or leaving out who makes it larger than an equal share.
+    meanwhile or leaving out who makes it larger than an equal share. With one stage, all that run.
     """
+    if step.stages == 1:
+        return step.running
     num_decoding = num_ready = 0
     candidates: list[tuple[Request, bool]] = []  # and whether it decodes
     for request in step.running:
@@ -64,6 +90,12 @@ def _share(step: StepBuilder) -> list[Request]:
         if not decodes or share >= 0:
             chosen.append(request)
     return chosen
+
+
+def kept_free(step: StepBuilder, watermark: float) -> int:
+    """Blocks that a new request must leave for running ones to grow, of which `watermark` is the
+    share. With nobody running there is nobody to keep them for, and it may need them all."""
+    return int(watermark * step.config.num_blocks) if step.running else 0
 
 
 def balance_prompts(step: StepBuilder, prompts: Iterable[Request], decode_rows: int = 0) -> None:
