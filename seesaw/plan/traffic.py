@@ -45,23 +45,29 @@ class TrafficCounter:
         by_layers: dict[tuple[int, int], list[tuple[int, int, bool]]] = {}
         for queries, keys, samples, start, stop in rows:
             by_layers.setdefault((start, stop), []).append((queries, keys, samples))
-        tokens_of = [0] * spec.num_hidden_layers
+        tokens_of, decodes_of = [0] * spec.num_hidden_layers, [0] * spec.num_hidden_layers
         total, sampled = Traffic(), 0
         for (start, stop), those in by_layers.items():
             work = self._work.count(those)
             sampled += work.num_sampled
             for layer in range(start, stop):
                 tokens_of[layer] += work.num_tokens
+                decodes_of[layer] += work.num_decodes
             total.add(self._attention(work, stop - start))
-        for layer, tokens in enumerate(tokens_of):
+        for layer, (tokens, decodes) in enumerate(zip(tokens_of, decodes_of, strict=True)):
             if tokens:
-                total.add(self._products(layer, tokens))
+                total.add(self._products(layer, tokens, decodes))
         if sampled:
             head = spec.vocab_size * spec.hidden_size
             total.add(Traffic(head * self._element, 2.0 * head * sampled))
         return total
 
-    def _products(self, layer: int, tokens: int) -> Traffic:
+    def weight_bytes(self, num_tokens: int, num_decodes: int) -> float:
+        """Of the layers' weights, in a step of so many tokens, of which some decode."""
+        layers = range(self._spec.num_hidden_layers)
+        return sum(self._products(layer, num_tokens, num_decodes).num_bytes for layer in layers)
+
+    def _products(self, layer: int, tokens: int, decodes: int) -> Traffic:
         """Weights of one layer times `tokens` rows."""
         spec = self._spec
         hidden = spec.hidden_size
@@ -69,7 +75,7 @@ class TrafficCounter:
         if spec.layers[layer].sparse:
             expert = 3 * hidden * spec.moe_intermediate_size
             load = expert_load(spec.num_experts, spec.num_experts_per_tok, 1)
-            read += hidden * spec.num_experts + expert * load.touched(tokens)
+            read += hidden * spec.num_experts + expert * load.touched(tokens, tokens - decodes)
             computed += hidden * spec.num_experts + expert * spec.num_experts_per_tok
         else:
             read += 3 * hidden * spec.intermediate_size

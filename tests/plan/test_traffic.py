@@ -90,5 +90,12 @@ def test_a_token_computes_with_its_experts_only() -> None:
     )
 
 
+def test_tokens_of_a_prompt_choose_experts_more_alike_than_answers_do() -> None:
+    counter, layers = TrafficCounter(SPARSE, 2), SPARSE.num_hidden_layers
+    prompt = counter.step([(4, 4, False, 0, layers)])
+    answers = counter.step([(1, 1, False, 0, layers)] * 4)
+    assert prompt.num_bytes < 0.95 * answers.num_bytes
+
+
 def test_no_rows_are_nothing() -> None:
     assert TrafficCounter(DENSE, 2).step([]) == Traffic(0.0, 0.0)
