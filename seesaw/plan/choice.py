@@ -25,6 +25,8 @@ class LayoutChoice:
     times: PairTimes | None = None
     """What a pair that was chosen is predicted to take; with it the choice is made anew while the
     job runs. None where layouts were given."""
+    max_num_batched_tokens: int | None = None
+    """What was fastest, or None where nothing was planned."""
 
     @property
     def num_ranks(self) -> int:

@@ -10,7 +10,7 @@ rank with most to do is waited for (`experts.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from seesaw.families.spec import ModelSpec
@@ -124,7 +124,8 @@ class CostModel:
         # Stages with equal parts on equal devices are one kind, computed once.
         self._kinds = list(dict.fromkeys(self._stages))
         self._kind_of = [self._kinds.index(ranks) for ranks in self._stages]
-        self._beside_attention: dict[tuple[int, int, int], list[list[float]]] = {}
+        self._with_layers: dict[tuple[int, Range], list[_Rank]] = {}
+        self._beside_attention: dict[tuple[int, ...], list[list[float]]] = {}
 
     # -- compute ---------------------------------------------------------------------------------
 
@@ -138,17 +139,17 @@ class CostModel:
     def stages_s(self, work: Work) -> list[float]:
         """Seconds of each stage.
 
-        All but attention follows from three counts that repeat from step to step, so it is looked
+        All but attention follows from four counts that repeat from step to step, so it is looked
         up: a simulation asks for hundreds of thousands of steps.
         """
-        counts = (work.num_tokens, work.num_rows, work.num_sampled)
+        counts = (work.num_tokens, work.num_rows, work.num_sampled, work.num_decodes)
         beside = self._beside_attention.get(counts)
         if beside is None:
             if len(self._beside_attention) == MOST_COUNTS:
                 self._beside_attention.clear()
-            bare = Work(*counts)
             beside = self._beside_attention[counts] = [
-                [self._rank_time(rank, bare).total_s for rank in ranks] for ranks in self._kinds
+                [self._time_beside_attention(rank, work).total_s for rank in ranks]
+                for ranks in self._kinds
             ]
         seconds = [
             max(
@@ -161,19 +162,58 @@ class CostModel:
 
     def stage_s(self, stage: int, layers: Range, work: Work) -> float:
         """Of the slowest rank of `stage`, if the stage had these layers of the model."""
-        tp = self.layout.tp
-        seconds = 0.0
-        for rank in range(stage * tp, (stage + 1) * tp):
-            held = replace(rank_ranges(self.layout, self.spec, rank), layers=layers)
-            own = _rank(self.spec, self._machine.devices[rank], held)
-            seconds = max(seconds, self._rank_time(own, work).total_s)
-        return seconds
+        ranks = self._ranks_with(stage, layers)
+        return max(self._rank_time(rank, work).total_s for rank in ranks)
+
+    def stage_layers(self, stage: int) -> Range:
+        return rank_ranges(self.layout, self.spec, stage * self.layout.tp).layers
+
+    def stage_parts(self, stage: int, parts: Sequence[tuple[Range, Work]]) -> StageTime:
+        """Of a step of which not all layers of the stage run the same rows: (layers, what their
+        rows ask of each of them). The slowest rank's, all-reduces with the others included."""
+        by_rank = zip(*(self._ranks_with(stage, layers) for layers, _ in parts), strict=True)
+        times = []
+        for ranks in by_rank:
+            times.append(time := StageTime())
+            for rank, (_, work) in zip(ranks, parts, strict=True):
+                time.add(self._rank_time(rank, work))
+            time.overhead_s -= (len(parts) - 1) * ranks[0].device.rates.step_overhead_s
+        if not times:  # nothing on this stage
+            return self._rank_time(self._stages[stage][0], Work())
+        return max(times, key=lambda time: time.total_s)
+
+    def expert_loads(self, layers: Range, work: Work) -> float:
+        """How often an expert's weights are read in these layers, over all ranks, as expected."""
+        spec = self.spec
+        sparse = sum(layer.sparse for layer in spec.layers[slice(*layers)])
+        if not sparse or not work.num_tokens:
+            return 0.0
+        load = expert_load(spec.num_experts, spec.num_experts_per_tok, 1)
+        return sparse * load.touched(work.num_tokens, work.num_tokens - work.num_decodes)
+
+    def _ranks_with(self, stage: int, layers: Range) -> list[_Rank]:
+        """Those of `stage` that differ, if it had these layers."""
+        found = self._with_layers.get((stage, layers))
+        if found is None:
+            tp, spec = self.layout.tp, self.spec
+            alike: dict[_Rank, _Rank] = {}
+            for rank in range(stage * tp, (stage + 1) * tp):
+                device, held = self._machine.devices[rank], rank_ranges(self.layout, spec, rank)
+                part = _rank(spec, device, replace(held, layers=layers))
+                alike.setdefault(_rank(spec, device, held), part)
+            found = self._with_layers[stage, layers] = list(alike.values())
+        return found
 
     def send_s(self, num_tokens: int) -> float:
         """Hidden states from one stage to the next."""
         return self._links.send_s(num_tokens * self.spec.hidden_size * self._element)
 
     def _rank_time(self, rank: _Rank, work: Work) -> StageTime:
+        time = self._time_beside_attention(rank, work)
+        time.attention_s, time.kv_s = self._attention_s(rank, work)
+        return time
+
+    def _time_beside_attention(self, rank: _Rank, work: Work) -> StageTime:
         time = StageTime()
         rates = rank.device.rates
         if work.num_tokens == 0:
@@ -184,8 +224,7 @@ class CostModel:
         self._product(time, rank, rank.column_elements, tokens, columns(tokens))
         self._product(time, rank, rank.row_elements, tokens, rows(tokens))
         if self._experts is not None and rank.num_sparse_layers:
-            self._run_experts(time, rank, self._experts, tokens)
-        time.attention_s, time.kv_s = self._attention_s(rank, work)
+            self._run_experts(time, rank, self._experts, work)
         stream = rank.stream_elements * self._element * tokens
         time.elementwise_s += stream / rates.elementwise_bytes_per_s
         tensor_bytes = tokens * self.spec.hidden_size * self._element
@@ -216,11 +255,12 @@ class CostModel:
         else:
             time.matmul_s += compute_s
 
-    def _run_experts(self, time: StageTime, rank: _Rank, load: ExpertLoad, tokens: int) -> None:
+    def _run_experts(self, time: StageTime, rank: _Rank, load: ExpertLoad, work: Work) -> None:
         """Of the busiest rank, on which the others wait in every layer: not in all layers the same
         one, so that each rank is charged for it."""
         rates, spec = rank.device.rates, self.spec
-        touched, rows = load.touched(tokens), load.rows(tokens)
+        tokens, of_prompts = work.num_tokens, work.num_tokens - work.num_decodes
+        touched, rows = load.touched(tokens, of_prompts), load.rows(tokens, of_prompts)
         flops = rates.matmul_flops[self.dtype](rows / touched)
         matrix = spec.hidden_size * spec.moe_intermediate_size
         elements = 3 * matrix * touched * rank.num_sparse_layers

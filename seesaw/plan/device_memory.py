@@ -33,6 +33,7 @@ from seesaw.plan.workspace import (
     copy_staging_bytes,
     graph_bytes,
     relay_staging_bytes,
+    saved_rows_bytes,
     workspace_bytes,
 )
 from seesaw.sizes import format_bytes, parse_bytes
@@ -88,7 +89,8 @@ class Setting:
     """What the split of a device depends on. Layouts with all their replicas, which are alike.
 
     `element_bytes` of weights and what is computed; `kv_element_bytes` of KV, the same without.
-    `native`: seesaw's own kernels compute.
+    `native`: seesaw's own kernels compute. `splits_layers`: rows may stop between two layers.
+    `num_lanes`: steps run beside each other.
     """
 
     config: EngineConfig
@@ -100,6 +102,8 @@ class Setting:
     decode: ParallelLayout
     uses_tier: bool
     native: bool = False
+    splits_layers: bool = False
+    num_lanes: int = 1
 
     @property
     def weights(self) -> WeightBytes:
@@ -293,9 +297,14 @@ def _work_key(ranges: RankRanges) -> Sequence[object]:
 
 def _work_bytes(setting: Setting, ranges: RankRanges) -> int:
     config = setting.config
-    return workspace_bytes(
+    saved = 0
+    if setting.splits_layers:
+        saved = saved_rows_bytes(
+            setting.spec, num_tokens=config.step_tokens, element_bytes=setting.element_bytes
+        )
+    return saved + setting.num_lanes * workspace_bytes(
         setting.spec,
-        num_tokens=config.max_num_batched_tokens,
+        num_tokens=config.step_tokens,
         num_sampled=config.max_num_seqs,
         max_model_len=setting.wanted_len,
         block_size=config.block_size,
@@ -310,11 +319,13 @@ def _graph_bytes(setting: Setting, ranges: RankRanges) -> int:
     """Where decode steps are recorded as CUDA graphs: on ranks that are a stage by themselves."""
     config, spec = setting.config, setting.spec
     whole = ranges.layers.size == spec.num_hidden_layers
+    if setting.num_lanes > 1:
+        return 0  # a graph runs on the SMs that it was recorded on
     if setting.space.kind != "cuda" or not setting.native or config.enforce_eager or not whole:
         return 0
     return graph_bytes(
         spec,
-        num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+        num_rows=min(config.max_num_seqs, config.step_tokens),
         max_model_len=setting.wanted_len,
         block_size=config.block_size,
         element_bytes=setting.element_bytes,
@@ -344,7 +355,7 @@ def _pools(setting: Setting, ranks: Sequence[RankNeeds], budget: int) -> tuple[i
     rooms = [(rank, rank.kv_room(budget)) for rank in ranks]
     prefill_blocks = 0
     if setting.uses_tier:
-        flowing = setting.prefill.pp * config.max_num_batched_tokens + 2 * setting.wanted_len
+        flowing = setting.prefill.pp * config.step_tokens + 2 * setting.wanted_len
         # A block of one pool may be many times the other's: answers keep the least they need.
         share = min(
             min(int(room * PREFILL_SHARE_OF_KV), room - least * rank.block_bytes)

@@ -62,6 +62,18 @@ class Estimate:
         return self.prefill != self.decode
 
     @property
+    def estimated_as(self) -> str:
+        """The built-in policy of whose steps this is: `policy`, or the one that stands for it."""
+        return "seesaw" if self.memory.tier_blocks else "continuous"
+
+    @property
+    def caveat(self) -> str:
+        """In words, where another policy stands for `policy`."""
+        if self.policy == self.estimated_as:
+            return ""
+        return f"Steps of policy {self.policy!r} are estimated as those of {self.estimated_as!r}."
+
+    @property
     def name(self) -> str:
         return name_of(self.prefill, self.decode)
 

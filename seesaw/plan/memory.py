@@ -87,22 +87,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig,
-    spec: ModelSpec,
-    element_bytes: int,
-    space: Space,
-    layouts: LayoutChoice,
-    uses_tier: bool,
-    *,
-    kv_element_bytes: int | None = None,
-    name_others: bool = True,
-    native: bool = False,
-) -> MemoryPlan:
+    config: EngineConfig, spec: ModelSpec, element_bytes: int, space: Space,
+    layouts: LayoutChoice, uses_tier: bool, *, kv_element_bytes: int | None = None,
+    name_others: bool = True, native: bool = False, splits_layers: bool = False,
+    num_lanes: int = 1,
+) -> MemoryPlan:  # fmt: skip
     """Split the budget of every device, and what the host has.
 
     `element_bytes` of weights and of what is computed, `kv_element_bytes` of KV where they differ;
-    `uses_tier`: whether the policy does. `name_others`: an error names other layouts that
-    would fit, all of which are planned for that. `native`: seesaw's own kernels compute.
+    `uses_tier`: whether the policy does, `splits_layers`: whether its rows may stop between two
+    layers, `num_lanes`: steps that a device runs beside each other. `name_others`: an error names
+    other layouts that would fit, all of which are planned for that. `native`: seesaw's own kernels
+    compute.
 
     Raises DoesNotFit, with the bytes of each part, where a device cannot hold its part of the
     model and one request of the longest length, or the host weights and tier; ConfigError where
@@ -110,16 +106,11 @@ def plan_memory(
     """
     _check_policy(config, layouts, uses_tier)
     setting = Setting(
-        config=config,
-        spec=spec,
-        element_bytes=element_bytes,
-        kv_element_bytes=kv_element_bytes or element_bytes,
-        space=space,
-        prefill=layouts.prefill,
-        decode=layouts.decode,
-        uses_tier=uses_tier,
-        native=native,
-    )
+        config=config, spec=spec, element_bytes=element_bytes,
+        kv_element_bytes=kv_element_bytes or element_bytes, space=space, prefill=layouts.prefill,
+        decode=layouts.decode, uses_tier=uses_tier, native=native, splits_layers=splits_layers,
+        num_lanes=num_lanes,
+    )  # fmt: skip
     split = DeviceSplit.of(setting)
     if not split.fits:
         raise split.too_small(name_others=name_others)

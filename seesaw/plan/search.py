@@ -21,7 +21,7 @@ from seesaw.plan.cost_model import ELEMENT_BYTES
 from seesaw.plan.demand import Demand
 from seesaw.plan.device_memory import longest_wanted
 from seesaw.plan.estimate import Estimate, Estimator, name_of
-from seesaw.plan.machine import Machine
+from seesaw.plan.machine import Kind, Machine
 from seesaw.plan.memory import MemoryPlan, Space, plan_memory
 from seesaw.plan.pair_times import PairTimes, pair_times
 from seesaw.plan.transition import Moved, faster_source, missing_bytes, planned_bytes
@@ -36,8 +36,12 @@ KV_BYTES: Mapping[str, int] = {**ELEMENT_BYTES, "fp8": 1}
 MOST_DRAWN = 2000
 """Requests of a workload whose lengths are drawn; more would not change their moments."""
 
-CHUNKS = (512, 1024, 2048, 4096, 8192)
-"""Values of `max_num_batched_tokens` that are tried."""
+CHUNKS: Mapping[Kind, Sequence[int]] = {
+    "cuda": (512, 1024, 2048, 4096, 8192),
+    "cpu": (128, 256, 512, 1024, 2048, 4096),
+}
+"""Values of `max_num_batched_tokens` that are tried. A core is busy with fewer rows than a GPU, and
+what was calibrated says how many; figures of GPUs do not reach that far down."""
 
 UNCERTAINTY = 0.03
 """A split must gain more than this over the best static layout to be recommended."""
@@ -87,18 +91,19 @@ def search(
     config: EngineConfig,
     *,
     kv_dtype: str | None = None,
-    chunks: Sequence[int] | None = None,
     uses_tier: bool | None = None,
     space: Space | None = None,
     native: bool = True,
+    splits_layers: bool = False,
 ) -> Plan:
     """Rank every layout and pair of layouts of every way to use a machine.
 
-    `kv_dtype` where KV is stored in another one than the model's. `chunks`: values of
-    `max_num_batched_tokens` to choose from (default: CHUNKS and the config's). A policy other than
-    `auto` is taken for all, and `uses_tier` says whether it keeps KV on the host: one that does not
-    cannot change layouts. `space`: memory that there is (default: all of the machine's). `native`:
+    `kv_dtype` where KV is stored in another one than the model's. Where the config
+    does not say `max_num_batched_tokens`, CHUNKS are tried. A policy other than `auto` is taken for
+    all, and `uses_tier` says whether it keeps KV on the host: one that does not cannot change
+    layouts. `space`: memory that there is (default: all of the machine's). `native`:
     ranks on CPU compute with seesaw's own kernels, as they do where these are built.
+    `splits_layers`: rows of the policy may stop between two layers.
 
     Raises DoesNotFit where no candidate has room, with the figures of the one that lacks least;
     ConfigError where the machine cannot be used so.
@@ -112,10 +117,10 @@ def search(
         config=config,
         dtype=dtype_of(config, spec),
         kv_bytes=None if kv_dtype is None else KV_BYTES[kv_dtype],
-        chunks=sorted(chunks or {*CHUNKS, config.max_num_batched_tokens}),
         uses_tier=uses_tier,
         space=space,
         native=native,
+        splits_layers=splits_layers,
     )
     _check_wanted(asked)
     found: list[_Found] = []
@@ -127,6 +132,7 @@ def search(
         raise _nothing_fits(refused)
     ranked = _with_exact_transitions(_with_balanced_stages(found))
     plan = _plan([one.estimate for one in ranked], refused)
+    plan = replace(plan, verdict=f"{plan.verdict} {plan.recommended.caveat}".rstrip())
     if not plan.recommended.is_split:
         return plan
     chosen = next(one for one in ranked if one.estimate is plan.recommended)
@@ -142,10 +148,10 @@ class _Asked:
     config: EngineConfig
     dtype: str
     kv_bytes: int | None
-    chunks: Sequence[int]
     uses_tier: bool | None
     space: Space | None
     native: bool
+    splits_layers: bool
 
     @property
     def element_bytes(self) -> int:
@@ -270,12 +276,14 @@ def _best_chunk(
     found: list[Estimate] = []
     lacking: DoesNotFit | None = None
     layouts = LayoutChoice(prefill, decode, "planned")
-    for chunk in asked.chunks:
+    given = config.max_num_batched_tokens
+    for chunk in CHUNKS[machine.kind] if given is None else (given,):
         try:
             memory = plan_memory(
                 replace(config, max_num_batched_tokens=chunk), spec, asked.element_bytes,
                 asked.space or Space.of(machine), layouts, uses_tier,
                 kv_element_bytes=asked.kv_bytes, name_others=False, native=asked.native,
+                splits_layers=asked.splits_layers,
             )  # fmt: skip
             _check_length(asked.demand, memory)
         except DoesNotFit as error:
@@ -286,7 +294,7 @@ def _best_chunk(
         assert lacking is not None, "no chunk was tried"
         raise lacking
     best = min(found, key=lambda one: one.elapsed_s)
-    usual = (one for one in found if one.max_num_batched_tokens == config.max_num_batched_tokens)
+    usual = (one for one in found if one.max_num_batched_tokens == config.step_tokens)
     # What is as good as the same keeps the usual value.
     return next((one for one in usual if one.elapsed_s <= EQUAL * best.elapsed_s), best)
 

@@ -92,18 +92,21 @@ PERCENTS = (0.0, 0.05, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
 
 
 class Quantiles:
-    """Lengths with a given mean and given quantiles at `PERCENTS`.
+    """Lengths with a given mean and given quantiles at `ranks`, which go from 0 to 1.
 
     Between two of them the length grows as a power of the rank, one power for all: a power of 1
     (straight lines) would miss the mean, and there is exactly one that meets it.
     """
 
-    def __init__(self, mean: float, values: Sequence[float]) -> None:
-        assert len(values) == len(PERCENTS), f"{len(values)} values for {len(PERCENTS)} ranks"
+    def __init__(
+        self, mean: float, values: Sequence[float], ranks: Sequence[float] = PERCENTS
+    ) -> None:
+        assert len(values) == len(ranks), f"{len(values)} values for {len(ranks)} ranks"
         assert all(one <= other for one, other in pairwise(values)), f"{values} do not rise"
         self.mean = mean
         self.values = tuple(values)
-        widths = [other - one for one, other in pairwise(PERCENTS)]
+        self.ranks = tuple(ranks)
+        widths = [other - one for one, other in pairwise(ranks)]
         low = sum(width * value for width, value in zip(widths, values, strict=False))
         high = sum(width * value for width, value in zip(widths, values[1:], strict=True))
         assert low < mean < high, f"no lengths with these quantiles have the mean {mean}"
@@ -113,8 +116,8 @@ class Quantiles:
 
     def __call__(self, rank: float) -> int:
         """The length below which a share `rank` of all lengths lies; at least 1 token."""
-        at = min(max(bisect_left(PERCENTS, rank), 1), len(PERCENTS) - 1)
-        low, high = PERCENTS[at - 1], PERCENTS[at]
+        at = min(max(bisect_left(self.ranks, rank), 1), len(self.ranks) - 1)
+        low, high = self.ranks[at - 1], self.ranks[at]
         share = (rank - low) / (high - low)
         one, other = self.values[at - 1], self.values[at]
         length: float = one + (other - one) * share**self.power
@@ -152,6 +155,26 @@ class Fitted:
         return drawn
 
 
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Each request is of one of several workloads, drawn with the share of that one."""
+
+    name: str
+    source: str
+    parts: Sequence[tuple[float, Workload]]
+    """Shares, which add up to 1, and workloads."""
+    arrivals: Arrivals | None = None
+
+    def draw(self, count: int, seed: int) -> list[Lengths]:
+        rng = random.Random(f"{seed}/mixed")
+        shares = [share for share, _ in self.parts]
+        which = rng.choices(range(len(shares)), shares, k=count)
+        drawn = [
+            iter(one.draw(which.count(at), seed + at)) for at, (_, one) in enumerate(self.parts)
+        ]
+        return [next(drawn[at]) for at in which]
+
+
 def _rank(normal: float) -> float:
     return 0.5 * (1.0 + math.erf(normal / math.sqrt(2.0)))
 
@@ -166,49 +189,101 @@ def mean_lengths(workload: Workload, count: int, seed: int) -> tuple[float, floa
 # -- the known ones --------------------------------------------------------------------------------
 # Quantiles: computed from the public files. The smallest length is not tabulated; 1 is taken.
 
-_KNOWN: dict[str, Workload] = {
-    workload.name: workload
-    for workload in (
-        Constant(
-            "arxiv",
-            "mean lengths of Seesaw's arXiv summarisation requests, the same for each",
-            Lengths(3000, 250),
+SARATHI_SERVE = (0.0, 0.50, 0.90, 1.0)
+NEXUS = (0.0, 0.50, 0.95, 0.99, 1.0)
+"""Ranks at which papers give quantiles, with the ends. Those of the smallest and of the largest
+lengths are not published: 1 and a tenth above P99 are taken where nothing else is said."""
+
+
+def _of_nexus(name: str, what: str, prompt: tuple[float, ...], answer: tuple[float, ...]) -> Fitted:
+    """`prompt` and `answer`: mean, median, P95, P99."""
+    fit, other = (
+        Quantiles(mean, (1, *values, 1.1 * values[-1]), NEXUS) for mean, *values in (prompt, answer)
+    )
+    return Fitted(name, f"{what}, by the quantiles that Nexus' paper gives", fit, other)
+
+
+_NEXUS = {
+    one.name: one
+    for one in (
+        _of_nexus(
+            "nexus-ldc", "Long Data Collections", (5905, 5461, 9292, 9817), (180, 159, 339, 454)
         ),
-        Constant(
-            "sharegpt",
-            "mean lengths of Seesaw's ShareGPT requests, the same for each",
-            Lengths(350, 300),
+        _of_nexus(
+            "nexus-arxiv", "arXiv summarisation", (3832, 3575, 6460, 6894), (200, 181, 357, 443)
         ),
-        Fitted(
-            "sharegpt-8k",
-            "30731 rounds of ShareGPT filtered to 8k tokens of Llama 2 (Sarathi-Serve's trace)",
-            Quantiles(2340, (1, 29, 580, 1730, 3735, 5696, 6563, 7434, 8141)),
-            Quantiles(439, (1, 44, 228, 415, 628, 834, 920, 998, 1024)),
-        ),
-        Fitted(
-            "arxiv-4k",
-            "28257 requests of arXiv summarisation filtered to 4k tokens (Vidur's trace)",
-            Quantiles(2588, (1, 749, 1986, 2730, 3370, 3702, 3813, 3933, 4054)),
-            Quantiles(291, (1, 60, 115, 167, 242, 372, 736, 3271, 4056)),
-            # Gives the trace's correlation of lengths, -0.46.
-            normal_correlation=-0.7,
-        ),
-        Fitted(
-            "azure-code",
-            "8819 requests of Azure's code service, 2023 (Splitwise's trace)",
-            Quantiles(2048, (1, 75, 578, 1469, 2745, 5188, 7303, 7436, 7437)),
-            Quantiles(28, (1, 6, 9, 13, 24, 55, 90, 252, 1899)),
-            arrivals=Arrivals(rate_per_s=2.57, cv=13.2),
-        ),
-        Fitted(
-            "azure-conv",
-            "19366 requests of Azure's conversation service, 2023 (Splitwise's trace)",
-            Quantiles(1155, (1, 181, 396, 1020, 1189, 2735, 4083, 4142, 14050)),
-            Quantiles(211, (1, 41, 85, 129, 395, 424, 451, 601, 1000)),
-            arrivals=Arrivals(rate_per_s=5.53, cv=1.09),
-        ),
+        _of_nexus("nexus-sharegpt", "ShareGPT", (496, 432, 970, 1367), (97, 37, 383, 474)),
     )
 }
+_WORKLOADS: tuple[Workload, ...] = (
+    Constant(
+        "arxiv",
+        "mean lengths of Seesaw's arXiv summarisation requests, the same for each",
+        Lengths(3000, 250),
+    ),
+    Constant(
+        "sharegpt",
+        "mean lengths of Seesaw's ShareGPT requests, the same for each",
+        Lengths(350, 300),
+    ),
+    Fitted(
+        "sharegpt-8k",
+        "30731 rounds of ShareGPT filtered to 8k tokens of Llama 2 (Sarathi-Serve's trace)",
+        Quantiles(2340, (1, 29, 580, 1730, 3735, 5696, 6563, 7434, 8141)),
+        Quantiles(439, (1, 44, 228, 415, 628, 834, 920, 998, 1024)),
+    ),
+    Fitted(
+        "arxiv-4k",
+        "28257 requests of arXiv summarisation filtered to 4k tokens (Vidur's trace)",
+        Quantiles(2588, (1, 749, 1986, 2730, 3370, 3702, 3813, 3933, 4054)),
+        Quantiles(291, (1, 60, 115, 167, 242, 372, 736, 3271, 4056)),
+        # Gives the trace's correlation of lengths, -0.46.
+        normal_correlation=-0.7,
+    ),
+    Fitted(
+        "azure-code",
+        "8819 requests of Azure's code service, 2023 (Splitwise's trace)",
+        Quantiles(2048, (1, 75, 578, 1469, 2745, 5188, 7303, 7436, 7437)),
+        Quantiles(28, (1, 6, 9, 13, 24, 55, 90, 252, 1899)),
+        arrivals=Arrivals(rate_per_s=2.57, cv=13.2),
+    ),
+    Fitted(
+        "azure-conv",
+        "19366 requests of Azure's conversation service, 2023 (Splitwise's trace)",
+        Quantiles(1155, (1, 181, 396, 1020, 1189, 2735, 4083, 4142, 14050)),
+        Quantiles(211, (1, 41, 85, 129, 395, 424, 451, 601, 1000)),
+        arrivals=Arrivals(rate_per_s=5.53, cv=1.09),
+    ),
+    Fitted(
+        "arxiv-16k",
+        "arXiv summarisation filtered to 16k tokens, by the median, P90 and standard deviation "
+        "that Sarathi-Serve's paper gives (straight lines, the shortest such that the latter "
+        "is met)",
+        Quantiles(7823, (2400, 7059, 12985, 16000), SARATHI_SERVE),
+        Quantiles(226, (70, 208, 371, 450), SARATHI_SERVE),
+    ),
+    Fitted(
+        "mooncake-conv",
+        "12031 requests of Kimi's conversations (Mooncake's trace); lengths alone, no prefixes",
+        Quantiles(12035, (1, 901, 2307, 6909, 15367, 27367, 39551, 85400, 126195)),
+        Quantiles(343, (1, 10, 157, 350, 472, 597, 698, 1119, 2000)),
+        arrivals=Arrivals(rate_per_s=3.40, cv=3.0),
+    ),
+    Fitted(
+        "mooncake-synthetic",
+        "3993 requests of Mooncake's synthetic trace; lengths alone, no prefixes",
+        Quantiles(15326, (1, 22, 277, 11587, 23175, 38611, 48905, 66456, 191378)),
+        Quantiles(149, (1, 2, 11, 69, 250, 389, 519, 768, 893)),
+        arrivals=Arrivals(rate_per_s=3.9, cv=1.01),
+    ),
+    *_NEXUS.values(),
+    Mixed(
+        "nexus-mixed",
+        "60% ShareGPT and 40% Long Data Collections, as in Nexus' paper",
+        ((0.6, _NEXUS["nexus-sharegpt"]), (0.4, _NEXUS["nexus-ldc"])),
+    ),
+)
+_KNOWN = {workload.name: workload for workload in _WORKLOADS}
 
 
 def known_workloads() -> tuple[str, ...]:

@@ -131,6 +131,12 @@ def _sampling_bytes(spec: ModelSpec, ranges: RankRanges, num_rows: int, size: in
     return num_rows * ranges.vocab.size * max(size + 4, 8) + 2 * at_once
 
 
+def saved_rows_bytes(spec: ModelSpec, *, num_tokens: int, element_bytes: int) -> int:
+    """Hidden states that a rank keeps from step to step, where rows may stop between two layers:
+    of as many positions as a step has, whatever its part of the model."""
+    return num_tokens * spec.hidden_size * element_bytes
+
+
 def graph_bytes(
     spec: ModelSpec,
     *,

@@ -36,8 +36,8 @@ FILES = ROOT / "seesaw" / "plan" / "machines"
 PAGE = ROOT / "docs" / "machines.md"
 CARDS = [slug for slug in known_devices() if slug != "cpu"]
 ASKED_FOR = {
-    "t4", "a10", "a10g", "l4", "l40s", "rtx4090", "rtx5090", "a100-40-pcie", "a100-40-sxm",
-    "a100-80-pcie", "a100-80-sxm", "h100-pcie", "h100-sxm", "h200", "b200", "cpu",
+    "t4", "a10", "a10g", "a6000", "l4", "l20", "l40s", "rtx4090", "rtx5090", "a100-40-pcie",
+    "a100-40-sxm", "a100-80-pcie", "a100-80-sxm", "h100-pcie", "h100-sxm", "h200", "b200", "cpu",
 }  # fmt: skip
 
 

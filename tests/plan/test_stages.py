@@ -70,7 +70,8 @@ def test_the_planner_takes_other_stages_where_they_are_faster_only() -> None:
         model = spec_of("tiny", num_hidden_layers=12, vocab_size=vocabulary)
         plan = search(
             model, read_machines("2xl4"), parse_workload("1024:128"), 64,
-            EngineConfig(model="m", max_model_len=2048, max_num_seqs=8), chunks=(1024,),
+            EngineConfig(model="m", max_model_len=2048, max_num_seqs=8,
+                         max_num_batched_tokens=1024),
         )  # fmt: skip
         by_name = {one.name: one for one in plan.candidates}
         for one in plan.candidates:

@@ -16,6 +16,7 @@ from seesaw.plan.workload import (
     Fitted,
     Lengths,
     Listed,
+    Mixed,
     Quantiles,
     known_workloads,
     mean_lengths,
@@ -28,8 +29,23 @@ TABLES = {
     "arxiv-4k": ((2588, 2730, 3702, 3933, 4054), (291, 167, 372, 3271, 4056)),
     "azure-code": ((2048, 1469, 5188, 7436, 7437), (28, 13, 55, 252, 1899)),
     "azure-conv": ((1155, 1020, 2735, 4142, 14050), (211, 129, 424, 601, 1000)),
+    "mooncake-conv": ((12035, 6909, 27367, 85400, 126195), (343, 350, 597, 1119, 2000)),
+    "mooncake-synthetic": ((15326, 11587, 38611, 66456, 191378), (149, 69, 389, 768, 893)),
 }
-CORRELATIONS = {"sharegpt-8k": 0.0, "arxiv-4k": -0.46, "azure-code": 0.0, "azure-conv": 0.0}
+CORRELATIONS = dict.fromkeys(TABLES, 0.0) | {"arxiv-4k": -0.46}
+# Of papers that give fewer figures: by rank, and the mean.
+FEWER = {
+    "arxiv-16k": (({0.5: 7059, 0.9: 12985}, 7823), ({0.5: 208, 0.9: 371}, 226)),
+    "nexus-ldc": (
+        ({0.5: 5461, 0.95: 9292, 0.99: 9817}, 5905), ({0.5: 159, 0.95: 339, 0.99: 454}, 180)
+    ),
+    "nexus-arxiv": (
+        ({0.5: 3575, 0.95: 6460, 0.99: 6894}, 3832), ({0.5: 181, 0.95: 357, 0.99: 443}, 200)
+    ),
+    "nexus-sharegpt": (
+        ({0.5: 432, 0.95: 970, 0.99: 1367}, 496), ({0.5: 37, 0.95: 383, 0.99: 474}, 97)
+    ),
+}  # fmt: skip
 COUNT = 40_000
 
 
@@ -48,6 +64,45 @@ def test_fits_meet_the_means_and_quantiles_of_their_traces(name: str) -> None:
         assert statistics.fmean(grid) == pytest.approx(mean, rel=0.02)
         for share, expected in ((0.5, p50), (0.9, p90), (0.99, p99), (1.0, largest)):
             assert fit(share) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_fits_meet_what_papers_give(name: str) -> None:
+    workload = parse_workload(name)
+    assert isinstance(workload, Fitted)
+    for fit, (quantiles, mean) in zip((workload.prompt, workload.answer), FEWER[name], strict=True):
+        grid = [fit((step + 0.5) / 20_000) for step in range(20_000)]
+        assert statistics.fmean(grid) == pytest.approx(mean, rel=0.02)
+        for share, expected in quantiles.items():
+            assert fit(share) == pytest.approx(expected, rel=0.03)
+        assert grid == sorted(grid)
+        assert grid[0] >= 1
+
+
+def test_the_deviation_of_arxiv_16k_is_the_published_one() -> None:
+    """Sarathi-Serve, table 1; those of the answers stand in each other's row there."""
+    workload = parse_workload("arxiv-16k")
+    assert isinstance(workload, Fitted)
+    for fit, published in ((workload.prompt, 3638), (workload.answer, 101)):
+        grid = [fit((step + 0.5) / 20_000) for step in range(20_000)]
+        assert statistics.pstdev(grid) == pytest.approx(published, rel=0.03)
+
+
+def test_a_mixed_workload_has_the_shares_of_its_parts() -> None:
+    short, long = Constant("short", "", Lengths(5, 1)), Constant("long", "", Lengths(70, 9))
+    mixed = Mixed("mixed", "", ((0.7, short), (0.3, long)))
+    seed = random.randrange(2**32)
+    drawn = mixed.draw(20_000, seed)
+    assert drawn == mixed.draw(20_000, seed)
+    assert {*drawn} == {short.lengths, long.lengths}
+    assert drawn.count(short.lengths) / 20_000 == pytest.approx(0.7, abs=0.02), f"seed {seed}"
+    assert drawn[:8000].count(short.lengths) / 8000 == pytest.approx(0.7, abs=0.03), f"seed {seed}"
+
+
+def test_nexus_mixed_is_sharegpt_and_long_data() -> None:
+    prompt, answer = mean_lengths(parse_workload("nexus-mixed"), 20_000, 1)
+    assert prompt == pytest.approx(0.6 * 496 + 0.4 * 5905, rel=0.03)
+    assert answer == pytest.approx(0.6 * 97 + 0.4 * 180, rel=0.03)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -110,11 +165,22 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 
 
 def test_arrivals_come_with_the_traces_that_have_them() -> None:
-    for name, rate, cv in (("azure-code", 2.57, 13.2), ("azure-conv", 5.53, 1.09)):
+    for name, rate, cv in (
+        ("azure-code", 2.57, 13.2), ("azure-conv", 5.53, 1.09), ("mooncake-conv", 3.4, 3.0),
+        ("mooncake-synthetic", 3.9, 1.01),
+    ):  # fmt: skip
         arrivals = parse_workload(name).arrivals
         assert arrivals is not None
         assert (arrivals.rate_per_s, arrivals.cv) == (rate, cv)
-    for name in ("arxiv", "sharegpt", "sharegpt-8k", "arxiv-4k", "10:10"):
+    for name in (
+        "arxiv",
+        "sharegpt",
+        "sharegpt-8k",
+        "arxiv-4k",
+        "arxiv-16k",
+        "nexus-mixed",
+        "10:10",
+    ):
         assert parse_workload(name).arrivals is None
 
 
@@ -136,7 +202,9 @@ def test_constant_lengths(text: str, lengths: tuple[int, int]) -> None:
 
 
 def test_every_known_name_parses_to_a_workload_of_that_name() -> None:
-    assert set(known_workloads()) == {"arxiv", "sharegpt", *TABLES}
+    assert set(known_workloads()) == {
+        "arxiv", "sharegpt", "nexus-mixed", *TABLES, *FEWER
+    }  # fmt: skip
     for name in known_workloads():
         workload = parse_workload(name)
         assert workload.name == name
