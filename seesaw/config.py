@@ -43,6 +43,10 @@ def parse_cores(text: str) -> tuple[int, ...]:
     return tuple(cores)
 
 
+STEP_TOKENS = 2048
+"""Most tokens of a step where neither settings nor a plan say how many."""
+
+
 def auto_policy(two_layouts: bool) -> str:
     """What `policy="auto"` means."""
     return "seesaw" if two_layouts else "continuous"
@@ -90,7 +94,11 @@ class EngineConfig:
         None, "longest prompt + answer in tokens (default: the model's, as far as memory allows)"
     )
     max_num_seqs: int = _opt(256, "most requests running at once, in each replica")
-    max_num_batched_tokens: int = _opt(2048, "most tokens computed in one step")
+    max_num_batched_tokens: int | None = _opt(
+        None,
+        f"most tokens computed in one step (default: {STEP_TOKENS}; where layouts are planned, "
+        "what is fastest)",
+    )
     block_size: int = _opt(32, "tokens per KV block")
     enable_prefix_caching: bool = _opt(True, "share the KV of common prompt beginnings")
     device_memory: str | None = _opt(
@@ -182,7 +190,7 @@ class EngineConfig:
         False, "record no decode steps as CUDA graphs, which take memory and seconds at the start"
     )
     profile: bool = _opt(
-        False, "split the time of steps by operation; logged at the end (bench: with the figures)"
+        False, "split the time of steps by operation, count reads of experts; logged at the end"
     )
     policy: str = _opt(
         "auto",
@@ -198,10 +206,11 @@ class EngineConfig:
             if isinstance(path := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(path))
         self._check_types()
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "tier_block_size"):
+        for name in ("max_num_seqs", "block_size", "tier_block_size"):
             _check_int(name, getattr(self, name), 1)
         for name, low in (
             ("max_model_len", 2),
+            ("max_num_batched_tokens", 1),
             ("data_parallel_size", 1),
             ("tensor_parallel_size", 1),
             ("pipeline_parallel_size", 1),
@@ -319,6 +328,11 @@ class EngineConfig:
             both = ParallelLayout(dp=dp or 1, tp=tp or 1, pp=pp or 1)
             return both, both
         return layouts_of(self.prefill_layout, self.decode_layout)
+
+    @property
+    def step_tokens(self) -> int:
+        """`max_num_batched_tokens`, or what stands for it where nothing has chosen one."""
+        return self.max_num_batched_tokens or STEP_TOKENS
 
     def resolve_policy(self, two_layouts: bool) -> str:
         """Name of the policy, `auto` resolved. Raises ConfigError where it cannot change layouts.

@@ -23,7 +23,8 @@ class CompletionOutput:
     """One of the `n` answers to a request.
 
     `finish_reason` is None while the answer grows. `stop_reason` is the stop string or stop token
-    id that ended it, None for end-of-sequence and length.
+    id that ended it, None for end-of-sequence and length. `token_s`, where it was asked for, says
+    when each token was known, as RequestMetrics does.
     """
 
     index: int
@@ -33,13 +34,17 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    token_s: list[float] | None = None
 
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Wall-clock moments of a request in seconds of `time.time()`; None = has not happened."""
+    """Moments of a request in seconds of `time.perf_counter()`, which never goes back and which
+    traces are written by; None = has not happened. `scheduled_s`: its first step was handed over.
+    A token is known when its step has come back and the next one is planned."""
 
     arrival_s: float
+    scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, Self
 from seesaw.errors import ConfigError
 from seesaw.log import get_logger
 
-LANES = ("compute", "store", "load", "weights", "peer", "driver")
-"""A rank computes, stores and loads KV, fetches weights, and exchanges KV with peers; the driver
-plans."""
+LANES = ("compute", "store", "load", "weights", "peer", "driver", "compute 2")
+"""A rank computes, in a second lane too where steps run beside each other, stores and loads KV,
+fetches weights, and exchanges KV with peers; the driver plans. Their order is that of the file."""
 
 DRIVER = -1
 """Stands for the driver where a span names a rank."""

@@ -18,15 +18,21 @@ Cause = Literal["stage", "weights"]
 class ModelStep:
     """A `BegunStep`. To be made where a change of layout has begun, inside the clock's scope. Given
     a `name` it reports its spans: those in which it computed, and between them those in which it
-    waited."""
+    waited, in the row `lane` of a trace."""
 
     def __init__(
-        self, report: StepReport, clock: DeviceClock, profile: StepClock, name: str | None = None
+        self,
+        report: StepReport,
+        clock: DeviceClock,
+        profile: StepClock,
+        name: str | None = None,
+        lane: str = "compute",
     ) -> None:
         self._report = report
         self._clock = clock
         self._profile = profile
         self._name = name
+        self._lane = lane
         self._draws: list[tuple[list[RequestState], PendingDraw]] = []
         self._waits: list[tuple[Mark, Mark, Cause]] = []
         self._visible: tuple[Mark, Mark, int] | None = None
@@ -91,8 +97,8 @@ class ModelStep:
         last_s = at_s(self._start)
         for start, end, cause in self._waits:
             start_s, end_s = at_s(start), at_s(end)
-            yield "compute", name, last_s, start_s
+            yield self._lane, name, last_s, start_s
             what = "wait" if cause == "stage" else "wait for weights"
-            yield "compute", f"{what} {name.rpartition(' ')[2]}", start_s, end_s
+            yield self._lane, f"{what} {name.rpartition(' ')[2]}", start_s, end_s
             last_s = end_s
-        yield "compute", name, last_s, at_s(self._end)
+        yield self._lane, name, last_s, at_s(self._end)

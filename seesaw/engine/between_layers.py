@@ -52,10 +52,10 @@ class BetweenLayers:
 
 def split_stores(step: SchedulerOutput) -> tuple[list[Store], list[list[Store]]]:
     """(stores of requests that have no row in the step, which may begin at once; those of requests
-    with rows in each lane, which complete what is stored)."""
+    with rows in each batch, which complete what is stored)."""
     waiting = {store.request_id: store for store in step.stores}
-    by_lane = [
-        [waiting.pop(row.request_id) for row in lane.rows if row.request_id in waiting]
-        for lane in step.lanes
+    by_batch = [
+        [waiting.pop(row.request_id) for row in batch.rows if row.request_id in waiting]
+        for batch in step.batches
     ]
-    return list(waiting.values()), by_lane
+    return list(waiting.values()), by_batch

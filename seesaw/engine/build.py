@@ -7,13 +7,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from seesaw.distributed import RankGroup
 from seesaw.engine.cuda_graphs import CudaRecorder, Recorder
 from seesaw.engine.device_clock import clock_of
+from seesaw.engine.lanes import Lane
 from seesaw.engine.messages import RankSetup, TransferReport
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.phase_weights import ChangingWeights, MappedWeights, PhaseWeights
@@ -191,7 +192,6 @@ class _Builder:
     ) -> dict[Phase, RankPhase]:
         """`params` has the phases; where it has one there is one layout, for both phases if there
         is a tier."""
-        make = CpuDecoder if self.setup.weights == "panels" else Decoder
         decoders: dict[ParallelLayout, Decoder | CpuDecoder] = {}
         phases: dict[Phase, RankPhase] = {}
         for name in self.phase_names:
@@ -199,9 +199,15 @@ class _Builder:
             layout = self.setup.layout(name)
             ranges = rank_ranges(layout, self.setup.spec, self.setup.rank)
             if layout not in decoders:
-                decoders[layout] = make(self.setup.spec, params[own], ranges, comms[own])
+                decoders[layout] = self.decoder(params[own], ranges, comms[own])
             phases[name] = self._phase(name, ranges, params[own], decoders[layout], comms[own])
         return phases
+
+    def decoder(
+        self, params: Mapping[str, torch.Tensor], ranges: RankRanges, comm: Comm
+    ) -> Decoder | CpuDecoder:
+        make = CpuDecoder if self.setup.weights == "panels" else Decoder
+        return make(self.setup.spec, params, ranges, comm)
 
     def _phase(
         self, name: Phase, ranges: RankRanges, params: Mapping[str, torch.Tensor],
@@ -237,13 +243,15 @@ class _Builder:
         transfers: KVTransfers | None = None,
         relays: KVRelays | None = None,
         weights: PhaseWeights | None = None,
+        lane: Lane | None = None,
     ) -> ModelRunner:
         setup = self.setup
+        clock = clock_of(self.device, profile=setup.profile) if lane is None else lane.clock
         return ModelRunner(
             setup.rank,
             phases,
             self.device,
-            clock_of(self.device, profile=setup.profile),
+            clock,
             setup.limits,
             links=links,
             transfers=transfers,
@@ -254,6 +262,7 @@ class _Builder:
             overlap=setup.overlap,
             profile=setup.profile,
             trace=setup.trace,
+            lane=lane,
         )
 
 
@@ -354,10 +363,24 @@ def _map_weights(
 
 
 def build_local_runner(
-    setup: RankSetup, params: Mapping[str, torch.Tensor], tier: HostTier | None, report: Report
-) -> ModelRunner:
-    """The only rank, in this process, with all parameters in place; the tier becomes its own."""
+    setup: RankSetup, params: Mapping[str, torch.Tensor], tier: HostTier | None, report: Report,
+    lane: Lane | None = None,
+) -> ModelRunner:  # fmt: skip
+    """The only rank, in this process, with all parameters in place; the tier becomes its own.
+    `lane`: the first of two, where the device has lanes."""
     builder = _Builder(setup, report)
     transfers = None if tier is None else builder.transfers(tier)
     phases = builder.phases({"decode": params}, {"decode": ALONE})
-    return builder.runner(phases, transfers=transfers, relays=builder.relays(phases, None))
+    relays = builder.relays(phases, None)
+    return builder.runner(phases, transfers=transfers, relays=relays, lane=lane)
+
+
+def build_beside(setup: RankSetup, first: ModelRunner, lane: Lane, report: Report) -> ModelRunner:
+    """The other lane of the device of `first`: with its weights and pools, and a decoder of its
+    own, since that has memory to compute in."""
+    builder = _Builder(setup, report)
+    phases = {
+        name: replace(phase, decoder=builder.decoder(phase.params, phase.ranges, phase.comm))
+        for name, phase in first.phases.items()
+    }
+    return builder.runner(phases, lane=lane)

@@ -100,9 +100,9 @@ class CudaClock:
     few streams and gives them out again in turn, those of a priority among themselves, so that
     none that copies is this one. With `ahead` one step is begun while the one before it runs."""
 
-    def __init__(self, device: torch.device, *, ahead: bool = True) -> None:
+    def __init__(self, device: torch.device, *, ahead: bool = True, priority: int = -1) -> None:
         self.steps_ahead = 1 if ahead else 0
-        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
         # weights and pools were made on the stream that is current here
         self._stream.wait_stream(torch.cuda.current_stream(device))
         now = self.mark()

@@ -6,16 +6,15 @@ All of it may be called from any thread; steps are taken one at a time.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from seesaw.config import EngineConfig
 from seesaw.engine import dump
+from seesaw.engine.arrivals import Arrived, check_arrival, check_id, draw_seed, empty_answers
 from seesaw.engine.loader import load_replicas
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.engine.profile import StepProfile, describe
@@ -25,7 +24,7 @@ from seesaw.engine.stats import EngineStats
 from seesaw.engine.tracing import start_trace
 from seesaw.errors import EngineDeadError, RequestError
 from seesaw.log import get_logger
-from seesaw.outputs import CompletionOutput, EngineStatus, RequestMetrics, RequestOutput
+from seesaw.outputs import EngineStatus, RequestOutput
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.memory import MemoryPlan
 from seesaw.sampling_params import SamplingParams
@@ -41,15 +40,6 @@ logger = get_logger(__name__)
 
 
 QUEUED_PER_SEQ = 2
-
-
-@dataclass(slots=True)
-class _Arrival:
-    request_id: str
-    prompt: str | None
-    requests: list[Request]
-    stream: bool
-    arrival_s: float
 
 
 class Engine:
@@ -95,7 +85,7 @@ class Engine:
         self._processor = OutputProcessor(self._encoder.tokenizer)
         # Guards what other threads touch: the inbox, the ids in use and the aborts.
         self._lock = threading.Lock()
-        self._arrivals: list[_Arrival] = []
+        self._arrivals: list[Arrived] = []
         self._aborts: list[str] = []
         self._live: set[str] = set()
         self._serial = itertools.count()
@@ -144,6 +134,7 @@ class Engine:
             status.device_share,
             SchedulerStats.total(one.stats for one in self._replicas.schedulers),
             self._replicas.movement,
+            self._replicas.step_counts,
         )
 
     @property
@@ -154,6 +145,11 @@ class Engine:
     def observe_steps(self, observer: StepObserver | None) -> None:
         """Call `observer` with each step from now on, once it came back; None = nobody."""
         self._replicas.observer = observer
+
+    def count_steps(self, tile: int = 128) -> None:
+        """Count what steps ask of the model from now on, for `stats`. It takes some time in each.
+        `tile`: rows in which matrix products are computed."""
+        self._replicas.count_steps(tile)
 
     def take_profile(self) -> StepProfile:
         """Where the time of steps went since the last call; empty without `profile=True`. What is
@@ -169,14 +165,19 @@ class Engine:
         sampling: SamplingParams | None = None,
         *,
         stream: bool = False,
+        arrival_s: float | None = None,
+        times_tokens: bool = False,
     ) -> None:
         """Queue a request; its outputs come from `step`, with `stream` also while it grows.
 
-        `sampling=None` takes the model's defaults. Raises RequestError if it can never be served,
-        EngineDeadError if the engine cannot go on.
+        `sampling=None` takes the model's defaults. `arrival_s`: when it came, in seconds of
+        `time.perf_counter()`, where that was before now; its metrics count from then, and policies
+        that go by age. `times_tokens`: its answers say when each token was known. Raises
+        RequestError if it can never be served, EngineDeadError if the engine cannot go on.
         """
         self._check_usable()
-        _check_id(request_id)
+        check_id(request_id)
+        came_s = check_arrival(arrival_s, time.perf_counter())
         sampling = sampling or SamplingParams.from_dict(self.default_sampling)
         encoded = self.check_request(prompt, sampling)
         requests = [
@@ -186,9 +187,10 @@ class Engine:
                 f"{request_id}#{next(self._serial)}",
                 encoded.token_ids,
                 sampling,
-                seed=self._seed(request_id, sampling, index),
+                seed=draw_seed(self.config.seed, request_id, sampling, index),
                 eos_token_ids=self._encoder.eos_token_ids,
                 max_model_len=self.max_model_len,
+                arrival_s=came_s,
             )
             for index in range(sampling.n)
         ]
@@ -200,10 +202,12 @@ class Engine:
                     code="duplicate_id",
                 )
             if sampling.max_tokens == 0:
-                self._ready.append(_empty_answers(request_id, encoded, sampling.n))
+                self._ready.append(
+                    empty_answers(request_id, encoded, sampling.n, came_s, times_tokens)
+                )
                 return
             self._live.add(request_id)
-            self._arrivals.append(_Arrival(request_id, encoded.text, requests, stream, time.time()))
+            self._arrivals.append(Arrived(request_id, encoded.text, requests, stream, times_tokens))
 
     def check_request(self, prompt: Prompt, sampling: SamplingParams | None) -> EncodedPrompt:
         """The prompt as `add_request` would take it. Raises RequestError if it can never be
@@ -243,14 +247,16 @@ class Engine:
             outputs = self._take_in()
             if not self._replicas.num_in_flight:
                 self._replicas.resume_clock()
-            self._replicas.issue()
+            self._issue()
         done = self._collect(outputs) if self._replicas.num_in_flight else None
         with self._no_way_back():
             changed: list[Request] = []
             if done is not None:
                 changed = self._replicas.update(done)
+                # What came while the devices worked need not wait for a step more.
+                outputs += self._take_in()
                 # Before texts are decoded, so that the devices have work meanwhile.
-                self._replicas.issue()
+                self._issue()
             began_s = time.perf_counter()
             outputs += self._processor.process(changed, self._replicas.finish)
             if self._trace is not None and changed:
@@ -261,6 +267,11 @@ class Engine:
                 # Such an abort came too late, and the id may be used again before the next step.
                 self._aborts = [aborted for aborted in self._aborts if aborted not in finished]
         return outputs
+
+    def _issue(self) -> None:
+        """Hand over all steps that can be planned now."""
+        if begun := self._replicas.issue():
+            self._processor.begun(begun)
 
     def settle(self) -> None:
         """Take in what steps and copies of ended requests are still in flight, so that `stats`
@@ -310,7 +321,7 @@ class Engine:
                 arrival.prompt,
                 arrival.requests,
                 stream=arrival.stream,
-                arrival_s=arrival.arrival_s,
+                times_tokens=arrival.times_tokens,
             )
         for aborted in aborts:
             self._note("abort", request=aborted)
@@ -367,32 +378,3 @@ class Engine:
             raise EngineDeadError("the engine was shut down. Make a new one.")
         if self._dead is not None:
             raise EngineDeadError(f"the engine is dead: {self._dead}") from self._dead
-
-    def _seed(self, request_id: str, sampling: SamplingParams, index: int) -> int:
-        """The same for the same engine seed and request id, whatever else runs and in what
-        order."""
-        own = sampling.seed if sampling.seed is not None else f"{self.config.seed}/{request_id}"
-        digest = hashlib.blake2b(f"{own}/{index}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
-
-
-def _check_id(request_id: str) -> None:
-    try:
-        request_id.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"request id {request_id!r} is no valid Unicode ({error.reason}). Give another one.",
-            param="request_id",
-        ) from error
-
-
-def _empty_answers(request_id: str, prompt: EncodedPrompt, n: int) -> RequestOutput:
-    now = time.time()
-    return RequestOutput(
-        request_id,
-        prompt.text,
-        prompt.token_ids,
-        [CompletionOutput(index, "", [], finish_reason="length") for index in range(n)],
-        finished=True,
-        metrics=RequestMetrics(now, finished_s=now),
-    )

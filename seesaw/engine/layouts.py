@@ -21,6 +21,7 @@ from seesaw.layout.pairs import check_pair, layouts_for
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.log import get_logger
 from seesaw.plan.choice import LayoutChoice
+from seesaw.plan.cost_model import CostModel
 from seesaw.plan.device_memory import DeviceSplit, Setting, longest_wanted
 from seesaw.plan.machine_files import device_by_torch_name, local_path
 from seesaw.plan.search import MOST_DRAWN, search
@@ -71,6 +72,8 @@ def choose_layouts(
 def settled(config: EngineConfig, choice: LayoutChoice) -> EngineConfig:
     """The settings with which `choice` runs. Where it was made here and is one layout, those that
     are about going from one to another do not count."""
+    if config.max_num_batched_tokens is None:
+        config = replace(config, max_num_batched_tokens=choice.max_num_batched_tokens)
     if choice.reshard_from != "auto":
         config = replace(config, reshard_from=choice.reshard_from)
     was_chosen = config.given_layouts is None and choice.num_ranks > 1
@@ -128,8 +131,8 @@ def _plan(
     try:
         found = search(
             spec, at_hand.machines, workload, count, config,
-            chunks=(config.max_num_batched_tokens,), uses_tier=uses_tier,
-            space=device_space(device, len(machine.devices)), native=has_kernels(device),
+            uses_tier=uses_tier, space=device_space(device, len(machine.devices)),
+            native=has_kernels(device), splits_layers=policies.splits_layers(policy),
         )  # fmt: skip
     except DoesNotFit:
         return f"no layout has room for {job}"
@@ -140,6 +143,7 @@ def _plan(
         f"planned for {job}, see `seesaw plan`; {at_hand.source}; {found.verdict}",
         best.reshard_from,
         found.times,
+        best.max_num_batched_tokens,
     )
 
 
@@ -178,6 +182,18 @@ def measured_figures(device: torch.device, num_devices: int, dtype: str) -> AtHa
     if device.type == "cpu" and not local_path().is_file():
         return "nothing is known of this CPU, run `seesaw calibrate`"
     return figures(device, num_devices, dtype)
+
+
+def replica_costs(
+    spec: ModelSpec, layouts: LayoutChoice, device: torch.device, dtype: torch.dtype
+) -> CostModel | str:
+    """What steps cost here in the decode layout, of any replica; in words why that is not known."""
+    name = str(dtype).removeprefix("torch.")
+    found = measured_figures(device, layouts.num_ranks, name)
+    if isinstance(found, str):
+        return found
+    replica = layouts.decode.replica
+    return CostModel(spec, found.machines[0].part(0, replica.num_ranks), replica, name)
 
 
 def _with_own_links(at_hand: AtHand, config: EngineConfig) -> AtHand:
@@ -237,6 +253,7 @@ def _by_rule(
         decode=replicas,
         uses_tier=has_tier,
         native=has_kernels(device),
+        splits_layers=policies.splits_layers(config.resolve_policy(False)),
     )
     if wanted in (None, num_devices) and DeviceSplit.of(setting).fits:
         return LayoutChoice(replicas, replicas, f"the model fits one device; {why}")

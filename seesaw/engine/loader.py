@@ -15,10 +15,18 @@ import torch
 from seesaw import envs
 from seesaw.config import EngineConfig, parse_cores
 from seesaw.distributed import Kind, choose
-from seesaw.engine.build import Report, build_local_runner, tier_shape, torch_dtype
+from seesaw.engine.build import (
+    Report,
+    build_beside,
+    build_local_runner,
+    tier_shape,
+    torch_dtype,
+)
 from seesaw.engine.executor import InProcessExecutor
 from seesaw.engine.host import device_space, has_kernels
-from seesaw.engine.layouts import choose_layouts, measured_figures, settled
+from seesaw.engine.lane_plan import plan_lanes
+from seesaw.engine.lanes import Lane, make_lanes
+from seesaw.engine.layouts import choose_layouts, measured_figures, replica_costs, settled
 from seesaw.engine.messages import RankSetup, StepLimits, TierSetup
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.predict import predict_bytes
@@ -83,21 +91,18 @@ def load_replicas(
     check_threads(config, device, layouts.num_ranks)
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     uses_tier = policies.uses_tier(policy)
+    _check_experts(policy, checkpoint)
     space = device_space(device, layouts.num_ranks)
     # First, so that the log says why there are no kernels where the plan then needs them.
     weights = _weight_format(checkpoint.spec, dtype, layouts, device)
+    name = str(dtype).removeprefix("torch.")
+    lanes = plan_lanes(config, checkpoint.spec, name, layouts, device, native=weights == "panels")
     plan = plan_memory(
-        config,
-        checkpoint.spec,
-        dtype.itemsize,
-        space,
-        layouts,
-        uses_tier,
-        native=has_kernels(device),
-    )
-    rotation = rotation_tokens(
-        config, checkpoint.spec, str(dtype).removeprefix("torch."), layouts, plan, device
-    )
+        config, checkpoint.spec, dtype.itemsize, space, layouts, uses_tier,
+        native=has_kernels(device), splits_layers=policies.splits_layers(policy),
+        num_lanes=lanes.num_lanes,
+    )  # fmt: skip
+    rotation = rotation_tokens(config, checkpoint.spec, name, layouts, plan, device)
     schedulers = make_schedulers(
         config,
         plan,
@@ -107,13 +112,16 @@ def load_replicas(
         max_steps_in_flight=1 if envs.disable_overlap() else STEPS_IN_FLIGHT,
         debug=envs.debug_blocks(),
         rotation_tokens=rotation,
+        costs=lambda _: replica_costs(checkpoint.spec, layouts, device, dtype),
+        share_units=lanes.units,
+        lane_costs=lanes.costs,
     )
-    logger.info("%s on %s in %s", checkpoint.name, device, str(dtype).removeprefix("torch."))
+    logger.info("%s on %s in %s", checkpoint.name, device, name)
     logger.info("%s", layouts.describe())
     logger.info("%s", plan.describe())
     setup = _setup(config, checkpoint, plan, layouts, dtype, device, weights, trace)
-    if layouts.num_ranks == 1 and ranks is None:
-        replicas = _load_here(schedulers, setup, checkpoint, progress)
+    if layouts.num_ranks == 1 and (ranks is None or lanes.num_lanes > 1):
+        replicas = _load_here(schedulers, setup, checkpoint, progress, lanes.num_lanes)
     else:
         # Here, since one device needs none of the libraries that join processes.
         from seesaw.engine.rank_loader import load_ranks
@@ -122,6 +130,16 @@ def load_replicas(
             replicas = load_ranks(schedulers, setup, checkpoint, progress, ranks)
     costs = _step_costs(setup, layouts, device) if trace else "no trace was asked for"
     return Loaded(replicas, plan, layouts, setup.dtype, costs)
+
+
+def _check_experts(policy: str, checkpoint: Checkpoint) -> None:
+    if policies.is_for_experts(policy) and not checkpoint.spec.num_experts:
+        logger.warning(
+            "policy=%r saves reading experts again, and %s has none: prompts wait longer for "
+            "nothing. Use policy='continuous'.",
+            policy,
+            checkpoint.name,
+        )
 
 
 def _step_costs(setup: RankSetup, layouts: LayoutChoice, device: torch.device) -> StepCosts | str:
@@ -152,8 +170,8 @@ def _setup(
             else None
         ),
         limits=StepLimits(
-            num_tokens=config.max_num_batched_tokens,
-            num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+            num_tokens=config.step_tokens,
+            num_rows=min(config.max_num_seqs, config.step_tokens),
             row_tokens=plan.max_model_len,
         ),
         graph_bytes=plan.graph_bytes,
@@ -201,13 +219,18 @@ def _handover_bytes(
     """The most that a stage hands to the next one at a time."""
     if layouts.prefill.pp == layouts.decode.pp == 1:
         return 0
-    return config.max_num_batched_tokens * spec.hidden_size * dtype.itemsize
+    return config.step_tokens * spec.hidden_size * dtype.itemsize
 
 
 def _load_here(
-    schedulers: list[Scheduler], setup: RankSetup, checkpoint: Checkpoint, progress: Progress | None
+    schedulers: list[Scheduler],
+    setup: RankSetup,
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+    num_lanes: int,
 ) -> Replicas:
     """One device: in this process, its weights read straight to their place."""
+    lanes: list[Lane] = []
     with contextlib.ExitStack() as undo:
         tier = None
         if setup.tier is not None:
@@ -224,10 +247,16 @@ def _load_here(
             params = checkpoint.load_params(
                 torch_dtype(setup.dtype), torch.device(setup.device), tell, setup.weights
             )
-            return build_local_runner(setup, params, tier, report)
+            if num_lanes > 1:
+                lanes.extend(make_lanes(setup))
+            return build_local_runner(setup, params, tier, report, lanes[0] if lanes else None)
+
+        def make_beside(first: ModelRunner, report: Report) -> ModelRunner:
+            use_threads(setup, own_process=False)
+            return build_beside(setup, first, lanes[1], report)
 
         with _timed(checkpoint):
-            executor = InProcessExecutor(make_runner)
+            executor = InProcessExecutor(make_runner, make_beside if num_lanes > 1 else None)
         undo.pop_all()
     return Replicas(
         executor,

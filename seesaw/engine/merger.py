@@ -61,6 +61,7 @@ class Merger:
             stage_wait_s=max(one.stage_wait_s for one in reports.values()),
             visible_s=_mean([one.visible_s for one in reports.values()]),
             parts=max(reports.values(), key=lambda one: one.busy_s).parts,
+            expert_loads=sum(one.expert_loads for one in reports.values()),
         )
 
     def add_transfer(self, report: TransferReport) -> TransferDone | None:

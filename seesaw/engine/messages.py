@@ -124,6 +124,7 @@ class StepReport:
     seconds by part of the step, where `profile` asks for them. `spans`: what the rank did when,
     (lane, name, start_s, end_s) of `time.perf_counter()` as `seesaw.trace` has them, where `trace`
     asks for them: of the step, and of what ended in the background since the one before.
+    `expert_loads`: how often the weights of one of this rank's experts were read, with `profile`.
     """
 
     rank: int
@@ -137,6 +138,7 @@ class StepReport:
     weight_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     spans: list[tuple[str, str, float, float]] = field(default_factory=list)
+    expert_loads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from seesaw.engine.begun_step import ModelStep
 from seesaw.engine.between_layers import BetweenLayers, split_stores
 from seesaw.engine.cuda_graphs import DecodeGraphs, Recorder
 from seesaw.engine.device_clock import DeviceClock, Mark
-from seesaw.engine.input_batch import InputBuffers, RowArrays, as_tensors, gather_rows
+from seesaw.engine.input_batch import InputBuffers, RowArrays, as_tensors
+from seesaw.engine.lanes import Lane
+from seesaw.engine.layered_batch import LayeredBatch
 from seesaw.engine.messages import StepLimits, StepReport
 from seesaw.engine.phase_weights import PhaseWeights
 from seesaw.engine.profile import StepClock
-from seesaw.engine.rank_phase import RankPhase, StageLink
-from seesaw.engine.request_state import RequestState
+from seesaw.engine.rank_phase import RankPhase, StageLink, expert_loads
+from seesaw.engine.request_state import RequestState, take_in
 from seesaw.engine.sampler import PendingDraw, SamplingState, begin_draw, begin_draw_highest
 from seesaw.kvcache.relay import BlockRelay, KVRelays
 from seesaw.kvcache.transfer import KVTransfers
@@ -42,6 +44,9 @@ class ModelRunner:
     `relays` where KV may go from pool to pool, `weights` where the layouts differ; with a
     `recorder` decode steps are recorded and replayed. `release`: what is to be closed with the
     runner, in order. With `overlap` stores begin as soon as groups of layers have run.
+
+    A `lane` shares the device, weights, KV and requests with another runner, on a thread of its
+    own. Whoever hands steps over then calls `take_in` of either runner with all of them.
     """
 
     def __init__(
@@ -61,16 +66,18 @@ class ModelRunner:
         overlap: bool = True,
         profile: bool = False,
         trace: bool = False,
+        lane: Lane | None = None,
     ) -> None:
         self._rank = rank
         self._phases = phases
+        self._lane = lane
         self._device = device
         self._links = links
         self._transfers = transfers
         self._relays = relays
         self._weights = weights
         self._release = release
-        self._requests: dict[str, RequestState] = {}
+        self._requests: dict[str, RequestState] = {} if lane is None else lane.requests
         self._phase: Phase = next(iter(phases))
         self._overlap = overlap
         self._computed: Mark | None = None  # the last layers of the present phase
@@ -83,6 +90,7 @@ class ModelRunner:
             self._make_buffers(phases[self._phase], limits, recorder)
         self._profile = StepClock(profile, device)
         self._trace = trace
+        self._expert_loads = 0
         for phase in phases.values():
             phase.decoder.set_profiling(profile)
 
@@ -108,14 +116,15 @@ class ModelRunner:
             and (state := self._requests.get(row.request_id)) is not None
             and state.num_drawing > 0
             and state.sampling.needs_known_tokens
-            for lane in step.lanes
-            for row in lane.rows
+            for row in step.rows
         )
 
     @torch.inference_mode()
     def begin(self, step: SchedulerOutput) -> ModelStep:
         """Hand the rank's part of a step to the device. Waits for ranks that must run theirs first,
         where that is the host's business, and for weights of a new layout."""
+        if self._lane is not None:
+            self._lane.take(step.batches[0].compute_share)
         with self._clock.scope():
             return self._begin(step)
 
@@ -129,32 +138,43 @@ class ModelRunner:
         if step.announce is not None and self._weights is not None:
             self._weights.prepare(step.announce)
         name = f"{step.phase} {step.step_id}" if self._trace and step.num_tokens else None
-        begun = ModelStep(report, self._clock, self._profile, name)
+        row = "compute" if self._lane is None else self._lane.name
+        begun = ModelStep(report, self._clock, self._profile, name, row)
         phase = self._phases[step.phase]
         if phase.following is None:
             report.token_ids = []
-        self._apply(step, phase)
+        if self._lane is None:
+            self._apply(step, phase)
         for load in step.loads:
             self._load(load)
         if step.awaits:
             assert self._transfers is not None, "copies are waited for without a host tier"
             self._transfers.wait(step.awaits)
-        at_once, by_lane = split_stores(step) if self._overlap else ([], [[] for _ in step.lanes])
+        at_once, by_batch = (
+            split_stores(step) if self._overlap else ([], [[] for _ in step.batches])
+        )
         for store in at_once:
             self._store(store)
-        for lane, stores in zip(step.lanes, by_lane, strict=True):
-            self._run_batch(lane, step, phase, begun, stores)
+        for batch, stores in zip(step.batches, by_batch, strict=True):
+            self._run_batch(batch, step, phase, begun, stores)
         if not self._overlap:
             for store in step.stores:
                 self._store(store)
         if step.relays:
             self._relay(step.relays)
         begun.close()
+        if self._profile.on:
+            report.expert_loads = self._take_expert_loads()
         if self._weights is not None:
             report.weight_bytes = self._weights.take_moved()
             if self._trace:
                 report.spans += [("weights", *span) for span in self._weights.take_spans()]
         return begun
+
+    def _take_expert_loads(self) -> int:
+        """Since the last call. On a GPU this waits for the step."""
+        before, self._expert_loads = self._expert_loads, expert_loads(self._phases.values())
+        return self._expert_loads - before
 
     def _begin_phase(self, phase: Phase, report: StepReport) -> None:
         self._left, self._computed = self._computed, None
@@ -194,21 +214,26 @@ class ModelRunner:
         self._links = self._transfers = self._relays = self._weights = None
         self._buffers = self._graphs = None
 
+    @property
+    def phases(self) -> Mapping[Phase, RankPhase]:
+        return self._phases
+
     # -- state ------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def take_in(self, step: SchedulerOutput) -> None:
+        """What a step of either lane says of requests and blocks: in the order of all steps, for
+        any thread, one at a time. Those that its blocks belonged to have no step in flight."""
+        phase = self._phases.get(step.phase)
+        if phase is None:
+            return  # closed, as a step has failed
+        with self._clock.scope():
+            self._apply(step, phase)
+            if step.poison_blocks:
+                self._clock.mark().wait()  # the other lane may be the first to write there
+
     def _apply(self, step: SchedulerOutput, phase: RankPhase) -> None:
-        for request_id in step.finished:
-            del self._requests[request_id]
-        for request_id in step.preempted:
-            self._requests[request_id].blocks = array("i")
-        for new in step.new_requests:
-            self._requests[new.request_id] = RequestState(
-                list(new.prompt_token_ids), SamplingState(new)
-            )
-        for request_id, blocks in step.appended_blocks.items():
-            self._requests[request_id].blocks.extend(blocks)
-        for request_id, (start, tokens) in step.known_tokens.items():
-            self._requests[request_id].hear(start, tokens)
+        take_in(self._requests, step)
         if step.poison_blocks:
             phase.kv.poison(step.poison_blocks)
         if step.block_copies:
@@ -251,23 +276,21 @@ class ModelRunner:
         """`stores` are those of its requests."""
         if not batch.rows:
             return
-        num_layers = phase.decoder.spec.num_hidden_layers
-        for row in batch.rows:
-            assert (row.layer_start, row.layer_stop) == (0, num_layers), f"{row}: partial layers"
-        rows = gather_rows(
-            batch.rows, self._requests, phase.kv.block_size, embeds=phase.previous is None
-        )
+        layered = LayeredBatch(batch.rows, phase.ranges.layers, self._requests)
+        block_size = phase.kv.block_size
+        first = layered.gather(layered.cuts[0], block_size) if layered.cuts else None
         drawing = [self._requests[row.request_id] for row in batch.rows if row.samples]
         wait = None
         if self._weights is not None and self._weights.is_changing:
             wait = partial(self._wait_for_weights, begun)
         between = BetweenLayers(phase.ranges.layers, wait, stores, self._store)
         draw: PendingDraw | None
-        if wait is None and self._graphs is not None and self._graphs.suits(rows, phase):
+        graphs = self._graphs if wait is None and layered.is_uncut else None
+        if graphs is not None and first is not None and graphs.suits(first, phase):
             self._enter(begun)
-            draw = self._replay(self._graphs, rows, drawing, step, phase)
+            draw = self._replay(graphs, first, drawing, step, phase)
         else:
-            draw = self._run_layers(rows, drawing, phase, begun, between)
+            draw = self._run_layers(layered, first, drawing, phase, begun, between)
         between.finish()
         self._computed = self._clock.mark()
         if draw is not None:
@@ -308,32 +331,47 @@ class ModelRunner:
         return self._draw(hidden_SH, states, phase)
 
     def _run_layers(
-        self, rows: RowArrays, drawing: list[RequestState], phase: RankPhase, begun: ModelStep,
-        between: BetweenLayers,
+        self, layered: LayeredBatch, first: RowArrays | None, drawing: list[RequestState],
+        phase: RankPhase, begun: ModelStep, between: BetweenLayers,
     ) -> PendingDraw | None:  # fmt: skip
-        """Draws on the last stage, where a row samples."""
+        """Draws on the last stage, where a row samples. `first`: rows of the first cut."""
         decoder, layers = phase.decoder, phase.ranges.layers
-        inputs = as_tensors(rows) if self._buffers is None else self._buffers.upload(rows)
-        self._profile.mark("inputs")
-        if phase.previous is None:
-            hidden_TH = decoder.embed(inputs.token_ids_T)
-        else:
-            hidden_TH = self._receive(inputs, phase, begun)
-        between(layers.start)
-        self._enter(begun)
-        hidden_TH = decoder.run_layers(
-            hidden_TH, inputs, phase.kv, layers.start, layers.stop,
-            only_sampled=phase.following is None, before=between if between.is_needed else None,
-        )  # fmt: skip
-        self._profile.mark("decoder")
+        last_SH = None
+        for cut in layered.cuts:
+            rows, first = first or layered.gather(cut, phase.kv.block_size), None
+            inputs = as_tensors(rows) if self._buffers is None else self._buffers.upload(rows)
+            self._profile.mark("inputs")
+            if cut.layer_start > layers.start:
+                hidden_TH = layered.take(cut.bands)
+            elif phase.previous is None:
+                hidden_TH = decoder.embed(inputs.token_ids_T)
+            else:
+                hidden_TH = self._receive(inputs, phase, begun)
+            between(cut.layer_start)
+            self._enter(begun)
+            is_last = phase.following is None and cut.layer_stop == layers.stop
+            hidden_TH = decoder.run_layers(
+                hidden_TH, inputs, phase.kv, cut.layer_start, cut.layer_stop,
+                only_sampled=is_last, before=between if between.is_needed else None,
+            )  # fmt: skip
+            self._profile.mark("decoder")
+            if is_last:
+                last_SH = hidden_TH
+            else:
+                layered.put(cut.bands, hidden_TH)
         if phase.following is not None:
-            assert self._links is not None, "a stage without links"
-            self._links.send(hidden_TH, phase.following)
+            self._hand_over(layered, phase.following)
+        layered.keep()
+        if last_SH is None or not drawing:
+            return None
+        return self._draw(last_SH, [state.sampling for state in drawing], phase)
+
+    def _hand_over(self, layered: LayeredBatch, following: int) -> None:
+        assert self._links is not None, "a stage without links"
+        bands = layered.handed_over()
+        if bands:
+            self._links.send(layered.take(bands), following)
             self._profile.mark("hand-over")
-            return None
-        if not drawing:
-            return None
-        return self._draw(hidden_TH, [state.sampling for state in drawing], phase)
 
     def _receive(self, inputs: StepInputs, phase: RankPhase, begun: ModelStep) -> torch.Tensor:
         assert self._links is not None, "a stage without links"

@@ -41,6 +41,8 @@ class _Answer:
     """Only where the text is needed before the end."""
     text: str = ""
     num_read: int = 0
+    token_s: list[float] | None = None
+    """When each token was known, where the caller wants to know."""
     done: bool = False
     stop: str | None = None
 
@@ -121,9 +123,9 @@ class OutputProcessor:
         requests: Sequence[Request],
         *,
         stream: bool,
-        arrival_s: float,
+        times_tokens: bool = False,
     ) -> None:
-        """Expect the answers of `requests`, which share prompt and sampling."""
+        """Expect the answers of `requests`, which share prompt, sampling and arrival."""
         first, sampling = requests[0], requests[0].sampling
         group = _Group(
             request_id,
@@ -131,7 +133,7 @@ class OutputProcessor:
             first.tokens[: first.num_prompt],
             sampling,
             stream,
-            RequestMetrics(arrival_s),
+            RequestMetrics(first.arrival_s),
         )
         self._groups[request_id] = group
         for index, request in enumerate(requests):
@@ -141,6 +143,7 @@ class OutputProcessor:
                     skip_special_tokens=sampling.skip_special_tokens
                 )
             answer = _Answer(group, index, request, detokenizer)
+            answer.token_s = [] if times_tokens else None
             group.answers.append(answer)
             self._answers[request.request_id] = answer
 
@@ -149,19 +152,30 @@ class OutputProcessor:
         group = self._groups.get(request_id)
         return [a.request.request_id for a in group.answers if not a.done] if group else []
 
+    def begun(self, request_ids: Iterable[str]) -> None:
+        """Steps with the first rows of these scheduler requests were handed over just now."""
+        now_s = time.perf_counter()
+        for request_id in request_ids:
+            answer = self._answers.get(request_id)
+            if answer is not None and answer.group.metrics.scheduled_s is None:
+                answer.group.metrics.scheduled_s = now_s
+
     def process(self, changed: Iterable[Request], finish: FinishRequest) -> list[RequestOutput]:
         """Outputs of requests that ended, and of streaming ones that grew.
 
         `changed`: requests with new tokens and requests that ended.
         """
         touched: dict[str, _Group] = {}
+        now_s = time.perf_counter()
         for request in changed:
             answer = self._answers.get(request.request_id)
             if answer is None:
                 continue
             group = answer.group
             if group.metrics.first_token_s is None and request.num_output_tokens:
-                group.metrics.first_token_s = time.time()
+                group.metrics.first_token_s = now_s
+            if (token_s := answer.token_s) is not None:
+                token_s += [now_s] * (request.num_output_tokens - len(token_s))
             if answer.detokenizer is not None:
                 answer.read()
                 if answer.stop is not None:
@@ -178,7 +192,7 @@ class OutputProcessor:
         finished = all(answer.done for answer in group.answers)
         if finished:
             del self._groups[group.request_id]
-            group.metrics.finished_s = time.time()
+            group.metrics.finished_s = time.perf_counter()
         elif not group.stream:
             return None
         return RequestOutput(
@@ -204,6 +218,8 @@ class OutputProcessor:
         else:
             text = ""
         completion = CompletionOutput(answer.index, text, token_ids)
+        if answer.token_s is not None:
+            completion.token_s = answer.token_s[: answer.num_tokens]
         if answer.done:
             by_string = answer.stop is not None
             completion.finish_reason = "stop" if by_string else request.finish_reason

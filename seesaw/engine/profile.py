@@ -74,7 +74,7 @@ class StepProfile:
 
     def add(self, step: SchedulerOutput, parts: Mapping[str, float], elapsed_s: float) -> None:
         """One step; `elapsed_s` since the one before it came back."""
-        num_rows = sum(len(lane.rows) for lane in step.lanes)
+        num_rows = len(step.rows)
         kind = self.kinds.setdefault(
             "prompts" if step.num_tokens > num_rows else "decode", StepKind()
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,3 +43,9 @@ class RankPhase:
     def is_whole(self) -> bool:
         """The only stage: it has both ends of the model."""
         return self.previous is None and self.following is None
+
+
+def expert_loads(phases: Iterable[RankPhase]) -> int:
+    """Times that an expert's weights were read, over all layers, as far as decoders count that."""
+    decoders = {id(phase.decoder): phase.decoder for phase in phases}.values()
+    return sum(int(loads_E.sum()) for one in decoders for loads_E in one.expert_loads().values())

@@ -18,6 +18,7 @@ from seesaw.engine.tracing import EngineTrace, Move
 from seesaw.outputs import EngineStatus, FinishReason
 from seesaw.plan.choice import LayoutChoice
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.counters import StepCounter, StepCounts
 from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
@@ -101,6 +102,17 @@ class Replicas:
         movement.tier_peak_bytes = peaks * self._predict.tier_block_bytes
         return movement
 
+    def count_steps(self, tile: int) -> None:
+        """Have schedulers count what their steps ask of the model from now on."""
+        for scheduler in self._schedulers:
+            scheduler.counter = StepCounter(tile)
+
+    @property
+    def step_counts(self) -> StepCounts | None:
+        counters = [scheduler.counter for scheduler in self._schedulers]
+        counts = [counter.counts for counter in counters if counter is not None]
+        return StepCounts.total(counts) if counts else None
+
     def status(self, layouts: LayoutChoice) -> EngineStatus:
         schedulers, count = self._schedulers, len(self._schedulers)
         first, stats = schedulers[0], [scheduler.stats for scheduler in schedulers]
@@ -130,15 +142,18 @@ class Replicas:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def issue(self) -> None:
-        """Submit all steps that can be planned now."""
+    def issue(self) -> list[str]:
+        """Submit all steps that can be planned now; ids of requests that begin in them."""
         began_s = time.perf_counter()
+        begun: list[str] = []
         for replica, scheduler in enumerate(self._schedulers):
             while (step := scheduler.schedule()) is not None:
                 self._submit(step, replica)
+                begun += [new.request_id for new in step.new_requests]
                 if self._trace is not None:
                     self._trace.planned(replica, step, began_s)
                     began_s = time.perf_counter()
+        return begun
 
     def _submit(self, step: SchedulerOutput, replica: int) -> None:
         self._steps[replica, step.step_id] = step
@@ -224,6 +239,7 @@ class Replicas:
         stalls.weights_s += done.reshard_s
         stalls.stages_s += done.stage_wait_s
         stalls.visible_s += done.visible_s
+        self._movement.expert_loads += round(done.expert_loads)
         if self.observer is not None:
             self.observer(step, elapsed_s)
         if done.parts:

@@ -42,7 +42,7 @@ def rotation_tokens(
     workload, count = expected_job(config, spec)
     lengths = workload.draw(min(count, MOST_DRAWN), seed=0)
     demand = Demand.of(lengths, math.ceil(count / layouts.dp))
-    steps = Steps(costs, WorkCounter(spec), demand, config.max_num_batched_tokens)
+    steps = Steps(costs, WorkCounter(spec), demand, config.step_tokens)
     plan = plan_rotation(config.running_tier, steps, memory, demand, config.max_num_seqs)
     if plan is None:
         return 0

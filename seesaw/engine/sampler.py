@@ -130,6 +130,24 @@ class _Logprobs:
     counts: list[int]
     tensors: tuple[torch.Tensor, ...]
 
+    @property
+    def most(self) -> int:
+        return max(self.counts, default=0)
+
+    @classmethod
+    def to_fill(
+        cls, rows: Sequence[int], states: Sequence[SamplingState], vocab: int, device: torch.device
+    ) -> _Logprobs:
+        """Room for those of `rows` that ask, taken before whole rows of logits come and go: small
+        results that stay between those would keep the C library from using their memory again."""
+        asking = [row for row in rows if states[row].params.logprobs is not None]
+        counts = [states[row].params.logprobs or 0 for row in asking]
+        shape = len(asking), min(max(counts, default=0), vocab)
+        of_each = (shape[0], torch.float32), (shape[0], torch.int64)
+        of_top = (shape, torch.int64), (shape, torch.float32)
+        empty = tuple(torch.empty(s, dtype=d, device=device) for s, d in (*of_each, *of_top))
+        return cls(asking, counts, empty)
+
 
 class PendingDraw:
     """A draw that was begun. `ids_S`: its tokens (int64) on the device, in the order of the rows,
@@ -140,12 +158,12 @@ class PendingDraw:
         self,
         ids_S: torch.Tensor,
         states: Sequence[SamplingState],
-        parts: Sequence[_Logprobs] = (),
+        asked: _Logprobs | None = None,
     ) -> None:
         self.ids_S = ids_S
         self._states = states
-        self._parts = parts
-        self._copy = HostCopy([ids_S, *(x for part in parts for x in part.tensors)])
+        self._asked = asked
+        self._copy = HostCopy([ids_S, *(asked.tensors if asked else ())])
         for state in states:
             state.begin()
 
@@ -155,15 +173,13 @@ class PendingDraw:
         tokens: list[int] = host[0]
         for state, token in zip(self._states, tokens, strict=True):
             state.learn(token)
-        if not self._parts:
+        if self._asked is None:
             return tokens, None
         entries: list[TokenLogprobs | None] = [None] * len(tokens)
-        for place, part in enumerate(self._parts):
-            columns = host[1 + 4 * place : 5 + 4 * place]
-            for row, count, one, rank, ids, tops in zip(
-                part.rows, part.counts, *columns, strict=True
-            ):
-                entries[row] = TokenLogprobs(one, rank, ids[:count], tops[:count])
+        for row, count, one, rank, ids, tops in zip(
+            self._asked.rows, self._asked.counts, *host[1:], strict=True
+        ):
+            entries[row] = TokenLogprobs(one, rank, ids[:count], tops[:count])
         return tokens, entries
 
 
@@ -192,7 +208,7 @@ def begin_draw(
     """
     if comm.size == 1:
         ids_S, part = _draw_whole(logits_SV, states)
-        return PendingDraw(ids_S, states, [part] if part else [])
+        return PendingDraw(ids_S, states, part)
     assert vocab_size is not None, "ranks that share a vocabulary must know its size"
     plain = [row for row, state in enumerate(states) if state.takes_the_highest]
     other = [row for row, state in enumerate(states) if not state.takes_the_highest]
@@ -205,15 +221,17 @@ def begin_draw(
     if plain:
         first = vocab_range(vocab_size, comm.size, comm.rank).start
         ids_S[plain_N] = _highest_of_ranks(*highest(logits_SV[plain_N], first), comm)
-    parts = []
-    at_once = rows_at_once(vocab_size)
+    kept = _Logprobs.to_fill(other, states, vocab_size, device)
+    at_once, done = rows_at_once(vocab_size), 0
     for start in range(0, len(other), at_once):
         rows, rows_N = other[start : start + at_once], other_N[start : start + at_once]
         whole_NV = _gather_rows(logits_SV[rows_N], comm, vocab_size)
-        ids_S[rows_N], part = _draw_whole(whole_NV, [states[row] for row in rows])
+        ids_S[rows_N], part = _draw_whole(whole_NV, [states[row] for row in rows], kept.most)
         if part is not None:
-            parts.append(_Logprobs([rows[n] for n in part.rows], part.counts, part.tensors))
-    return PendingDraw(ids_S, states, parts)
+            for all_of_them, some in zip(kept.tensors, part.tensors, strict=True):
+                all_of_them[done : done + len(some)] = some
+            done += len(part.rows)
+    return PendingDraw(ids_S, states, kept if kept.rows else None)
 
 
 def begin_draw_highest(
@@ -246,8 +264,9 @@ def _gather_rows(part_NV: torch.Tensor, comm: Comm, vocab_size: int) -> torch.Te
 
 
 def _draw_whole(
-    logits_SV: torch.Tensor, states: Sequence[SamplingState]
+    logits_SV: torch.Tensor, states: Sequence[SamplingState], most: int = 0
 ) -> tuple[torch.Tensor, _Logprobs | None]:
+    """Tokens and what is asked about them, of at least `most` most probable ones each."""
     adjustments = [
         adjustment
         for row, state in enumerate(states)
@@ -266,7 +285,7 @@ def _draw_whole(
     if len(asking) < len(states):
         (rows_N,) = upload(logits_SV.device, ("q", asking))
         logits_SV, asked_N = logits_SV[rows_N], ids_S[rows_N]
-    return ids_S, _Logprobs(asking, counts, logprobs(logits_SV, asked_N, max(counts)))
+    return ids_S, _Logprobs(asking, counts, logprobs(logits_SV, asked_N, max(most, *counts)))
 
 
 def _sample(logits_SV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from seesaw.engine.stalls import Stalls
+from seesaw.scheduler.counters import StepCounts
 from seesaw.scheduler.output import Phase
 from seesaw.scheduler.stats import SchedulerStats
 
@@ -56,6 +57,8 @@ class MovementStats(MovedBytes):
     tier_pieces: int = 0
     """Runs of bytes in the tier that stores and loads went to and came from, as layouts and the
     tier's order have it."""
+    expert_loads: int = 0
+    """How often an expert's weights were read, over all layers and ranks; with `profile`."""
     predicted: MovedBytes = field(default_factory=MovedBytes)
     stalls: Stalls = field(default_factory=Stalls)
 
@@ -124,3 +127,5 @@ class EngineStats:
     kv_usage: float
     scheduler: SchedulerStats
     transfers: MovementStats
+    counts: StepCounts | None
+    """What steps asked of the model since `Engine.count_steps`; None where nobody asked."""

@@ -4,7 +4,6 @@ to be set beside what was measured."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from itertools import chain
 
 from seesaw.engine.build import plan_weights, pool_shape
 from seesaw.engine.messages import RankSetup
@@ -14,6 +13,7 @@ from seesaw.plan.cost_model import CostModel, StageTime
 from seesaw.plan.machine import Machine
 from seesaw.plan.work import WorkCounter
 from seesaw.scheduler.output import Phase, SchedulerOutput
+from seesaw.scheduler.step_times import StepTimer
 
 KINDS = {
     "weights_s": "memory",
@@ -76,16 +76,13 @@ class StepCosts:
 
     def step(self, step: SchedulerOutput) -> StepSeconds:
         """Of a step with rows."""
-        rows = list(chain(*(lane.rows for lane in step.lanes)))
-        _, starts, counts, _, _, samples = zip(*rows, strict=True)
-        work = self._counter.count_columns(counts, starts, sum(samples))
-        costs = self._costs[step.phase]
-        stages = costs.stages_s(work)
-        terms: StageTime = costs.stage(stages.index(max(stages)), work)
+        rows = step.rows
+        timer = StepTimer(self._costs[step.phase], self._counter)
+        terms: StageTime = timer.slowest(rows)
         bound = dict.fromkeys(KINDS.values(), 0.0)
         for one in fields(terms):
             bound[KINDS[one.name]] += getattr(terms, one.name)
-        return StepSeconds(stages, bound)
+        return StepSeconds(timer.times(rows).stages_s, bound)
 
     def weights_s(self, phase: Phase) -> float:
         """Until the slowest rank has its weights of `phase`, where nothing else is done."""

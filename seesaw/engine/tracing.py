@@ -127,7 +127,7 @@ class EngineTrace:
     def planned(self, replica: int, step: SchedulerOutput, began_s: float) -> None:
         """A step was planned and handed over since `began_s`."""
         now_s = time.perf_counter()
-        rows = [row for lane in step.lanes for row in lane.rows]
+        rows = step.rows
         predicted = self._costs.step(step) if self._costs is not None and rows else None
         decoded = self._schedulers[replica].stats.num_decode_rows
         num_decodes = decoded - self._decoded[replica]

@@ -17,6 +17,7 @@ from seesaw.engine.rank_executor import RankExecutor
 from seesaw.engine.ranks import Ranks
 from seesaw.layout import ParallelLayout, PlainFormat, layouts_for, rank_ranges
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
 from seesaw.scheduler.output import Phase, SchedulerOutput
 from seesaw.weights.checkpoint import Checkpoint
 from seesaw.weights.hashes import param_hashes
@@ -57,7 +58,7 @@ def engine_on(
     ranks: Ranks | None, model: Path, prefill: object, decode: object, **settings: Any
 ) -> Iterator[Engine]:
     given = BASE | {"policy": "seesaw"} | settings
-    if given["policy"] == "continuous":
+    if not policies.uses_tier(given["policy"]):
         del given["host_kv_memory"]
     config = EngineConfig(
         model=str(model), prefill_layout=str(prefill), decode_layout=str(decode), **given

@@ -14,27 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from seesaw import LLM, SamplingParams
-from tests.checkpoints import FAMILIES, VOCAB_SIZE
+from tests.checkpoints import FAMILIES
+from tests.engine.prompts import random_prompts
 from tests.reference import count_near_ties, greedy
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-
-
-def random_prompts(count: int, longest: int) -> list[list[int]]:
-    """Of random lengths, the shortest of one token; half of them with a common beginning."""
-    seed = random.randrange(2**31)
-    print(f"random_prompts(seed={seed})")
-    rng = random.Random(seed)
-
-    def ids(length: int) -> list[int]:
-        return [rng.randrange(4, VOCAB_SIZE) for _ in range(length)]
-
-    common = ids(longest // 2)
-    prompts = [ids(1), ids(longest)]
-    while len(prompts) < count:
-        rest = ids(rng.randrange(1, longest // 2))
-        prompts.append(common + rest if rng.random() < 0.5 else rest)
-    return prompts
 
 
 @pytest.fixture(scope="module")

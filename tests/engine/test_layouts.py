@@ -250,7 +250,7 @@ def planned(device: torch.device, spec: ModelSpec, **settings: Any) -> LayoutCho
 
 def test_known_gpus_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     as_gpus(monkeypatch, "NVIDIA L4")
-    choice = planned(CUDA, large())
+    choice = planned(CUDA, large(), max_num_batched_tokens=2048)
     assert choice.num_ranks == 4
     assert "planned for 1000 requests of 1024 tokens in and 256 out" in choice.reason
     assert "see `seesaw plan`" in choice.reason
@@ -258,6 +258,7 @@ def test_known_gpus_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     # Slow links, and both phases count: prompts in stages, answers cut further.
     assert choice.prefill.pp == 4
     assert choice.decode.tp > 1
+    assert choice.max_num_batched_tokens == 2048
     assert "split gains" in choice.reason
 
 
@@ -361,6 +362,10 @@ def test_what_is_about_two_layouts_does_not_count_where_one_was_chosen() -> None
     assert (kept.host_kv_memory, kept.reload, kept.reshard_from) == ("1GiB", "missing", "peers")
     left = settled(auto, LayoutChoice(one, one, "planned"))
     assert (left.host_kv_memory, left.reload, left.reshard_from) == (None, "auto", "auto")
+    assert left.step_tokens == 2048
+    chosen = LayoutChoice(one, one, "planned", max_num_batched_tokens=256)
+    assert settled(auto, chosen).step_tokens == 256
+    assert settled(replace(auto, max_num_batched_tokens=512), chosen).step_tokens == 512
     phased = replace(auto, policy="seesaw")
     assert settled(phased, LayoutChoice(one, one, "planned")).host_kv_memory == "1GiB"
     given = EngineConfig(model="m", layouts="tp2", host_kv_memory="1GiB")

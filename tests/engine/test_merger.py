@@ -104,7 +104,7 @@ def test_messages_are_the_same_behind_the_wire() -> None:
         appended_blocks={"a": [1]},
         known_tokens={"a": (3, [1])},
         loads=[Load(1, "a", [1], [2], 3)],
-        lanes=[Batch([Row("a", 0, 2, 0, 3, True)])],
+        batches=[Batch([Row("a", 0, 2, 0, 3, True)])],
         stores=[Store(2, "a", "prefill", [1], [2], 3)],
     )
     message = decode(encode(Step(step)))

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from seesaw.engine import output_processor
 from seesaw.engine.output_processor import OutputProcessor
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler.output import TokenLogprobs
@@ -50,13 +51,16 @@ def ids(text):
 
 
 class Harness:
-    def __init__(self, sampling, *, stream=False, n=1):
+    def __init__(self, sampling, *, stream=False, n=1, times_tokens=False, arrival_s=0.0):
         self.processor = OutputProcessor(Letters())
         self.requests = [
-            Request(f"r{i}", [1, 2], sampling, seed=0, eos_token_ids=(EOS,), max_model_len=1000)
+            Request(
+                f"r{i}", [1, 2], sampling, seed=0, eos_token_ids=(EOS,), max_model_len=1000,
+                arrival_s=arrival_s,
+            )
             for i in range(n)
-        ]
-        self.processor.add("r", "ab", self.requests, stream=stream, arrival_s=0.0)
+        ]  # fmt: skip
+        self.processor.add("r", "ab", self.requests, stream=stream, times_tokens=times_tokens)
         self.stops = []
 
     def finish(self, request_id, reason, stop):
@@ -184,3 +188,25 @@ def test_logprobs_name_the_drawn_token_even_outside_the_top():
     }  # fmt: skip
     assert first[1].decoded_token == "a"
     assert output.outputs[0].cumulative_logprob == -6.0
+
+
+def test_tokens_are_timed_where_asked_for_and_none_past_a_stop_string(monkeypatch):
+    ticks = itertools.count(10.0)
+    monkeypatch.setattr(output_processor.time, "perf_counter", lambda: next(ticks))
+    harness = Harness(SamplingParams(stop="lo"), times_tokens=True, arrival_s=7.0)
+    harness.processor.begun(["unknown", "r0"])
+    harness.processor.begun(["r0"])
+    request = harness.requests[0]
+    request.tokens += ids("he")
+    assert harness.processor.process([request], harness.finish) == []
+    request.tokens += ids("l")
+    assert harness.processor.process([request], harness.finish) == []
+    request.tokens += ids("op")
+    (output,) = harness.processor.process([request], harness.finish)
+    assert output.outputs[0].text == "he"
+    assert output.outputs[0].token_s == [12.0, 12.0, 13.0, 14.0]
+    metrics = output.metrics
+    assert (metrics.arrival_s, metrics.scheduled_s, metrics.first_token_s) == (7.0, 10.0, 12.0)
+    assert metrics.finished_s == 15.0
+    untimed, _ = run("hello.")
+    assert untimed.token_s is None

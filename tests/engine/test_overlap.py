@@ -85,7 +85,7 @@ def test_each_layer_is_waited_for_and_stored_once(num_layers: int) -> None:
 def test_stores_of_requests_without_a_row_may_begin_at_once() -> None:
     rows = [Row(name, 0, 1, 0, 2, True) for name in "abc"]
     stores = [Store(n, name, "decode", [n], [n], 1) for n, name in enumerate("bxa")]
-    step = SchedulerOutput(3, lanes=[Batch(rows[:1]), Batch(rows[1:])], stores=stores)
+    step = SchedulerOutput(3, batches=[Batch(rows[:1]), Batch(rows[1:])], stores=stores)
     assert split_stores(step) == ([stores[1]], [[stores[2]], [stores[0]]])
 
 

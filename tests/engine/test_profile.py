@@ -49,9 +49,9 @@ def test_steps_add_up_by_kind() -> None:
     profile = StepProfile()
     decode = Row("a", 5, 1, 0, 3, True)
     prompt = Row("b", 0, 4, 0, 3, True)
-    profile.add(SchedulerOutput(1, lanes=[Batch([decode])]), {"x": 1.0}, 1.5)
-    profile.add(SchedulerOutput(2, lanes=[Batch([decode, prompt])]), {"x": 2.0, "y": 3.0}, 5.0)
-    profile.add(SchedulerOutput(3, lanes=[Batch([decode, decode])]), {"x": 1.0}, 0.5)
+    profile.add(SchedulerOutput(1, batches=[Batch([decode])]), {"x": 1.0}, 1.5)
+    profile.add(SchedulerOutput(2, batches=[Batch([decode, prompt])]), {"x": 2.0, "y": 3.0}, 5.0)
+    profile.add(SchedulerOutput(3, batches=[Batch([decode, decode])]), {"x": 1.0}, 0.5)
     figures = profile.figures()
     assert figures == {
         "decode": {"steps": 2, "tokens": 3, "parts_s": {"x": 2.0, BETWEEN: 0.5}},

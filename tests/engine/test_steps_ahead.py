@@ -12,7 +12,7 @@ import pytest
 
 import seesaw.engine.build
 from seesaw import SamplingParams
-from seesaw.engine import model_runner
+from seesaw.engine import layered_batch
 from seesaw.engine.messages import StepReport
 from seesaw.engine.model_runner import ModelRunner
 from seesaw.engine.ranks import Ranks
@@ -140,7 +140,7 @@ class Watched:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.unknown = self.waits = 0
-        gather, needs_results = model_runner.gather_rows, ModelRunner.needs_results
+        gather, needs_results = layered_batch.gather_rows, ModelRunner.needs_results
 
         def watched_gather(*args, **kwargs):
             rows = gather(*args, **kwargs)
@@ -152,7 +152,7 @@ class Watched:
             self.waits += needed
             return needed
 
-        patch.setattr(model_runner, "gather_rows", watched_gather)
+        patch.setattr(layered_batch, "gather_rows", watched_gather)
         patch.setattr(ModelRunner, "needs_results", watched_needs)
 
 

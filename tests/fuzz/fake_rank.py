@@ -63,8 +63,7 @@ def told_step(step: SchedulerOutput) -> str:
     """A step in a line."""
     rows = [
         f"{row.request_id}[{row.token_start}:{row.token_start + row.num_tokens}]{'*' * row.samples}"
-        for lane in step.lanes
-        for row in lane.rows
+        for row in step.rows
     ]
     parts = [f"{'transition to ' * step.reshard}{step.phase} step {step.step_id}", *rows]
     parts += [f"store {s.transfer_id} of {s.request_id}" for s in step.stores]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from seesaw.engine.engine import Engine
+from seesaw.engine import engine
 from seesaw.engine.merger import Merger
 from seesaw.engine.messages import Step
 from seesaw.engine.output_processor import OutputProcessor
@@ -21,7 +21,7 @@ from seesaw.scheduler.residency import Residency
 from seesaw.scheduler.step import StepBuilder
 
 Method = Callable[..., Any]
-Planted = tuple[type[Any], str, Callable[[Method], Method]]
+Planted = tuple[Any, str, Callable[[Method], Method]]
 """The class, its method, and what makes the faulty one of it."""
 
 
@@ -64,11 +64,11 @@ def _free_at_once(method: Method) -> Method:
     """Blocks of ended requests, though steps in flight still use them."""
 
     def release_drained(self: Residency) -> None:
-        oldest, self.oldest_step = self.oldest_step, 2**62
+        oldest, self.oldest_steps = self.oldest_steps, [2**62]
         try:
             method(self)
         finally:
-            self.oldest_step = oldest
+            self.oldest_steps = oldest
 
     return release_drained
 
@@ -185,7 +185,7 @@ def _no_drain(_: Method) -> Method:
 
 def _same_seed(method: Method) -> Method:
     """For all answers of a request."""
-    return lambda self, request_id, sampling, index: method(self, request_id, sampling, 0)
+    return lambda seed, request_id, sampling, index: method(seed, request_id, sampling, 0)
 
 
 def _shown_twice(method: Method) -> Method:
@@ -223,7 +223,7 @@ PLANTED: dict[str, Planted] = {
     "a replica is not woken": (Replicas, "issue", _first_is_woken),
     "the wrong step is named": (RankExecutor, "_activity", _last_step_named),
     "kept ranks are not drained": (RankExecutor, "_drain", _no_drain),
-    "answers of a request draw alike": (Engine, "_seed", _same_seed),
+    "answers of a request draw alike": (engine, "draw_seed", _same_seed),
     "an answer is given out twice": (OutputProcessor, "process", _shown_twice),
     "the phase changes too often": (Seesaw, "leaves_prefill", _leaves_early),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from tests.fuzz.clock import Clock
 from tests.fuzz.fake_ranks import FakeRanks
 from tests.fuzz.harness import dumps_kept, make_engine
 from tests.fuzz.scenario import Asked, Fault, Scenario, random_scenario
+from tests.scheduler.rules import most_transitions
 
 COUNTED = {
     "kv_store_bytes": "Store",
@@ -168,8 +169,10 @@ class Play:
                 assert self.clock.advance(), f"requests {self._open.keys()} never come"
                 continue
             heard = ranks.num_heard
-            self._take(engine.step())
-            idle = idle + 1 if ranks.num_heard == heard else 0
+            outputs = engine.step()
+            self._take(outputs)
+            # An answer of no tokens needs no rank.
+            idle = 0 if outputs or ranks.num_heard > heard else idle + 1
             assert idle < MOST_IDLE, f"steps that wait for nothing: {ranks.describe()}"
             if fault is not None and fault.kind == "left" and ranks.num_steps > (fault.after_steps):
                 self.seen["left"] += 1
@@ -253,7 +256,7 @@ class Play:
         self.seen["discarded"] += stats.scheduler.num_discarded_tokens
 
     def _check_transitions(self, engine: Engine, ranks: FakeRanks) -> None:
-        """The paper's bound, in blocks, where nothing but a full tier ends a prefill phase."""
+        """`most_transitions`, where nothing but a full tier ends a prefill phase."""
         scenario, tier = self.scenario, self.scenario.config.tier
         options = scenario.options
         strict = scenario.policy == "seesaw" and not options.get("low_mark")
@@ -265,8 +268,7 @@ class Play:
             prompts = model.prompts
             if scheduler.stats.num_preemptions or not prompts:
                 continue
-            need = [-(-size // tier.tier_block_size) for size in prompts]
-            bound = 2 * -(-sum(need) // (tier.tier_blocks - max(need) + 1)) + 1
+            bound = most_transitions(tier, prompts)
             self.seen["bound"] += 1
             count = scheduler.stats.num_transitions
             assert count <= bound, f"{count} transitions, the bound is {bound}"

@@ -15,7 +15,7 @@ from tests.scheduler.worker_model import WorkerModel
 PLAYED = {
     "step_id", "phase", "reshard", "finished", "preempted", "new_requests", "appended_blocks",
     "known_tokens", "poison_blocks", "block_copies", "loads", "awaits",
-    "lanes", "stores", "relays", "announce",
+    "batches", "stores", "relays", "announce",
 }  # fmt: skip
 """Fields of a step that the worker model acts on. Others must be empty: what nobody plays, nobody
 checks."""
@@ -66,7 +66,7 @@ class ReplicaModel:
         self, step: SchedulerOutput, token_ids: list[int]
     ) -> list[TokenLogprobs | None] | None:
         """As a step has them: none at all, or one or none per token."""
-        rows = [row for lane in step.lanes for row in lane.rows if row.samples]
+        rows = [row for row in step.rows if row.samples]
         counts = [self._model.requests[row.request_id].new.sampling.logprobs for row in rows]
         if all(count is None for count in counts):
             return None

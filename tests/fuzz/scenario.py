@@ -16,8 +16,18 @@ from typing import Literal
 from seesaw.families import ModelSpec, spec_from_hf
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler import policies
 from seesaw.scheduler.config import SchedulerConfig
-from tests.scheduler.traces import PROFILES, TIER_PROFILES, Profile, Script, Trace, random_trace
+from tests.scheduler.traces import (
+    POLICY_OPTIONS,
+    PROFILES,
+    TIER_PROFILES,
+    Profile,
+    Script,
+    Trace,
+    random_trace,
+    with_policy,
+)
 
 FaultKind = Literal[
     "killed", "ended", "failed", "failed copy", "frozen", "hung", "killed at start", "left"
@@ -29,10 +39,15 @@ a rank: the caller shuts the engine down while it works."""
 TICK_S = 0.1
 
 FIRST_CHAR = 0x4100
+# Lanes run in the engine's own process, where no ranks can be put in their place.
 PROFILE_OF = {
-    **{f"one layout, {name}": profile for name, profile in PROFILES.items()},
-    **{f"two phases, {name}": profile for name, profile in TIER_PROFILES.items()},
-}
+    f"one layout, {name}": profile
+    for name, profile in (
+        *PROFILES.items(),
+        *((policy, with_policy(PROFILES["tiny-pool"], policy)) for policy in POLICY_OPTIONS),
+    )
+    if policies.num_lanes(profile.policy) == 1
+} | {f"two phases, {name}": profile for name, profile in TIER_PROFILES.items()}
 
 SPEC: ModelSpec = spec_from_hf(
     {

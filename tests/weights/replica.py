@@ -35,13 +35,18 @@ class ThreadExchange:
     sender's own tensors, read only when the receiver gets to them."""
 
     def __init__(self) -> None:
-        self._lines: defaultdict[tuple[int, int], queue.Queue[torch.Tensor]] = defaultdict(
-            queue.Queue
-        )
-        self._receipts: defaultdict[tuple[int, int], queue.Queue[None]] = defaultdict(queue.Queue)
+        self._lines: dict[tuple[int, int], queue.Queue[torch.Tensor]] = {}
+        self._receipts: dict[tuple[int, int], queue.Queue[None]] = {}
 
     def of(self, rank: int) -> _Member:
         return _Member(self, rank)
+
+    def line(self, sender: int, receiver: int) -> queue.Queue[torch.Tensor]:
+        # Both ends may be the first to ask, at the same time: `setdefault` gives them the same one.
+        return self._lines.setdefault((sender, receiver), queue.Queue())
+
+    def receipts(self, receiver: int, sender: int) -> queue.Queue[None]:
+        return self._receipts.setdefault((receiver, sender), queue.Queue())
 
 
 class _Member:
@@ -54,7 +59,7 @@ class _Member:
         receives: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
         assert sends or receives, "called for nothing"
-        lines, receipts = self._exchange._lines, self._exchange._receipts
+        line, receipts = self._exchange.line, self._exchange.receipts
         for _, target in receives:
             target.fill_(0xEE)
         for peer, content in sends:
@@ -62,15 +67,15 @@ class _Member:
             assert content.is_contiguous()
             assert content.dtype == torch.uint8
             _finish_work(content)
-            lines[self._rank, peer].put(content)
+            line(self._rank, peer).put(content)
         for peer, target in receives:
-            content = lines[peer, self._rank].get(timeout=TIMEOUT_S)
+            content = line(peer, self._rank).get(timeout=TIMEOUT_S)
             assert content.shape == target.shape
             target.copy_(content)
             _finish_work(target)
-            receipts[self._rank, peer].put(None)
+            receipts(self._rank, peer).put(None)
         for peer, _ in sends:
-            receipts[peer, self._rank].get(timeout=TIMEOUT_S)
+            receipts(peer, self._rank).get(timeout=TIMEOUT_S)
 
 
 def _finish_work(tensor: torch.Tensor) -> None:
