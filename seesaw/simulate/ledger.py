@@ -6,14 +6,16 @@ Is told of steps, transfers, ends and losses; decides nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from seesaw.latency import Spread, Timing, samples
+from seesaw.scheduler.counters import StepCounts
 from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.stats import SchedulerStats
 from seesaw.simulate.replica import Ran
-from seesaw.simulate.results import Part, Result, Spread
+from seesaw.simulate.results import Part, Result
 from seesaw.simulate.setup import Setup
 
 
@@ -48,9 +50,14 @@ class Ledger:
         self._setup = setup
         count = len(setup.scenario.requests)
         self._replicas = [_ReplicaNotes() for _ in range(setup.num_replicas)]
+        self._scheduled_s = [math.nan] * count
         self._first_s = [math.nan] * count
         self._end_s = [math.nan] * count
         self._answers = [0] * count
+        self._bubble_s = [0.0] * count
+        self._token_s: list[list[float]] | None = None
+        if setup.scenario.times_tokens:
+            self._token_s = [[] for _ in range(count)]
         self._input_tokens = self._output_tokens = 0  # of requests that ended
         self._steady: Part | None = None
         self._elapsed_s = 0.0
@@ -59,6 +66,7 @@ class Ledger:
         self._num_transitions = 0
         self._transition_s = 0.0
         self._num_lost = 0
+        self._expert_loads = 0.0
 
     # -- as it goes --------------------------------------------------------------------------------
 
@@ -66,9 +74,15 @@ class Ledger:
         notes, work = self._replicas[replica], ran.work
         for new in step.new_requests:
             notes.beginning[new.request_id] = len(new.prompt_token_ids)
+            number = int(new.request_id)
+            if math.isnan(self._scheduled_s[number]):
+                self._scheduled_s[number] = now_s
         notes.moving.update((one.transfer_id, "store") for one in step.stores)
         notes.moving.update((one.transfer_id, "load") for one in step.loads)
         notes.moving.update((one.transfer_id, "relay") for one in step.relays)
+        if ran.bubble_s > 0:
+            for row in step.rows:
+                self._bubble_s[int(row.request_id)] += ran.bubble_s
         kind: str = step.phase
         if kind == "decode":
             notes.best_rows = max(notes.best_rows, work.num_sampled)
@@ -79,12 +93,7 @@ class Ledger:
 
     def _first_tokens(self, notes: _ReplicaNotes, step: SchedulerOutput) -> list[str]:
         beginning = notes.beginning
-        first = [
-            row.request_id
-            for lane in step.lanes
-            for row in lane.rows
-            if row.samples and row.request_id in beginning
-        ]
+        first = [row.request_id for row in step.rows if row.samples and row.request_id in beginning]
         for request_id in first:
             del beginning[request_id]
         return first
@@ -99,12 +108,21 @@ class Ledger:
             phase_s[note.kind] = phase_s.get(note.kind, 0.0) + seconds - reshard_s
             phase_s["reshard"] = phase_s.get("reshard", 0.0) + reshard_s
         self._transition_s += done.reshard_s
+        self._expert_loads += done.expert_loads
         if note.changes_to is not None:
             self._num_transitions += 1
             for source, nbytes in self._setup.weight_bytes(note.changes_to).items():
                 self._weights[source] = self._weights.get(source, 0) + nbytes
         for request_id in note.first:
             self._first_s[int(request_id)] = now_s
+
+    def advanced(self, requests: Iterable[Request], now_s: float) -> None:
+        """These have tokens that were not known before."""
+        if self._token_s is None:
+            return
+        for request in requests:
+            times = self._token_s[int(request.request_id)]
+            times += [now_s] * (request.num_output_tokens - len(times))
 
     def transferred(self, replica: int, done: TransferDone) -> None:
         self._bytes[self._replicas[replica].moving.pop(done.transfer_id)] += done.num_bytes
@@ -116,12 +134,15 @@ class Ledger:
         self._input_tokens += request.num_prompt
         self._output_tokens += request.num_output_tokens
 
-    def lost(self, replica: int, num_requests: int) -> None:
-        """A replica died with so many, which have to begin anew."""
+    def lost(self, replica: int, request_ids: Collection[str]) -> None:
+        """A replica died with these, which have to begin anew."""
+        if self._token_s is not None:
+            for request_id in request_ids:
+                self._token_s[int(request_id)].clear()
         notes = self._replicas[replica]
         notes.beginning.clear()
         notes.moving.clear()
-        self._num_lost += num_requests
+        self._num_lost += len(request_ids)
 
     def none_waits(self, left: Sequence[Request], now_s: float) -> None:
         """No request waits any more, and these have not ended."""
@@ -137,7 +158,9 @@ class Ledger:
 
     # -- in the end --------------------------------------------------------------------------------
 
-    def result(self, stats: SchedulerStats, busy_s: Sequence[float]) -> Result:
+    def result(
+        self, stats: SchedulerStats, counts: StepCounts | None, busy_s: Sequence[float]
+    ) -> Result:
         setup = self._setup
         scenario = setup.scenario
         elapsed_s = self._elapsed_s
@@ -145,7 +168,8 @@ class Ledger:
         steady = self._steady or Part(
             seconds=elapsed_s, input_tokens=input_tokens, output_tokens=output_tokens
         )
-        samples = self._latencies()
+        timings = self._timings()
+        latencies = samples(timings)
         faults = asdict(scenario.faults)
         return Result(
             model=scenario.config.model,
@@ -174,12 +198,16 @@ class Ledger:
                 output_tokens=output_tokens - steady.output_tokens,
             ),
             busy_share=[min(1.0, seconds / elapsed_s) for seconds in busy_s],
-            latency_s={name: Spread.of(values) for name, values in samples.items()},
+            latency_s={name: Spread.of(values) for name, values in latencies.items()},
+            bubble_s=Spread.of(self._bubble_s),
             scheduler=asdict(stats),
+            counts=counts,
             memory=self._memory(),
             faults=faults,
             seed=scenario.seed,
-            samples=samples,
+            expert_loads=self._expert_loads,
+            samples={**latencies, "bubble": self._bubble_s},
+            timings=timings if self._token_s is not None else (),
         )
 
     def _memory(self) -> dict[str, int]:
@@ -198,15 +226,12 @@ class Ledger:
         phases["idle"] = max(0.0, self._elapsed_s - sum(phases.values()))
         return phases
 
-    def _latencies(self) -> dict[str, list[float]]:
+    def _timings(self) -> list[Timing]:
         arrivals = [arrival_s for arrival_s, _, _ in self._setup.scenario.requests]
-        first, end = self._first_s, self._end_s
-        return {
-            "first_token": [at - came for at, came in zip(first, arrivals, strict=True)],
-            "per_token": [
-                (last - at) / (count - 1)
-                for at, last, count in zip(first, end, self._answers, strict=True)
-                if count > 1
-            ],
-            "end_to_end": [at - came for at, came in zip(end, arrivals, strict=True)],
-        }
+        if self._token_s is not None:
+            return list(map(Timing.of, arrivals, self._scheduled_s, self._token_s))
+        moments = (arrivals, self._scheduled_s, self._first_s, self._end_s, self._answers)
+        return [
+            Timing(arrival_s=came, scheduled_s=begun, first_s=first, end_s=end, num_tokens=count)
+            for came, begun, first, end, count in zip(*moments, strict=True)
+        ]

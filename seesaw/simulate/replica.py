@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple, Protocol
 
 from seesaw.layout.kv import STORE_LAYERS
@@ -18,8 +17,9 @@ from seesaw.plan.cost_model import CostModel
 from seesaw.plan.transition import Landing, run_while_landing
 from seesaw.plan.work import Work, WorkCounter
 from seesaw.scheduler.output import ModelOutput, Phase, SchedulerOutput, Store, TransferDone
+from seesaw.scheduler.step_times import StepTimer, StepTimes
 
-NO_WORK = Work()
+NO_STEP = StepTimes(Work(), [], [])
 
 MOST_COPIES = 4096
 """Whose ends are kept before those that are over are forgotten."""
@@ -72,12 +72,14 @@ class Transition:
 
 class Ran(NamedTuple):
     """What came of a step, and when: its result at `done_s`, and each store and load with the time
-    at which it is complete on all ranks. `work` is what its rows asked of every layer."""
+    at which it is complete on all ranks. `work` is what its rows asked of every layer; before it
+    stages stood still for `bubble_s`, summed over them, though steps were under way."""
 
     done_s: float
     output: ModelOutput
     transfers: list[tuple[float, TransferDone]]
     work: Work
+    bubble_s: float = 0.0
 
 
 class ReplicaClock:
@@ -101,7 +103,7 @@ class ReplicaClock:
         stop_s: float = math.inf,
     ) -> None:
         self._phases = phases
-        self._counter = counter
+        self._timers = {name: StepTimer(phase.costs, counter) for name, phase in phases.items()}
         self._transitions = transitions or {}
         self._relay = relay
         self._recorder = recorder
@@ -119,12 +121,17 @@ class ReplicaClock:
         """Of ranks that have computed nothing since their weights began to come, and when."""
         self.busy_s = [0.0] * num_ranks
         """Seconds that each rank computed; copies and waiting for weights do not count."""
+        self._computed_s = [begin_s] * num_ranks
+        """When each rank was done with the last rows that it had."""
+        self._through_s = begin_s
+        """When the last step is done: from then on nothing is under way."""
         self._copied_s: dict[int, list[float]] = {}
         """When each rank is done with its part of a transfer, as long as a step may ask."""
 
     def submit(self, step: SchedulerOutput, now_s: float) -> Ran:
         """All that comes of a step handed over at `now_s`. Steps come in their order."""
         phase, free = self._phases[step.phase], self.compute_free_s
+        empty_s = max(0.0, now_s - self._through_s)
         for rank, free_s in enumerate(free):
             if free_s < now_s:
                 free[rank] = now_s
@@ -140,8 +147,9 @@ class ReplicaClock:
             for rank, end_s in enumerate(self._copied_s.get(transfer_id, ())):
                 free[rank] = max(free[rank], end_s)
         begun_s = free[:]
-        work, busy_s, held_s = self._compute(step, phase, begun_s)
-        done_s = max(free)
+        times, busy_s, held_s = self._compute(step, phase, begun_s)
+        done_s = self._through_s = max(free)
+        bubble_s = self._bubbles(begun_s, empty_s, phase) if times.work.num_tokens else 0.0
         if step.stores and self._overlap:
             transfers += self._store_beside(step, phase, begun_s)
         else:
@@ -152,14 +160,24 @@ class ReplicaClock:
                 transfers.append(end)
         for relay in step.relays:
             transfers.append(self._exchange(relay.transfer_id, len(relay.blocks)))
-        tokens = [0] * work.num_sampled
+        tokens = [0] * times.work.num_sampled
         if len(self._copied_s) > MOST_COPIES:
             self._copied_s = {
                 number: ends for number, ends in self._copied_s.items() if max(ends) > now_s
             }
         reshard_s += held_s
-        output = ModelOutput(step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s)
-        return Ran(done_s, output, transfers, work)
+        output = ModelOutput(
+            step.step_id, tokens, busy_s=busy_s, reshard_s=reshard_s,
+            expert_loads=times.expert_loads,
+        )  # fmt: skip
+        return Ran(done_s, output, transfers, times.work, bubble_s)
+
+    def _bubbles(self, begun_s: Sequence[float], empty_s: float, phase: PhaseModel) -> float:
+        """For how long stages stood still before rows that they have computed by now, less the
+        `empty_s` in which nothing was under way."""
+        before, self._computed_s = self._computed_s, self.compute_free_s[:]
+        first_ranks = range(0, len(before), phase.costs.layout.tp)
+        return sum(max(0.0, begun_s[rank] - before[rank] - empty_s) for rank in first_ranks)
 
     def _reshard(self, phase: Phase) -> float:
         """Seconds for which the slowest rank does nothing else."""
@@ -182,20 +200,16 @@ class ReplicaClock:
 
     def _compute(
         self, step: SchedulerOutput, phase: PhaseModel, begun_s: list[float]
-    ) -> tuple[Work, float, float]:
-        """The step's work, the seconds of the slowest stage, and for how long a stage waited for
+    ) -> tuple[StepTimes, float, float]:
+        """What the step takes, the seconds of the slowest stage, and for how long one waited for
         weights. `begun_s` becomes when each rank began."""
-        lanes = step.lanes
-        rows = lanes[0].rows if len(lanes) == 1 else list(chain(*(lane.rows for lane in lanes)))
-        if not rows:
-            return NO_WORK, 0.0, 0.0
-        _, starts, counts, _, _, samples = zip(*rows, strict=True)
-        work = self._counter.count_columns(counts, starts, sum(samples))
+        if not step.rows:
+            return NO_STEP, 0.0, 0.0
+        times = self._timers[step.phase].times(step.rows)
         costs, free = phase.costs, self.compute_free_s
         tp = costs.layout.tp
         arrival_s = busy_s = held_s = 0.0
-        send_s = costs.send_s(work.num_tokens) if costs.layout.pp > 1 else 0.0
-        for stage, seconds in enumerate(costs.stages_s(work)):
+        for stage, seconds in enumerate(times.stages_s):
             first = stage * tp
             ranks = range(first, first + tp)
             begin_s = max(arrival_s, *free[first : first + tp])
@@ -218,15 +232,16 @@ class ReplicaClock:
                 for rank in ranks:
                     self._note(rank, "compute", name, begin_s, end_s - begin_s)
             busy_s = max(busy_s, seconds)
-            arrival_s = end_s + send_s
-        return work, busy_s, held_s
+            if stage < len(times.handed_over):
+                arrival_s = end_s + costs.send_s(times.handed_over[stage])
+        return times, busy_s, held_s
 
     def _store_beside(
         self, step: SchedulerOutput, phase: PhaseModel, begun_s: Sequence[float]
     ) -> list[tuple[float, TransferDone]]:
         """What the step's rows complete is stored by groups of layers as these are computed, at an
         even pace; what no row adds to, from when the rank comes to the step."""
-        running = {row.request_id for lane in step.lanes for row in lane.rows}
+        running = {row.request_id for row in step.rows}
         done: list[Store] = [one for one in step.stores if one.request_id not in running]
         to_come = [one for one in step.stores if one.request_id in running]
         for store in step.stores:

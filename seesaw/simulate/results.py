@@ -6,32 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Of a figure over all requests that have it."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if not values:
-            return cls(mean=0.0, p50=0.0, p90=0.0, p99=0.0)
-        ordered = sorted(values)
-        p50, p90, p99 = (quantile(ordered, share) for share in (0.5, 0.9, 0.99))
-        return cls(mean=sum(ordered) / len(ordered), p50=p50, p90=p90, p99=p99)
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of values that rise: on the line between the two nearest."""
-    low, rest = divmod(share * (len(ordered) - 1), 1.0)
-    index = int(low)
-    if rest == 0.0:
-        return ordered[index]
-    return ordered[index] * (1 - rest) + ordered[index + 1] * rest
+from seesaw.latency import Spread, Timing
+from seesaw.scheduler.counters import StepCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +46,12 @@ class Result:
     `phase_s` parts them by what ran, in the mean over replicas: steps of phase "prefill" and
     "decode", "mixed" ones where one layout does both in a step, "reshard" for changes of layout,
     and "idle"; `transition_s` is such a mean too, while `num_transitions` are those of all replicas
-    together. `tail` begins when no request waits and those left are fewer than half of the best
-    batch; `steady` is all before. `busy_share` is of each rank's compute lane, changes of layout
-    not counted. A change of layout counts once the step that it comes before is done. In
-    `latency_s`, "first_token" and "end_to_end" count from the arrival; "per_token"
-    is the mean time between an answer's tokens.
+    together. `bubble_s` is of each request: for how long stages stood still before the steps that
+    had a row of it, summed over steps and stages, while others were under way. `tail` begins when
+    no request waits and those left are fewer than half of the best batch; `steady` is all before.
+    `busy_share` is of each rank's compute lane, changes of layout not counted. A change of layout
+    counts once the step that it comes before is done.
+    The names in `latency_s` are those of `seesaw.latency.samples`.
     """
 
     model: str
@@ -101,16 +78,23 @@ class Result:
     tail: Part
     busy_share: Sequence[float]
     latency_s: Mapping[str, Spread]
+    bubble_s: Spread
     scheduler: Mapping[str, int]
     """Counters of the schedulers, summed."""
     memory: Mapping[str, int]
     """Blocks of each replica: of the pools and of the tier."""
     faults: Mapping[str, Any]
     seed: int
+    counts: StepCounts | None = None
+    """What steps asked of the model, where the scenario says `tile`."""
+    expert_loads: float = 0.0
+    """How often an expert's weights were read, over all layers and replicas, as expected."""
     workload: str = ""
     arrivals: str = "closed"
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
-    """The latencies behind `latency_s`, by request; not part of the JSON."""
+    """What is behind `latency_s`, and "bubble" behind `bubble_s`; not part of the JSON, as are
+    `timings`, which are there with `Scenario.times_tokens`: of each request, in their order."""
+    timings: Sequence[Timing] = field(default=(), repr=False)
 
     @property
     def layouts(self) -> str:
@@ -158,11 +142,14 @@ class Result:
             "mean_decode_batch": self.mean_decode_batch,
             "num_preemptions": self.num_preemptions,
             "num_lost": self.num_lost,
+            "expert_loads": self.expert_loads,
             "steady": self.steady.to_json(),
             "tail": self.tail.to_json(),
             "busy_share": list(self.busy_share),
             "latency_s": {name: asdict(spread) for name, spread in self.latency_s.items()},
+            "bubble_s": asdict(self.bubble_s),
             "scheduler": dict(self.scheduler),
+            "counts": None if self.counts is None else asdict(self.counts),
             "faults": dict(self.faults),
             "seed": self.seed,
         }

@@ -56,8 +56,10 @@ class Scenario:
     plan that predicts these.
 
     `num_blocks`, `prefill_blocks` and `tier_blocks` replace what the memory plan gives, and
-    `transition_s` the seconds of every change of layout. `debug` has the scheduler check its blocks
-    after every step.
+    `transition_s` the seconds of every change of layout. `open_loop`: the scheduler has every
+    request that has come, else no more than a batch job keeps in the engine. `times_tokens` notes
+    when each token was known; with `tile`, rows in which matrix products are computed, the result
+    has `StepCounts`. `debug` has the scheduler check its blocks after every step.
     """
 
     spec: ModelSpec
@@ -78,6 +80,9 @@ class Scenario:
     tier_blocks: int | None = None
     faults: Faults = NO_FAULTS
     seed: int = 0
+    open_loop: bool = False
+    times_tokens: bool = False
+    tile: int | None = None
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -99,7 +104,7 @@ class Scenario:
         for name, value in seconds.items():
             if not is_time(value):
                 raise ConfigError(f"{name}={value:g}: expected seconds, 0 or more.")
-        for name in ("num_blocks", "prefill_blocks", "tier_blocks", "max_tokens"):
+        for name in ("num_blocks", "prefill_blocks", "tier_blocks", "max_tokens", "tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: expected 1 or more.")

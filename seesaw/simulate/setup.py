@@ -20,6 +20,7 @@ from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
 from seesaw.plan.demand import Demand
 from seesaw.plan.device_memory import Space
+from seesaw.plan.lane_costs import LaneCosts, core_units, sm_units
 from seesaw.plan.machine import Machine
 from seesaw.plan.memory import MemoryPlan, plan_memory
 from seesaw.plan.rotation import Rotation, check_wanted, plan_rotation
@@ -31,10 +32,17 @@ from seesaw.plan.work import WorkCounter
 from seesaw.plan.workload import Lengths
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
+from seesaw.scheduler.counters import StepCounter
 from seesaw.scheduler.output import Phase
 from seesaw.scheduler.scheduler import Scheduler
+from seesaw.simulate.lanes import LaneClock
 from seesaw.simulate.replica import PhaseModel, Recorder, RelayModel, ReplicaClock, Transition
 from seesaw.simulate.scenario import Scenario
+
+CPU_CORES = 2
+"""Of a CPU device, whose figures do not say how many it is: lanes have half of it each."""
+
+Clock = ReplicaClock | LaneClock
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,10 @@ class Setup:
         return policies.uses_tier(self.policy)
 
     @cached_property
+    def num_lanes(self) -> int:
+        return policies.num_lanes(self.policy)
+
+    @cached_property
     def dtype(self) -> str:
         dtype = dtype_of(self.scenario.config, self.scenario.spec)
         check_dtype(self.machine, dtype)
@@ -107,6 +119,8 @@ class Setup:
         plan = plan_memory(
             self.config, scenario.spec, self.element_bytes, Space.of(self.machine), self.layouts,
             self.uses_tier, kv_element_bytes=scenario.kv_element_bytes, native=scenario.native,
+            splits_layers=policies.splits_layers(self.policy),
+            num_lanes=self.num_lanes,
         )  # fmt: skip
         plan = replace(plan, num_blocks=scenario.num_blocks or plan.num_blocks)
         if not self.uses_tier:
@@ -127,17 +141,39 @@ class Setup:
         requests = self.scenario.requests
         lengths = [Lengths(prompt, answer) for _, prompt, answer in requests]
         demand = Demand.of(lengths, math.ceil(len(lengths) / self.num_replicas))
-        chunk = self.config.max_num_batched_tokens
+        chunk = self.config.step_tokens
         steps = Steps(self._costs(0, self.decode), self.counter, demand, chunk)
         return plan_rotation(config.running_tier, steps, self.memory, demand, config.max_num_seqs)
 
     def make_schedulers(self) -> list[Scheduler]:
         """One for each replica."""
         scenario = self.scenario
-        return make_schedulers(
-            self.config, self.memory, self.layouts, scenario.spec.num_hidden_layers, self.policy,
+        num_layers = scenario.spec.num_hidden_layers
+        schedulers = make_schedulers(
+            self.config, self.memory, self.layouts, num_layers, self.policy,
             max_steps_in_flight=scenario.max_steps_in_flight, debug=scenario.debug,
             rotation_tokens=0 if self.rotation is None else self.rotation.tokens,
+            costs=lambda replica: self._costs(replica, self.decode),
+            share_units=self._share_units,
+            lane_costs=self._lane_costs(0) if self.num_lanes > 1 else None,
+        )  # fmt: skip
+        if scenario.tile is not None:
+            for scheduler in schedulers:
+                scheduler.counter = StepCounter(scenario.tile)
+        return schedulers
+
+    @property
+    def _share_units(self) -> int:
+        """Of each device; lanes have whole numbers of them."""
+        if self.num_lanes == 1:
+            return 1
+        device = self.machine.devices[0]
+        return core_units(CPU_CORES) if device.num_sms is None else sm_units(device.num_sms)
+
+    def _lane_costs(self, replica: int) -> LaneCosts:
+        return LaneCosts(
+            self.scenario.spec, self.machine.part(replica, 1), self.dtype, self._share_units,
+            kv_bytes=self.scenario.kv_element_bytes,
         )  # fmt: skip
 
     # -- time --------------------------------------------------------------------------------------
@@ -153,8 +189,13 @@ class Setup:
         *,
         begin_s: float = 0.0,
         stop_s: float = math.inf,
-    ) -> ReplicaClock:
+    ) -> Clock:
         faults = self.scenario.faults
+        if self.num_lanes > 1:
+            return LaneClock(
+                self._lane_costs(replica), recorder=recorder, rank=replica,
+                pace=faults.pace if faults.slow else None, begin_s=begin_s, stop_s=stop_s,
+            )  # fmt: skip
         return ReplicaClock(
             self._phases(replica),
             self.counter,

@@ -15,15 +15,16 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from seesaw.sampling_params import SamplingParams
+from seesaw.scheduler.counters import StepCounts
 from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
 from seesaw.scheduler.stats import SchedulerStats
 from seesaw.simulate.ledger import Ledger, StepNote
-from seesaw.simulate.replica import Recorder, ReplicaClock
+from seesaw.simulate.replica import Recorder
 from seesaw.simulate.results import Result
 from seesaw.simulate.scenario import Arrival, HostCosts, Scenario
-from seesaw.simulate.setup import Setup
+from seesaw.simulate.setup import Clock, Setup
 
 __all__ = ["Arrival", "HostCosts", "Result", "Scenario", "simulate"]
 
@@ -59,7 +60,7 @@ class _Replica:
     """A scheduler and the clock of its ranks, and which requests they have. `life` counts how often
     it began anew: reports of an earlier life are not heard any more."""
 
-    def __init__(self, index: int, scheduler: Scheduler, clock: ReplicaClock) -> None:
+    def __init__(self, index: int, scheduler: Scheduler, clock: Clock) -> None:
         self.index = index
         self.scheduler = scheduler
         self.clock = clock
@@ -91,10 +92,12 @@ class _Simulation:
             for at_s in setup.deaths_of(index):
                 self._push(at_s, index, 0, "death")
         self._ledger = Ledger(setup)
-        self._past: list[SchedulerStats] = []  # of lives that ended
-        self._most_inside = setup.num_replicas * (
-            QUEUED_PER_SEQ * scenario.config.max_num_seqs + setup.memory.tier_blocks
-        )
+        self._past: list[Scheduler] = []  # of lives that ended
+        self._most_inside = len(scenario.requests)
+        if not scenario.open_loop:
+            self._most_inside = setup.num_replicas * (
+                QUEUED_PER_SEQ * scenario.config.max_num_seqs + setup.memory.tier_blocks
+            )
         self._next = 0  # request to come
         self._awaits_arrival = False
         self._num_done = 0
@@ -114,9 +117,12 @@ class _Simulation:
             self._handle(event, index, life)
         self._settle()
         # What a replica that is down did is of the past already.
-        stats = [replica.scheduler.stats for replica in self._replicas if replica.is_up]
+        schedulers = [replica.scheduler for replica in self._replicas if replica.is_up]
+        schedulers += self._past
+        counters = [one.counter for one in schedulers if one.counter is not None]
         return self._ledger.result(
-            stats=SchedulerStats.total([*stats, *self._past]),
+            stats=SchedulerStats.total(one.stats for one in schedulers),
+            counts=StepCounts.total(one.counts for one in counters) if counters else None,
             busy_s=[seconds for replica in self._replicas for seconds in replica.clock.busy_s],
         )
 
@@ -164,8 +170,8 @@ class _Simulation:
         return self._sampling[most]
 
     def _feed(self, also: _Replica | None = None) -> None:
-        """Take in requests that have come, as many as a job keeps in the engine, each where the
-        least is left to do; then plan steps there and for `also`."""
+        """Take in requests that have come, as many as there may be inside, each where the least is
+        left to do; then plan steps there and for `also`."""
         requests, replicas = self._scenario.requests, self._replicas
         touched = set() if also is None else {also.index}
         while self._next < len(requests) and self._next - self._num_done < self._most_inside:
@@ -186,7 +192,7 @@ class _Simulation:
 
     def _add(self, replica: _Replica, number: int) -> None:
         """Where the replica is down, the request waits for its next life."""
-        _, prompt, answer = self._scenario.requests[number]
+        arrival_s, prompt, answer = self._scenario.requests[number]
         request = Request(
             str(number),
             [0] * prompt,
@@ -194,6 +200,7 @@ class _Simulation:
             seed=0,
             eos_token_ids=(EOS,),
             max_model_len=replica.scheduler.config.max_model_len,
+            arrival_s=arrival_s,
         )
         if not self._scenario.answers_known:
             self._last[request.request_id] = prompt + answer - 1
@@ -211,7 +218,7 @@ class _Simulation:
         scheduler, clock, host = replica.scheduler, replica.clock, self._scenario.host
         index, life = replica.index, replica.life
         while (step := scheduler.schedule()) is not None:
-            planning_s = host.step_s + host.row_s * sum(len(lane.rows) for lane in step.lanes)
+            planning_s = host.step_s + host.row_s * len(step.rows)
             if host.per_replica:
                 submitted_s = replica.driver_s = max(replica.driver_s, self._now_s) + planning_s
             else:
@@ -231,15 +238,16 @@ class _Simulation:
         last = self._last
         output.token_ids = [
             EOS if last.get(row.request_id) == row.token_start + row.num_tokens else 0
-            for lane in step.lanes
-            for row in lane.rows
+            for row in step.rows
             if row.samples
         ]
 
     def _step_done(self, replica: _Replica, event: StepDone) -> None:
         now_s = self._now_s
         self._ledger.step_done(replica.index, event.note, event.output, now_s)
-        finished = replica.scheduler.update(event.output).finished
+        update = replica.scheduler.update(event.output)
+        finished = update.finished
+        self._ledger.advanced(update.advanced, now_s)
         for request in finished:
             self._ledger.finished(request, now_s)
             replica.left -= request.limit
@@ -259,7 +267,7 @@ class _Simulation:
 
     # -- deaths ------------------------------------------------------------------------------------
 
-    def _make_clock(self, index: int, begin_s: float) -> ReplicaClock:
+    def _make_clock(self, index: int, begin_s: float) -> Clock:
         later = (at_s for at_s in self._setup.deaths_of(index) if at_s >= begin_s)
         return self._setup.make_clock(
             index, self._recorder, begin_s=begin_s, stop_s=next(later, math.inf)
@@ -270,8 +278,8 @@ class _Simulation:
             return
         replica.is_up = False
         replica.life += 1
-        self._ledger.lost(replica.index, len(replica.requests))
-        self._past.append(replica.scheduler.stats)
+        self._ledger.lost(replica.index, replica.requests)
+        self._past.append(replica.scheduler)
         self._push(self._now_s + self._scenario.faults.restart_s, replica.index, 0, "restart")
 
     def _restart(self, replica: _Replica) -> None:

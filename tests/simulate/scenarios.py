@@ -55,7 +55,8 @@ def make_scenario(
     fields that EngineConfig has go there."""
     both = layouts(lay)
     machine = make_machine(make_device(step_overhead_s=1.0), both[0].num_ranks)
-    own = {name: fields.pop(name) for name in list(fields) if hasattr(EngineConfig, name)}
+    known = EngineConfig.__dataclass_fields__
+    own = {name: fields.pop(name) for name in list(fields) if name in known}
     return Scenario(
         **{"spec": tiny_spec(), "machine": machine, "layouts": both, "requests": requests,
            "config": make_config(**own), "debug": True, **fields},

@@ -54,10 +54,7 @@ def check(
     spec: ModelSpec, machine: Machine, config: EngineConfig, lengths: Lengths, count: int
 ) -> Plan:
     """The planner's choice against every layout by itself; each with the chunk it was given."""
-    plan = search(
-        spec, [machine], Constant("a job", "a test's", lengths), count, config,
-        chunks=(config.max_num_batched_tokens,),
-    )  # fmt: skip
+    plan = search(spec, [machine], Constant("a job", "a test's", lengths), count, config)
     requests = [Arrival(0.0, *lengths)] * count
 
     def seconds(prefill: ParallelLayout, decode: ParallelLayout) -> float:

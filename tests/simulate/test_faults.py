@@ -73,8 +73,12 @@ def test_a_death_loses_what_a_replica_was_at_and_nothing_else() -> None:
     12.5 s. Its requests run again from the prompt."""
     faults = Faults(deaths=[Death(rank=1, at_s=2.5)], restart_s=10.0)
     spans = Spans()
-    result = simulate(make_scenario([(0.0, 4, 4)] * 4, "dp2", faults=faults), spans)
+    scenario = make_scenario([(0.0, 4, 4)] * 4, "dp2", faults=faults, times_tokens=True)
+    result = simulate(scenario, spans)
     assert result.num_lost == 2
+    # What was drawn before is drawn again; those requests began in their first life.
+    assert [one.gaps_s for one in result.timings] == [[1.0, 1.0, 1.0]] * 4
+    assert [one.scheduled_s for one in result.timings] == [0.0] * 4
     assert sorted(result.samples["end_to_end"]) == [4.0, 4.0, 16.5, 16.5]
     assert sorted(result.samples["first_token"]) == [1.0, 1.0, 13.5, 13.5]
     busy = [(span.start_s, span.end_s) for span in spans.spans if span.rank == 1]

@@ -47,7 +47,7 @@ def chosen(machine: Machine) -> tuple[Estimate, PairTimes]:
     expected = Demand.of([Lengths(PROMPT, EXPECTED)], COUNT)
     estimator = Estimator(SPEC, machine, expected, "float16", config)
     moved = planned_bytes(SPEC, 2, pair.prefill, pair.decode, config, machine.kind)
-    chunk = config.max_num_batched_tokens
+    chunk = config.step_tokens
     one = estimator.estimate(pair.prefill, pair.decode, "seesaw", chunk, memory, moved)
     times = pair_times(estimator, one, moved)
     assert times is not None

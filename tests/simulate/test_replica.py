@@ -32,15 +32,17 @@ def make_clock(layout: str, landing: Landing, **settings: bool) -> ReplicaClock:
 
 def submit(
     clock: ReplicaClock, step_id: int, phase: Phase, *requests: str, stores: tuple[str, ...] = (),
-    reshard: bool = False,
+    reshard: bool = False, at_s: float = 0.0,
 ) -> Ran:  # fmt: skip
     """A step in which these decode."""
-    rows = [Row(request_id, 4, 1, [0], 4, True) for request_id in requests]
+    rows = [
+        Row(request_id, 4, 1, 0, tiny_spec().num_hidden_layers, True) for request_id in requests
+    ]
     step = SchedulerOutput(
-        step_id=step_id, phase=phase, lanes=[Batch(rows)] if rows else [], reshard=reshard,
+        step_id=step_id, phase=phase, batches=[Batch(rows)] if rows else [], reshard=reshard,
         stores=[Store(n, request_id, phase, [0], [0], 4) for n, request_id in enumerate(stores)],
     )  # fmt: skip
-    return clock.submit(step, 0.0)
+    return clock.submit(step, at_s)
 
 
 def test_a_change_waits_for_the_one_before() -> None:
@@ -68,3 +70,15 @@ def test_what_no_row_adds_to_is_stored_when_the_rank_comes_to_the_step() -> None
     assert [(end_s, done.transfer_id, done.num_bytes) for end_s, done in ran.transfers] == [
         (3.0, 0, 1), (2.0, 1, 1)
     ]  # fmt: skip
+
+
+def test_bubbles_are_what_stages_stand_still_while_steps_are_under_way() -> None:
+    """Steps of a second a stage: the second stage waits for the first one's first step, nothing
+    waits between two that follow at once, and a step that comes late is waited for by the stages
+    that were done before, but not when nothing is under way."""
+    clock = make_clock("pp2", Landing(0.0, 0.0, 1.0))
+    assert submit(clock, 0, "decode", "a").bubble_s == 1.0
+    assert submit(clock, 1, "decode", "b").bubble_s == 0.0  # through at 3
+    assert submit(clock, 2, "decode", "a", at_s=2.5).bubble_s == 1.0  # 0.5 on either stage
+    assert submit(clock, 3, "decode", "a", at_s=100.0).bubble_s == 2.0  # one on the way in, one out
+    assert submit(clock, 4, "decode", at_s=102.5).bubble_s == 0.0  # without rows

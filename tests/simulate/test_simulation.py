@@ -220,7 +220,7 @@ def test_answers_of_unknown_length_end_where_they_do(monkeypatch: pytest.MonkeyP
     assert result.samples["end_to_end"] == known.samples["end_to_end"]
     assert result.output_tokens == 10
     # One step was in flight when each end was drawn, with a row that nobody needs.
-    rows = sum(len(lane.rows) for _, step, _ in seen for lane in step.lanes)
+    rows = sum(len(step.rows) for _, step, _ in seen)
     assert rows == 10 + 2
     capped = simulate(make_scenario(requests, answers_known=False, max_tokens=5))
     assert capped.output_tokens == 3 + 5
@@ -261,7 +261,7 @@ def test_each_replica_gets_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> No
     with watched(monkeypatch) as seen:
         simulate(make_scenario(requests, "dp2"))
     home = {row.request_id: first for first, step, _ in seen
-            for lane in step.lanes for row in lane.rows}  # fmt: skip
+            for row in step.rows}  # fmt: skip
     assert home == {"0": 0, "1": 1, "2": 1, "3": 1, "4": 1}
 
 
@@ -271,7 +271,7 @@ def test_what_a_replica_has_done_is_not_left_to_do(monkeypatch: pytest.MonkeyPat
     with watched(monkeypatch) as seen:
         simulate(make_scenario(requests, "dp2"))
     home = {row.request_id: first for first, step, _ in seen
-            for lane in step.lanes for row in lane.rows}  # fmt: skip
+            for row in step.rows}  # fmt: skip
     assert home == {"0": 0, "1": 1, "2": 1, "3": 0}
 
 
@@ -281,7 +281,7 @@ def test_a_replica_that_began_anew_gets_its_share_again(monkeypatch: pytest.Monk
     with watched(monkeypatch) as seen:
         simulate(make_scenario(requests, "dp2", faults=faults))
     home = {row.request_id: first for first, step, _ in seen
-            for lane in step.lanes for row in lane.rows}  # fmt: skip
+            for row in step.rows}  # fmt: skip
     assert home == {"0": 0, "1": 1, "2": 0, "3": 1}
 
 

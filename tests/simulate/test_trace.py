@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seesaw.simulate.results import Part, Spread
+from seesaw.simulate.results import Part
 from seesaw.simulate.simulation import simulate
 from seesaw.trace import Span, Spans, write_trace
 from tests.simulate.scenarios import make_scenario
@@ -47,16 +47,6 @@ def test_a_trace_of_nothing_is_valid(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text()) == []
     write_trace(tmp_path / "t.json", [Span(0, "store", "store 1", 0.0, 1.0)], [])
     assert len(json.loads((tmp_path / "t.json").read_text())) == 1
-
-
-def test_spreads_are_on_the_line_between_the_nearest_values() -> None:
-    assert Spread.of([]) == Spread(mean=0.0, p50=0.0, p90=0.0, p99=0.0)
-    assert Spread.of([3.0]) == Spread(mean=3.0, p50=3.0, p90=3.0, p99=3.0)
-    values = [float(value) for value in range(101)]
-    assert Spread.of(values[::-1]) == Spread(mean=50.0, p50=50.0, p90=90.0, p99=99.0)
-    assert Spread.of([0.0, 1.0]) == Spread(
-        mean=0.5, p50=0.5, p90=pytest.approx(0.9), p99=pytest.approx(0.99)
-    )
 
 
 def test_a_part_without_any_time_has_no_rate() -> None:

@@ -1,4 +1,5 @@
-"""Experiments by name: the paper's evaluation on its hardware, and what it left out. Simulated."""
+"""Experiments by name: evaluations of papers on their hardware, and what Seesaw's left out.
+Simulated."""
 
 from __future__ import annotations
 
@@ -19,6 +20,15 @@ EXPERIMENTS: Mapping[str, str] = {
     "arrivals": "beyond:arrivals",
     "batches": "beyond:batches",
     "unequal": "beyond:unequal",
+    "sarathi-stages": "schedulers_sarathi:pipeline",
+    "sarathi-replicas": "schedulers_sarathi:replicas",
+    "sarathi-card": "schedulers_sarathi:tables",
+    "serve-capacity": "schedulers_sarathi_serve:capacity",
+    "serve-parts": "schedulers_sarathi_serve:ablation",
+    "serve-stalls": "schedulers_sarathi_serve:stalls",
+    "layered-experts": "schedulers_layered:coverage",
+    "layered-load": "schedulers_layered:load",
+    "nexus": "schedulers_nexus:nexus",
 }
 
 
