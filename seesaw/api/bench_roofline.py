@@ -44,10 +44,10 @@ class StepRecorder:
         return cls(TrafficCounter(spec, ELEMENT_BYTES[dtype]))
 
     def __call__(self, step: SchedulerOutput, seconds: float) -> None:
-        traffic, rows = Traffic(), [row for batch in step.lanes for row in batch.rows]
+        traffic, rows = Traffic(), step.rows
         if not rows or seconds <= 0:
             return  # nothing but transfers
-        for batch in step.lanes:
+        for batch in step.batches:
             traffic.add(
                 self.counter.step(
                     (

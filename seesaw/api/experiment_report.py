@@ -24,7 +24,7 @@ def listing() -> list[str]:
     runs = {name: find(name) for name in EXPERIMENTS}
     texts = [inspect.getdoc(run) or sys.modules[run.__module__].__doc__ for run in runs.values()]
     sentences = [" ".join((text or "").split()).split(". ")[0].rstrip(".") for text in texts]
-    return [f"{name:<16}{one}" for name, one in zip(runs, sentences, strict=True)]
+    return [f"{name:<18}{one}" for name, one in zip(runs, sentences, strict=True)]
 
 
 def describe(name: str, figures: Mapping[str, Any]) -> list[str]:

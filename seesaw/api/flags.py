@@ -64,6 +64,24 @@ class FiniteNumber(_ParamType):
         return found
 
 
+class NumberOrWord(_ParamType):
+    """An integer, or one of a few words."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+        self.name = "|".join(("integer", *words))
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value in self.words:
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r}: expected an integer or {' or '.join(self.words)}.", param, ctx)
+
+
 class JSONObject(_ParamType):
     """A JSON object given as text."""
 
@@ -129,7 +147,11 @@ def make_flags(
 def _click_type(hint: Any, name: str) -> tuple[click.ParamType[Any], bool]:
     """(click's type, may be given several times) of a field's annotation."""
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not type(None))
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+        if words and int in parts:
+            return NumberOrWord(words), False
+        hint = parts[0]
     origin = get_origin(hint)
     if origin is Literal:
         return click.Choice(get_args(hint)), False

@@ -53,6 +53,6 @@ def job_flags(*, model_is_required: bool) -> list[click.Option]:
     ]
 
 
-def kv_dtype_flag(text: str) -> click.Option:
+def kv_dtype_flag(text: str, section: str = "Settings") -> click.Option:
     kinds = click.Choice(("float32", "float16", "bfloat16", "fp8"))
-    return flag("--kv-dtype", "Settings", text, type=kinds)
+    return flag("--kv-dtype", section, text, type=kinds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
@@ -34,7 +35,7 @@ class EngineCommand(Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if owners := _policies_with(error.option_name):
+            if owners := policies_with(error.option_name):
                 told = (
                     f"{error.option_name} is an option of policy {' and '.join(owners)}, but the "
                     f"policy is {policy}. Leave it out, or add --policy {owners[0]}."
@@ -94,7 +95,43 @@ def _policy_flags(policy: str, taken: Iterable[click.Parameter]) -> list[click.O
     return make_flags(owner, options, f"Policy {policy}")
 
 
-def _policies_with(flag: str) -> list[str]:
+def parse_policy(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a policy that is written with its flags, such as `seesaw --no-tail`.
+    Raises ConfigError."""
+    try:
+        name, *args = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"policy {text!r}: expected a name, then flags of the policy if any."
+        ) from error
+    flags = _policy_flags(name, ())
+    parser = Command(name, params=[*flags], add_help_option=False)
+    try:
+        with parser.make_context(name, args) as ctx:
+            return name, dict(ctx.params)
+    except click.UsageError as error:
+        known = ", ".join(flag.opts[0] for flag in flags) or "none"
+        raise ConfigError(
+            f"policy {text!r}: {error.format_message()} Options of {name}: {known}."
+        ) from error
+
+
+def written_policy(settings: Mapping[str, Any]) -> str:
+    """The policy of checked settings as `parse_policy` takes it, without options that have their
+    default."""
+    name, options = settings["policy"], settings["policy_options"]
+    given = options if name == "auto" else _given_options(name, options)
+    parts = [name]
+    for option, value in given.items():
+        flag = option.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            parts += [f"--{flag}", str(value)]
+    return shlex.join(parts)
+
+
+def policies_with(flag: str) -> list[str]:
     """Built-in policies that have this flag."""
     return [
         name

@@ -26,7 +26,7 @@ from seesaw.plan.estimate import Estimate
 from seesaw.plan.machine import Machine
 from seesaw.plan.search import KV_BYTES, Plan, search
 from seesaw.plan.ways import usable
-from seesaw.plan.workload import Arrivals, Workload
+from seesaw.plan.workload import Arrivals, Lengths, Listed, Workload
 from seesaw.scheduler import policies
 from seesaw.simulate.arrivals import draw_requests
 from seesaw.simulate.faults import Death, Faults, SlowRank
@@ -38,8 +38,8 @@ CLOSED, TRACE = "closed", "trace"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What was asked for, as it was written. `settings` are those of EngineConfig that were given;
-    `chunk` its `max_num_batched_tokens`, None = what is fastest."""
+    """What was asked for, as it was written. `settings` are those of EngineConfig; `lengths` those
+    of all requests, where they were drawn already."""
 
     model: str
     machine: str | None
@@ -47,7 +47,6 @@ class Asked:
     num_requests: int | None
     answer_tokens: int | None
     settings: Mapping[str, Any]
-    chunk: int | None
     kv_dtype: str | None
     arrivals: str | None
     rate: float | None
@@ -56,6 +55,7 @@ class Asked:
     max_tokens: int | None
     host: HostCosts
     faults: Faults
+    lengths: Sequence[Lengths] | None = None
 
     @property
     def seed(self) -> int:
@@ -128,10 +128,7 @@ class Inputs:
 
 def read(asked: Asked, *, compares: bool) -> Inputs:
     """Raises ConfigError, ModelError, or DoesNotFit where no layouts were given and none fits."""
-    settings = dict(asked.settings)
-    if asked.chunk is not None:
-        settings["max_num_batched_tokens"] = asked.chunk
-    config = EngineConfig(model=asked.model, **settings)
+    config = EngineConfig(model=asked.model, **asked.settings)
     if compares and config.given_layouts is not None:
         raise ConfigError(
             "--compare simulates the layouts that a plan ranks first. Leave out --prefill-layout "
@@ -141,13 +138,15 @@ def read(asked: Asked, *, compares: bool) -> Inputs:
     config = replace(config, model=_label(asked.model, model))
     machines, source = read_machine(asked.machine)
     job = read_workload(asked.workload, model, asked.num_requests, asked.answer_tokens)
+    if asked.lengths is not None:
+        job = job._replace(workload=Listed(job.workload.name, asked.lengths))
     arrivals = choose_arrivals(asked.arrivals, asked.rate, asked.cv, job.workload)
     plan = None
     if config.given_layouts is None:
         uses_tier = None if config.policy == "auto" else policies.uses_tier(config.policy)
         plan = search(
             model.spec, machines, job.workload, job.num_requests, config, kv_dtype=asked.kv_dtype,
-            chunks=None if asked.chunk is None else (asked.chunk,), uses_tier=uses_tier,
+            uses_tier=uses_tier, splits_layers=policies.splits_layers(config.resolve_policy(False)),
         )  # fmt: skip
     return Inputs(asked, model, job, machines, source, arrivals, config, plan)
 
@@ -161,20 +160,29 @@ def _label(given: str, model: ModelToPlan) -> str:
 
 
 def choose_arrivals(
-    kind: str | None, rate: float | None, cv: float | None, workload: Workload
+    kind: str | None,
+    rate: float | None,
+    cv: float | None,
+    workload: Workload,
+    *,
+    rate_flag: str = "--rate",
 ) -> Arrivals | None:
     """None = an offline job. Raises ConfigError where the flags do not go together."""
     kind = kind or (CLOSED if rate is None else "poisson")
     if kind == TRACE and workload.arrivals is None:
         raise ConfigError(
             f"--arrivals trace: workload {workload.name} comes without arrivals. Use --arrivals "
-            "poisson --rate R, or a workload of a service such as azure-conv."
+            f"poisson {rate_flag} R, or a workload of a service such as azure-conv."
         )
     wants_rate = kind not in (CLOSED, TRACE)
     if wants_rate != (rate is not None):
         raise ConfigError(
             f"--arrivals {kind}: "
-            + ("needs --rate, requests per second." if wants_rate else "has no use for --rate.")
+            + (
+                f"needs {rate_flag}, requests per second."
+                if wants_rate
+                else f"has no use for {rate_flag}."
+            )
         )
     if (kind == "gamma") != (cv is not None):
         raise ConfigError(

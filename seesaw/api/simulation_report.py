@@ -45,11 +45,19 @@ def describe(result: Result) -> list[str]:
             f"{format_bytes(result.kv_load_bytes)}"
             + (f", relayed {format_bytes(result.kv_relay_bytes)}" if result.kv_relay_bytes else "")
         )
+    if result.expert_loads:
+        lines.append(f"{result.expert_loads:,.0f} times the weights of an expert were read")
+    if result.bubble_s.mean:
+        lines.append(
+            f"pipeline bubbles before a request's steps, over all stages: mean "
+            f"{result.bubble_s.mean:,.2f} s, p50 {result.bubble_s.p50:,.2f} s, p99 "
+            f"{result.bubble_s.p99:,.2f} s"
+        )
     if result.num_lost:
         lines.append(f"{result.num_lost} requests were lost with a rank and ran again")
     for name, spread in result.latency_s.items():
         lines.append(
-            f"{name.replace('_', ' '):<12} mean {spread.mean:10.4f} s   p50 {spread.p50:10.4f}   "
+            f"{name.replace('_', ' '):<14} mean {spread.mean:10.4f} s   p50 {spread.p50:10.4f}   "
             f"p90 {spread.p90:10.4f}   p99 {spread.p99:10.4f}"
         )
     return lines
@@ -85,7 +93,8 @@ def comparison(results: Sequence[Result], estimates: Sequence[Estimate | None]) 
         )
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(table)
-    return text.getvalue().rstrip().split("\n")
+    caveats = {one.caveat for one in estimates if one is not None and one.caveat}
+    return [*text.getvalue().rstrip().split("\n"), *sorted(caveats)]
 
 
 def _short(layouts: str) -> str:

@@ -16,8 +16,12 @@ from seesaw import __version__, cli
 from seesaw.config import EngineConfig, flag_fields
 from seesaw.errors import ConfigError, JobError
 
-MODEL_VERBS = (["generate"], ["run-batch"], ["bench", "throughput"], ["bench", "startup"])
-VERBS = (*MODEL_VERBS, ["collect-env"])
+MODEL_VERBS = (
+    ["generate"], ["run-batch"], ["bench", "throughput"], ["bench", "serve"], ["bench", "startup"],
+)  # fmt: skip
+VERBS = (*MODEL_VERBS, ["bench", "policies"], ["collect-env"])
+UNSHARED = (["bench", "throughput"], ["bench", "serve"])
+"""Share no prefixes unless asked to."""
 
 
 def run(*args: str) -> int:
@@ -86,14 +90,15 @@ def test_flags_not_given_leave_the_defaults(verb: list[str]) -> None:
     ]
     values = parse(verb, given).params
     default = EngineConfig(model="m")
-    differs = {"enable_prefix_caching"} if verb == ["bench", "throughput"] else set()
+    differs = {"enable_prefix_caching"} if verb in UNSHARED else set()
     for field in fields(EngineConfig):
         if field.name in values and field.name not in differs:
             assert values[field.name] == getattr(default, field.name), field.name
 
 
-def test_bench_throughput_shares_no_prefixes_unless_asked() -> None:
-    parsed = parse(["bench", "throughput"], ["--model", "m"])
+@pytest.mark.parametrize("verb", UNSHARED, ids=" ".join)
+def test_benches_share_no_prefixes_unless_asked(verb: list[str]) -> None:
+    parsed = parse(verb, ["--model", "m"])
     assert parsed.params["enable_prefix_caching"] is False
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from seesaw.api import plots
-from seesaw.api.plots.charts import MARKED, MAX_STEPS, _steps, quantile
+from seesaw.api.plots.charts import MARKED, MAX_STEPS, _steps
 from seesaw.api.plots.lanes import KIND_COLOURS, MAX_VECTORS
 from seesaw.errors import ConfigError
-from seesaw.simulate.results import Spread
+from seesaw.latency import Spread, quantile
 
 pytest.importorskip("matplotlib")
 
@@ -169,6 +169,7 @@ import sys
 sys.modules["matplotlib"] = None
 from seesaw.api import plots
 from seesaw.errors import ConfigError
+from seesaw.latency import Spread, quantile
 for draw in (
     lambda: plots.check_plot_file("a.svg"),
     lambda: plots.bars({"a": {"b": 1.0}}, "a.svg", "T", "y"),

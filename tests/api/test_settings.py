@@ -30,6 +30,7 @@ class Everything:
     number: int = 3
     maybe: float | None = None
     choice: Literal["a", "b"] = "a"
+    amount: int | Literal["auto", "all"] = 7
     flag: bool = True
     many: tuple[int, ...] = ()
     table: Mapping[str, int] | None = None
@@ -48,15 +49,22 @@ def make_command(owner: type, cls: type[click.Command] = Command) -> click.Comma
 def test_every_kind_of_field() -> None:
     command = make_command(Everything)
     assert parse(command, "--needed", "x") == {
-        "needed": "x", "number": 3, "maybe": None, "choice": "a", "flag": True, "many": (),
-        "table": None, "short": None,
+        "needed": "x", "number": 3, "maybe": None, "choice": "a", "amount": 7,
+        "flag": True, "many": (), "table": None, "short": None,
     }  # fmt: skip
-    given = ["--needed=x", "--number=-4", "--maybe=1e-3", "--choice=b", "--no-flag", "--many=1"]
+    given = ["--needed=x", "--number=-4", "--maybe=1e-3", "--choice=b", "--no-flag", "--many=1",
+             "--amount=9"]  # fmt: skip
     parsed = parse(command, *given, "--many", "2", "--table", '{"a": 1}', "-s", "y")
     assert parsed == {
-        "needed": "x", "number": -4, "maybe": 1e-3, "choice": "b", "flag": False, "many": (1, 2),
-        "table": {"a": 1}, "short": "y",
+        "needed": "x", "number": -4, "maybe": 1e-3, "choice": "b", "amount": 9,
+        "flag": False, "many": (1, 2), "table": {"a": 1}, "short": "y",
     }  # fmt: skip
+
+
+def test_a_number_or_a_word() -> None:
+    command = make_command(Everything)
+    parsed = [parse(command, "--needed=x", f"--amount={text}") for text in ("auto", "all", "-2")]
+    assert [values["amount"] for values in parsed] == ["auto", "all", -2]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +73,7 @@ def test_every_kind_of_field() -> None:
         ([], "needed"),
         (["--needed=x", "--number=two"], "'two' is not a valid integer"),
         (["--needed=x", "--choice=c"], "'c' is not one of"),
+        (["--needed=x", "--amount=most"], "'most': expected an integer or auto or all"),
         (["--needed=x", "--table=[1]"], "expected a JSON object"),
         (["--needed=x", "--table={"], "is not JSON"),
     ],

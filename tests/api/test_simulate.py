@@ -212,7 +212,7 @@ def test_experiments_are_named_and_unknown_ones_too(capsys: pytest.CaptureFixtur
     assert run(["simulate", "--list-experiments"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
-    assert "batches         Throughput over the number of requests of a job: what" in lines[-2]
+    assert "batches           Throughput over the number of requests of a job: what" in lines[8]
     assert all(len(line.split()) > 5 for line in lines)
     assert run(["simulate", "--experiment", "throughput-l5"]) == 2
     assert "throughput-l4" in capsys.readouterr().err

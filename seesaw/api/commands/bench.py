@@ -1,5 +1,6 @@
 """`seesaw bench throughput`, `startup` and `kernels`: flags and printing; the work is done in
-`api/bench_throughput.py`, `api/bench_startup.py` and `api/bench_kernels.py`.
+`api/bench_throughput.py`, `api/bench_startup.py` and `api/bench_kernels.py`. `serve` and `policies`
+stand in `serving.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from typing import Any
 
 import click
 
+from seesaw.api.commands.serving import policies, serve
 from seesaw.api.flags import Command, Flag
 from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag, trace_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
@@ -17,10 +19,15 @@ POSITIVE = click.IntRange(min=1)
 
 @click.group()
 def bench() -> None:
-    """Measure tokens per second, start-up time, or single kernels.
+    """Measure tokens per second, latencies under load, start-up time, or single kernels.
 
-    Each command runs on this machine; --output-json keeps figures and environment.
+    Each command runs on this machine, unless told to --simulate another one; --output-json keeps
+    figures and environment.
     """
+
+
+bench.add_command(serve)
+bench.add_command(policies)
 
 
 def _workload(name: str, default: int, text: str) -> click.Option:

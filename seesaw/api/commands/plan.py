@@ -27,8 +27,6 @@ SETTINGS = (
 def _setting_flags() -> list[click.Option]:
     found: list[FlagField] = []
     for item, default, text in flag_fields(EngineConfig):
-        if item.name == "max_num_batched_tokens":
-            default = None
         if item.name in SETTINGS:
             found.append((item, default, SETTING_TEXTS.get(item.name, text)))
     return make_flags(EngineConfig, found, "Settings")
@@ -77,24 +75,21 @@ def plan(output_json: str | None, top: int, **values: Any) -> int:
 def _report(
     model: str, machine: str | None, workload: str, num_requests: int | None,
     answer_tokens: int | None, price_per_hour: float | None, kv_dtype: str | None,
-    max_num_batched_tokens: int | None, **settings: Any,
+    **settings: Any,
 ) -> Report:  # fmt: skip
     from seesaw.api.plan_inputs import read_machine, read_model, read_workload
     from seesaw.api.plan_report import Report
     from seesaw.plan.search import search
 
-    if max_num_batched_tokens is not None:
-        settings["max_num_batched_tokens"] = max_num_batched_tokens
     # A bad setting is told before any file is read; the folder of the model comes with the file.
     EngineConfig(model=model, **settings)
     read = read_model(model)
     config = EngineConfig(model=str(read.folder), **settings)
     machines, source = read_machine(machine)
     job = read_workload(workload, read, num_requests, answer_tokens)
-    chunks = None if max_num_batched_tokens is None else (max_num_batched_tokens,)
     found = search(
         read.spec, machines, job.workload, job.num_requests, config,
-        kv_dtype=kv_dtype, chunks=chunks,
+        kv_dtype=kv_dtype,
     )  # fmt: skip
     return Report(
         plan=found,

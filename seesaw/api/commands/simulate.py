@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from seesaw.api.bars import shown
 from seesaw.api.flags import FiniteNumber, Flag, make_flags
 from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
 from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag
@@ -21,7 +20,6 @@ from seesaw.errors import ConfigError, DoesNotFit
 if TYPE_CHECKING:
     from seesaw.api.simulation_inputs import Asked
     from seesaw.simulate.results import Result
-    from seesaw.simulate.simulation import Progress
     from seesaw.trace import Spans
 
 POSITIVE = click.IntRange(min=1)
@@ -34,7 +32,6 @@ SETTINGS = (
 """Of EngineConfig."""
 WITH_EXPERIMENT = ("experiment", "scale", "jobs", "seed", "plot", "output_json")
 OF_EXPERIMENTS = ("scale", "jobs")
-SHOW_AFTER_S = 2
 
 
 def _setting_flags() -> list[click.Option]:
@@ -47,8 +44,7 @@ def _setting_flags() -> list[click.Option]:
     }
     found: dict[str, FlagField] = {}
     for item, own, text in flag_fields(EngineConfig):
-        default = None if item.name == "max_num_batched_tokens" else own
-        found[item.name] = (item, default, texts.get(item.name, text))
+        found[item.name] = (item, own, texts.get(item.name, text))
     return make_flags(EngineConfig, [found[name] for name in SETTINGS], "Settings")
 
 
@@ -179,24 +175,21 @@ def _run_experiment(
         from seesaw.api.plots import check_plot_file
 
         file = check_plot_file(plot)
-    with _progress("simulations") as progress:
+    with shown("simulations") as progress:
         found = run(ExperimentOptions(scale=scale, jobs=jobs, seed=seed, progress=progress))
-    drawn = [] if file is None else _draw(found.get("plots", ()), file)
+    drawn = []
+    if file is not None:
+        drawn.append(_drawn(found.get("plots", ()), file))
     return found, [*describe(name, found), *drawn]
 
 
-def _draw(plots: Sequence[Mapping[str, Any]], file: Path) -> list[str]:
-    """Says what was drawn."""
-    from seesaw.api.plots import draw
+def _drawn(plots: Sequence[Mapping[str, Any]], file: Path) -> str:
+    """Draws them, and says what was drawn."""
+    from seesaw.api.plots import draw_all
 
     if not plots:
-        return [f"nothing to draw in {file}: this experiment has figures, and no plot of them"]
-    files = [file]
-    if len(plots) > 1:
-        files = [file.with_stem(f"{file.stem}-{at}") for at in range(1, len(plots) + 1)]
-    for plot, one in zip(plots, files, strict=True):
-        draw(plot, one)
-    return [f"drawn: {', '.join(map(str, files))}"]
+        return f"nothing to draw in {file}: this experiment has figures, and no plot of them"
+    return f"drawn: {', '.join(map(str, draw_all(plots, file)))}"
 
 
 def _files(
@@ -239,10 +232,9 @@ def _asked(values: dict[str, Any]) -> Asked:
     }  # fmt: skip
     host = HostCosts(step_s=values.pop("host_step_s"), row_s=values.pop("host_row_s"))
     faults = parse_faults(*(values.pop(name) for name in ("late", "slow", "death", "restart_s")))
-    chunk = values.pop("max_num_batched_tokens")
     settings = take_engine_settings(values)
     return Asked(
-        model=settings.pop("model"), settings=settings, chunk=chunk, host=host, faults=faults,
+        model=settings.pop("model"), settings=settings, host=host, faults=faults,
         **own,
     )  # fmt: skip
 
@@ -267,7 +259,7 @@ def _run(
     spans = Spans() if files else None
     for at, candidate in enumerate(candidates):
         label = "requests" if len(candidates) == 1 else f"layout {at + 1} of {len(candidates)}"
-        with _progress(label) as progress:
+        with shown(label) as progress:
             found = run(candidate.scenario, spans, progress)
         results.append(replace(found, workload=inputs.job.workload.name, arrivals=arrivals))
     if spans is not None:
@@ -304,19 +296,3 @@ def _write_files(
         shown = {"first_token": "first token", "end_to_end": "last token"}
         series = {told: result.samples[name] for name, told in shown.items()}
         percentiles(series, files["plot-latency"], title, "seconds since the request came")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Progress]:
-    """A bar on a terminal, once it takes longer than a moment."""
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=what, unit="", delay=SHOW_AFTER_S, leave=False, disable=None, file=sys.stderr
-    ) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

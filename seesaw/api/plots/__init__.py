@@ -5,9 +5,18 @@ figure but the quantiles that it marks.
 """
 
 from seesaw.api.plots.charts import bars, lines, percentiles
-from seesaw.api.plots.described import draw
+from seesaw.api.plots.described import draw, draw_all
 from seesaw.api.plots.figure import check_plot_file
 from seesaw.api.plots.lanes import timeline
 from seesaw.api.plots.roof import roofline
 
-__all__ = ["bars", "check_plot_file", "draw", "lines", "percentiles", "roofline", "timeline"]
+__all__ = [
+    "bars",
+    "check_plot_file",
+    "draw",
+    "draw_all",
+    "lines",
+    "percentiles",
+    "roofline",
+    "timeline",
+]

@@ -16,7 +16,7 @@ from seesaw.api.plots.figure import (
     refuse_empty,
 )
 from seesaw.errors import ConfigError
-from seesaw.simulate.results import quantile
+from seesaw.latency import quantile
 
 MARKED = (0.5, 0.9, 0.99)
 """Quantiles of a distribution that are marked."""

@@ -80,7 +80,7 @@ def draw_lanes(
         boxes = []
         for at, row in enumerate(order):
             # Transfers are drawn thinner than what computes.
-            half = 0.42 if row[1] == "compute" else 0.26
+            half = 0.42 if row[1].startswith("compute") else 0.26
             boxes += [
                 ((start, at - half), (start, at + half), (end, at + half), (end, at - half))
                 for start, end in rows[row].get(kind, ())
@@ -139,8 +139,9 @@ def _kinds(rows: Mapping[Row, Bars]) -> dict[str, str]:
 
 
 def _lane_key(lane: str) -> tuple[int, str]:
-    """LANES in their order, others after them."""
-    return (LANES.index(lane) if lane in LANES else len(LANES), lane)
+    """LANES in their order, a second one behind the first, others after them."""
+    first = lane.partition(" ")[0]
+    return (LANES.index(first) if first in LANES else len(LANES), lane)
 
 
 def _label(order: list[Row], at: int) -> str:
