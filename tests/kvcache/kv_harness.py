@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import random
 import threading
 from collections.abc import Sequence
@@ -188,7 +189,15 @@ def pick(total: int, count: int, rng: random.Random) -> list[int]:
     return rng.sample(range(total), count)
 
 
-def mapped_tiers() -> int:
-    """Mappings of host tiers in this process, without those that only a cycle keeps."""
+def inode_of(tier: HostTier) -> int:
+    """By which its mappings are told from those of other tiers, also once it is closed."""
+    return os.fstat(tier.fd).st_ino
+
+
+def mappings_of(inode: int) -> int:
+    """How often this process maps that tier, without what only a cycle keeps."""
     gc.collect()
-    return Path("/proc/self/maps").read_text().count("seesaw-kv-tier")
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    # address, permissions, offset, device, inode, name
+    mapped = [line.split() for line in lines if "seesaw-kv-tier" in line]
+    return sum(int(fields[4]) == inode for fields in mapped)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 
 import pytest
@@ -38,17 +37,19 @@ class Mail:
     order, as a `PeerExchange`."""
 
     def __init__(self) -> None:
-        self._boxes: defaultdict[tuple[int, int], queue.Queue[torch.Tensor]] = defaultdict(
-            queue.Queue
-        )
+        self._boxes: dict[tuple[int, int], queue.Queue[torch.Tensor]] = {}
 
     def of(self, rank: int) -> RankMail:
-        return RankMail(rank, self._boxes)
+        return RankMail(rank, self)
+
+    def box(self, sender: int, receiver: int) -> queue.Queue[torch.Tensor]:
+        # Both ends may be the first to ask, at the same time: `setdefault` gives them the same one.
+        return self._boxes.setdefault((sender, receiver), queue.Queue())
 
 
 class RankMail:
-    def __init__(self, rank: int, boxes: defaultdict[tuple[int, int], queue.Queue[torch.Tensor]]):
-        self.rank, self.boxes = rank, boxes
+    def __init__(self, rank: int, mail: Mail) -> None:
+        self.rank, self.mail = rank, mail
 
     def exchange(
         self,
@@ -56,9 +57,9 @@ class RankMail:
         receives: Sequence[tuple[int, torch.Tensor]],
     ) -> None:
         for peer, x in sends:
-            self.boxes[self.rank, peer].put(x.clone())
+            self.mail.box(self.rank, peer).put(x.clone())
         for peer, x in receives:
-            got = self.boxes[peer, self.rank].get(timeout=WAIT_S)
+            got = self.mail.box(peer, self.rank).get(timeout=WAIT_S)
             assert got.shape == x.shape, f"from {peer} to {self.rank}"
             x.copy_(got)
 
