@@ -73,7 +73,7 @@ class Loop:
         """What the step in flight drew: the worker's time, which is not measured."""
         if self.flying is None:
             return (None,), {}
-        rows = self.flying.lanes[0].rows
+        rows = self.flying.rows
         return (ModelOutput(self.flying.step_id, [5] * sum(row.samples for row in rows)),), {}
 
     def turn(self, drawn: ModelOutput | None) -> None:
@@ -97,7 +97,7 @@ class Loop:
 
     def count_rows(self) -> None:
         if self.flying is not None:
-            self.num_rows.append(len(self.flying.lanes[0].rows))
+            self.num_rows.append(len(self.flying.rows))
 
 
 @pytest.mark.parametrize("num_rows", [64, 256])

@@ -1,10 +1,10 @@
-"""Runs the experiments of docs/paper.md, keeps their figures in bench/paper/, draws their plots and
-fills the page's tables.
+"""Runs the experiments of docs/paper.md and docs/schedulers.md, keeps their figures in
+bench/paper/, draws their plots and fills the pages' tables.
 
-    python bench/paper.py                      # all experiments, then the page
-    python bench/paper.py pools ratio          # some, then the page
+    python bench/paper.py                      # all experiments, then the pages
+    python bench/paper.py pools ratio          # some, then the pages
     python bench/paper.py --page               # tables and plots of the figures that are there
-    python bench/paper.py --page --check       # says whether the page has them
+    python bench/paper.py --page --check       # says whether the pages have them
 
 Everything here is simulated.
 """
@@ -29,7 +29,7 @@ from seesaw.simulate.experiments.runner import ExperimentOptions
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "bench" / "paper"
 PLOTS = ROOT / "docs" / "plots"
-PAGE = ROOT / "docs" / "paper.md"
+PAGES = (ROOT / "docs" / "paper.md", ROOT / "docs" / "schedulers.md")
 Row = Sequence[object]
 
 
@@ -44,10 +44,11 @@ def main() -> int:
         for name in given.names or EXPERIMENTS:
             run(name, given.jobs)
     figures = {path.stem: json.loads(path.read_text()) for path in sorted(FIGURES.glob("*.json"))}
-    page = filled(PAGE.read_text(), figures)
+    pages = {page: filled(page.read_text(), figures) for page in PAGES}
     if given.check:
-        return int(page != PAGE.read_text())
-    PAGE.write_text(page)
+        return int(any(text != page.read_text() for page, text in pages.items()))
+    for page, text in pages.items():
+        page.write_text(text)
     for name, found in figures.items():
         for index, plot in enumerate(found.get("plots", ())):
             draw(plot, PLOTS / f"{name}-{index + 1}.svg")
@@ -77,8 +78,11 @@ def filled(page: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
     def table(match: re.Match[str]) -> str:
         name = match[1]
         if name not in TABLES:
-            raise SystemExit(f"{PAGE.name}: no table {name!r}. Known: {', '.join(TABLES)}.")
+            raise SystemExit(f"no table {name!r}. Known: {', '.join(TABLES)}.")
         experiment = TABLES[name][0]
+        if experiment not in figures:
+            told = f"Not run: `python bench/paper.py {experiment}`."
+            return f"<!-- table {name} -->\n{told}\n<!-- end -->"
         rows = list(TABLES[name][1](figures[experiment]))
         head, *rest = [f"| {' | '.join(map(str, row))} |" for row in rows]
         rule = "|" + " --- |" * len(rows[0])
@@ -180,6 +184,30 @@ def unequal(found: Mapping[str, Any]) -> Iterator[Row]:
         yield (machine, *(f"{rates[name]:.2f}" if name in rates else "" for name in names))
 
 
+def grid(key: str) -> Callable[[Mapping[str, Any]], Iterator[Row]]:
+    """Rows by name, or by several, with a column for each figure."""
+
+    def flat(rows: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, row in rows.items():
+            if any(isinstance(one, Mapping) for one in row.values()):
+                yield from flat(row, f"{before}{name}, ")
+            else:
+                yield before + name, row
+
+    def table(found: Mapping[str, Any]) -> Iterator[Row]:
+        rows = dict(flat(found[key]))
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        yield ("", *(column.replace("_", " ") for column in columns))
+        for name, row in rows.items():
+            yield (name, *(figure(row.get(column)) for column in columns))
+
+    return table
+
+
+def figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[Row]]]] = {
     "throughput-a10": ("throughput-a10", cells),
     "throughput-l4": ("throughput-l4", cells),
@@ -191,6 +219,16 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[Row]]]] =
     "arrivals": ("arrivals", arrivals),
     "batches": ("batches", series),
     "unequal": ("unequal", unequal),
+    "sarathi-stages": ("sarathi-stages", grid("chunks_against_whole_prompts")),
+    "sarathi-replicas": ("sarathi-replicas", grid("replicas")),
+    "sarathi-card": ("sarathi-card", grid("gains")),
+    "serve-capacity": ("serve-capacity", grid("requests_per_s")),
+    "serve-parts": ("serve-parts", grid("latencies")),
+    "serve-stalls": ("serve-stalls", grid("longest_gap_s")),
+    "layered-experts": ("layered-experts", grid("expert_loads")),
+    "layered-load": ("layered-load", grid("figures")),
+    "nexus": ("nexus", grid("latencies")),
+    "nexus-rates": ("nexus", grid("throughput_per_s")),
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ FOLDER has models llama1024 and llama2048 of peers/random_llama.py. Each rank ru
 namespace of its own (shaped_link.sh: needs root and iproute2) and talks to the other one over TCP.
 Before a cell is measured the machine is calibrated over that link; the simulator's prediction and
 the planner's choice (`auto`) come from that. Static layouts run with the chunk size, and stages of
-the sizes, that were best in runs of their own.
+the sizes, that were best in runs of their own; two layouts with the chunks that were best for the
+first. `auto` chooses both itself.
 
 Every run is a process of its own and is kept in FILE when it is done: started again, the bench
 goes on with what is missing. Runs of a cell follow each other, since the machine drifts. Nothing
@@ -21,11 +22,12 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ from shaped_link_cells import (
 
 from seesaw.config import EngineConfig
 from seesaw.layout.parallel import ParallelLayout
-from seesaw.plan.machine_files import read_machines
+from seesaw.plan.machine_files import read_machines, write_machines
 from seesaw.simulate.scenario import Arrival, Scenario
 from seesaw.simulate.simulation import simulate
 from seesaw.weights.checkpoint import open_checkpoint
@@ -103,7 +105,7 @@ class Bench:
         missing = [system for system in systems if keys[system.name] not in self._results.runs]
         if not missing or self.is_over:
             return
-        if any(system.is_tuned for system in missing):
+        if any(system.tuned_as for system in missing):
             self.tune(cell.hidden)
         with link(cell.rate):
             self.calibrate(cell.rate)
@@ -112,7 +114,7 @@ class Bench:
                     return
                 settings = settings_of(cell, system, self.model(cell)) | self.tuned(cell, system)
                 run = self.run(cell, settings, cell.num_requests, round)
-                run["simulated"] = self.predict(cell, settings, run["layouts"])
+                run["simulated"] = self.predict(cell, settings | run["chosen"], run["layouts"])
                 self.keep(keys[system.name], cell, system, run)
 
     def keep(self, key: str, cell: Cell, system: System, run: dict[str, Any]) -> None:
@@ -149,7 +151,9 @@ class Bench:
             sys.exit(f"{cell.name} with {settings} failed:\n{done.stderr[-4000:]}")
         found: dict[str, Any] = json.loads(done.stdout)
         kept = settings | {"model": Path(settings["model"]).name}
-        return found | {"settings": kept, "num_requests": num_requests}
+        # Which folder a calibration lay in is nobody's business.
+        reason = found["reason"].replace(f"{self._cache.absolute()}/", "")
+        return found | {"reason": reason, "settings": kept, "num_requests": num_requests}
 
     def environment(self, rate: str) -> dict[str, str]:
         return {**os.environ, **HOSTS, "SEESAW_CACHE_ROOT": str((self._cache / rate).absolute())}
@@ -186,12 +190,19 @@ class Bench:
         return {key: best["settings"][key] for key in ("prefill_layout", "max_num_batched_tokens")}
 
     def tuned(self, cell: Cell, system: System) -> dict[str, Any]:
-        return self._best(TUNED_ON[cell.hidden], system.name) if system.is_tuned else {}
+        if system.tuned_as is None:
+            return {}
+        best = self._best(TUNED_ON[cell.hidden], system.tuned_as)
+        if system.name != system.tuned_as:
+            del best["prefill_layout"]
+        return best
 
     # -- what is predicted -----------------------------------------------------------------------
 
     def calibrate(self, rate: str) -> None:
-        """Once for each rate; `auto` finds the file in its cache."""
+        """Once for each rate; `auto` finds the file in its cache. Figures of the cores are those of
+        the first calibration for all rates: a link does not change them, and what the machine does
+        otherwise at that moment should not look as if it did."""
         path = self._cache / rate / "machines" / "local.json"
         if path.exists():
             return
@@ -205,6 +216,15 @@ class Bench:
         )
         if done.returncode:
             sys.exit(f"calibration at {rate} failed:\n{done.stderr[-4000:]}")
+        first = self._cache / "cores.json"
+        if not first.exists():
+            shutil.copy(path, first)
+        cores = {len(one.devices): one for one in read_machines(str(first))}
+        found = [
+            replace(one, devices=cores[len(one.devices)].devices)
+            for one in read_machines(str(path))
+        ]
+        write_machines(path, tuple(found))
 
     def predict(
         self, cell: Cell, settings: dict[str, Any], layouts: dict[str, str]

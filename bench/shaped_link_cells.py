@@ -19,14 +19,16 @@ class Cell:
     output_len: int
     rate: str
     input_len: int = INPUT_LEN
+    least_requests: int = LEAST_REQUESTS
 
     @property
     def name(self) -> str:
-        return f"h{self.hidden}-r{self.resident}-o{self.output_len}-{self.rate}"
+        prompt = "" if self.input_len == INPUT_LEN else f"-i{self.input_len}"
+        return f"h{self.hidden}-r{self.resident}{prompt}-o{self.output_len}-{self.rate}"
 
     @property
     def num_requests(self) -> int:
-        return max(LEAST_REQUESTS, 4 * self.resident)
+        return max(self.least_requests, 4 * self.resident)
 
 
 CELLS = (
@@ -38,22 +40,22 @@ CELLS = (
 )
 """The most telling ones first, since a session may end before the last."""
 
-WEAK_CELLS = (Cell(2048, 8, 1, "1gbit"), Cell(2048, 4, 1024, "1gbit"))
-"""Where nothing is to be gained: answers of one token, and very long ones."""
+WEAK_CELLS = (
+    Cell(2048, 8, 1, "1gbit"),
+    Cell(1024, 4, 512, "1gbit", input_len=128, least_requests=16),
+)
+"""Where nothing is to be gained: answers of one token, and four times as long as prompts."""
 
 
 @dataclass(frozen=True)
 class System:
-    """One way to run a cell. `settings` of the engine beside those of the cell; layouts that say
-    `pp2` for static runs stand for the best balance that tuning has found."""
+    """One way to run a cell: `settings` of the engine beside those of the cell. What was tuned for
+    the static layout `tuned_as` counts too: the size of chunks, and for that layout itself the
+    sizes of its stages."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_tuned(self) -> bool:
-        """Static: has chunks, and stages where it has some, of the sizes that were best."""
-        return self.name in ("tp2", "pp2")
+    tuned_as: str | None = "pp2"
 
 
 SPLIT = {"prefill_layout": "pp2", "decode_layout": "tp2", "host_kv_memory": "4GiB"}
@@ -65,9 +67,9 @@ AUTO = {
 }
 SYSTEMS = (
     System("pp2 -> tp2", SPLIT),
-    System("tp2", {"prefill_layout": "tp2"}),
+    System("tp2", {"prefill_layout": "tp2"}, tuned_as="tp2"),
     System("pp2", {"prefill_layout": "pp2"}),
-    System("auto", AUTO),
+    System("auto", AUTO, tuned_as=None),
 )
 
 BASE = Cell(2048, 8, 128, "1gbit")
@@ -76,21 +78,21 @@ BASE = Cell(2048, 8, 128, "1gbit")
 MISSING = SPLIT | {"reload": "missing"}
 ABLATIONS = (
     System("pp2 -> tp2, as it is", SPLIT),
-    System("tier of 24 prompts", SPLIT | {"host_kv_memory": "1152MiB"}),
-    System("tier of 12 prompts", SPLIT | {"host_kv_memory": "576MiB"}),
-    System("tier of 4 prompts", SPLIT | {"host_kv_memory": "192MiB"}),
-    System("auto, tier of 4 prompts", AUTO | {"host_kv_memory": "192MiB"}),
-    System("tier order: layer", SPLIT | {"tier_order": "layer"}),
-    System("tier order: token", SPLIT | {"tier_order": "token"}),
-    System("tier blocks of 32 tokens", SPLIT | {"tier_block_size": 32}),
-    System("tier blocks of 256 tokens", SPLIT | {"tier_block_size": 256}),
     System("no overlap", SPLIT | {"overlap": False}),
     System("weights move: missing", MISSING),
     System("weights move: missing, no overlap", MISSING | {"overlap": False}),
     System("weights move: all", SPLIT | {"reload": "all"}),
-    System("weights move: all, no overlap", SPLIT | {"reload": "all", "overlap": False}),
-    System("switch: prefill-first", SPLIT | {"policy_options": {"switch": "prefill-first"}}),
+    System("tier of 4 prompts", SPLIT | {"host_kv_memory": "192MiB"}),
+    System("auto, tier of 4 prompts", AUTO | {"host_kv_memory": "192MiB"}, tuned_as=None),
+    System("tier order: layer", SPLIT | {"tier_order": "layer"}),
+    System("tier blocks of 256 tokens", SPLIT | {"tier_block_size": 256}),
     System("switch: decode-first", SPLIT | {"policy_options": {"switch": "decode-first"}}),
+    System("switch: prefill-first", SPLIT | {"policy_options": {"switch": "prefill-first"}}),
+    System("tier of 12 prompts", SPLIT | {"host_kv_memory": "576MiB"}),
+    System("weights move: all, no overlap", SPLIT | {"reload": "all", "overlap": False}),
+    System("tier of 24 prompts", SPLIT | {"host_kv_memory": "1152MiB"}),
+    System("tier order: token", SPLIT | {"tier_order": "token"}),
+    System("tier blocks of 32 tokens", SPLIT | {"tier_block_size": 32}),
 )
 
 CHUNKS = (256, 512, 1024, 2048)
@@ -109,7 +111,6 @@ def settings_of(cell: Cell, system: System, model: str) -> dict[str, Any]:
         "device_memory": "5GiB",
         "max_model_len": cell.input_len + cell.output_len,
         "max_num_seqs": cell.resident,
-        "max_num_batched_tokens": 1024,
         "enable_prefix_caching": False,
         "collectives": "tcp",
     }

@@ -76,9 +76,9 @@ def number(value: float | None, form: str = ".1f") -> str:
 
 def cell_table(runs: Runs, figure: Figure) -> list[str]:
     lines = [
-        "| hidden | resident | output | link | tp2 | pp2 | pp2 -> tp2 | auto "
+        "| hidden | resident | input | output | link | tp2 | pp2 | pp2 -> tp2 | auto "
         "| gain of pp2 -> tp2 | predicted | auto / best static | auto ran |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in (*CELLS, *WEAK_CELLS):
         if cell.name not in runs:
@@ -90,7 +90,8 @@ def cell_table(runs: Runs, figure: Figure) -> list[str]:
             for name in (*STATIC, SPLIT, AUTO)
         ]
         lines.append(
-            f"| {cell.hidden} | {cell.resident} | {cell.output_len} | {cell.rate} | "
+            f"| {cell.hidden} | {cell.resident} | {cell.input_len} | {cell.output_len} | "
+            f"{cell.rate} | "
             + " | ".join(values)
             + f" | {number(here.gain(SPLIT), '.2f')} | {number(foreseen.gain(SPLIT), '.2f')} | "
             f"{number(here.gain(AUTO), '.2f')} | {ran(own.get(AUTO, ()))} |"
@@ -133,8 +134,8 @@ def ablation_table(runs: Runs) -> list[str]:
     if not base:
         return ["Not measured yet."]
     lines = [
-        "| | tokens/s | relative | transitions | visible in them, s |",
-        "| --- | --- | --- | --- | --- |",
+        "| | tokens/s | relative | transitions | visible in them, s | pieces of the tier copied |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for system in ABLATIONS:
         if system.name not in own:
@@ -144,7 +145,8 @@ def ablation_table(runs: Runs) -> list[str]:
             f"| {system.name} | {median(found, measured):.1f} | "
             f"{median(found, measured) / median(base, measured):.2f} | "
             f"{median(found, lambda run: run['num_transitions']):.0f} | "
-            f"{median(found, lambda run: run['transition_visible_s']):.3f} |"
+            f"{median(found, lambda run: run['transition_visible_s']):.3f} | "
+            f"{median(found, lambda run: run['tier_pieces']):.0f} |"
         )
     return lines
 

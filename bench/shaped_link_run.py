@@ -35,7 +35,7 @@ class LinkPlan:
         self.sent = [0, 0]
 
     def observe(self, step: SchedulerOutput, _: float) -> None:
-        rows = [row for lane in step.lanes for row in lane.rows]
+        rows = step.rows
         if not rows:
             return
         sent = sent_bytes(
@@ -99,6 +99,8 @@ def main() -> None:
         sent = link_counters()
         figures = movement_figures(before, engine.stats)
         layouts, reason = engine.layouts, engine.layouts.reason
+        chunk = layouts.max_num_batched_tokens
+        chosen = {} if chunk is None else {"max_num_batched_tokens": chunk}
     outputs = job["num_requests"] * job["output_len"]
     result = {
         "elapsed_s": elapsed_s,
@@ -109,6 +111,7 @@ def main() -> None:
         "tail_s": elapsed_s - steady_s,
         "layouts": {"prefill": str(layouts.prefill), "decode": str(layouts.decode)},
         "reason": reason,
+        "chosen": chosen,
         "start_s": start_s,
         "link_planned_bytes": plan.sent,
         "link_counted_bytes": None

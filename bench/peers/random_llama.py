@@ -1,7 +1,8 @@
 """A Llama of random weights that two ranks share well: 12 layers, 16 query and 8 KV heads, tied
-embedding of 49152 rows; 192 million parameters as it is, 667 million with hidden 2048.
+embedding of 49152 rows; 192 million parameters as it is, 667 million with hidden 2048. With larger
+heads than its hidden size asks for it has more KV for as much computing.
 
-usage: random_llama.py OUT_DIR --tokenizer DIR [--hidden 1024] [--seed 0]
+usage: random_llama.py OUT_DIR --tokenizer DIR [--hidden 1024] [--head-dim N] [--seed 0]
     DIR: a model whose tokenizer has at most 49152 tokens, such as SmolLM2's
 """
 
@@ -38,8 +39,8 @@ def inner_size(hidden: int) -> int:
     return hidden * 11 // 4
 
 
-def weights(hidden: int, seed: int) -> dict[str, torch.Tensor]:
-    inner, head_dim = inner_size(hidden), hidden // HEADS
+def weights(hidden: int, head_dim: int, seed: int) -> dict[str, torch.Tensor]:
+    inner = inner_size(hidden)
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -51,10 +52,10 @@ def weights(hidden: int, seed: int) -> dict[str, torch.Tensor]:
     for layer in range(LAYERS):
         name = f"model.layers.{layer}."
         found |= {
-            name + "self_attn.q_proj.weight": matrix(hidden, hidden),
+            name + "self_attn.q_proj.weight": matrix(HEADS * head_dim, hidden),
             name + "self_attn.k_proj.weight": matrix(KV_HEADS * head_dim, hidden),
             name + "self_attn.v_proj.weight": matrix(KV_HEADS * head_dim, hidden),
-            name + "self_attn.o_proj.weight": matrix(hidden, hidden),
+            name + "self_attn.o_proj.weight": matrix(hidden, HEADS * head_dim),
             name + "mlp.gate_proj.weight": matrix(inner, hidden),
             name + "mlp.up_proj.weight": matrix(inner, hidden),
             name + "mlp.down_proj.weight": matrix(hidden, inner),
@@ -69,16 +70,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--head-dim", type=int, help="by default hidden / 16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    head_dim = args.head_dim or args.hidden // HEADS
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file(
-        weights(args.hidden, args.seed), args.out / "model.safetensors", metadata={"format": "pt"}
-    )
+    tensors = weights(args.hidden, head_dim, args.seed)
+    save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
     sizes = {
         "hidden_size": args.hidden,
         "intermediate_size": inner_size(args.hidden),
-        "head_dim": args.hidden // HEADS,
+        "head_dim": head_dim,
     }
     (args.out / "config.json").write_text(json.dumps(CONFIG | sizes, indent=2) + "\n")
     for file in args.tokenizer.glob("tokenizer*"):
