@@ -23,7 +23,7 @@ setup: ## .venv with everything in it (a second when up to date)
 demo: setup ## a real model answers 200 real rows (ARGS="..." adds run-batch flags)
 	@$(BIN)/python scripts/demo.py $(LAYOUTS) $(ARGS)
 
-test: setup ## all tests; under 20 minutes on two cores (TESTS="tests/batch" for some)
+test: setup ## all tests; half an hour on two cores (TESTS="tests/batch" for some)
 	$(BIN)/python -m pytest $(TESTS)
 
 fuzz: setup ## the driver against 100,000 seeds of late and dying ranks (ARGS="--seeds 1000")

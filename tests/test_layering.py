@@ -26,7 +26,7 @@ class Allowed(NamedTuple):
 
 
 # Open to all; import nothing of seesaw but each other, and no third-party library.
-OPEN = "errors envs config sizes sampling_params outputs log trace"
+OPEN = "errors envs config sizes sampling_params outputs latency log trace"
 STDLIB_ONLY = ""
 # Settings are checked when they are made, layouts too, so these stand below `config`.
 BELOW_CONFIG = "layout families errors"
@@ -52,7 +52,7 @@ LAYERS = {
                            "torch numpy safetensors gguf huggingface_hub"),
     "tune":        Allowed("families kernels ops measure",  "torch triton"),
     "engine":      Allowed("families layout plan scheduler tokenizer ops layers kvcache models "
-                           "weights hostmem distributed _cpu",
+                           "weights hostmem cuda distributed _cpu",
                            "torch psutil zmq msgspec"),
     "api":         Allowed("families layout plan scheduler simulate batch tokenizer weights engine "
                            "ops kernels measure tune _cpu",
