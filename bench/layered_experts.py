@@ -9,7 +9,9 @@ one prompt of real text comes, under `sarathi-serve` in chunks, under `layered-p
 groups of layers; the two take turns. Reads are counted by the kernels. Beside them stands the
 closed form, of coverages that are measured by themselves: with d and p the shares of experts that
 the decodes and a chunk read alone, chunks read 1 - (1 - d) (1 - p) each, groups d each and the
-whole prompt once, if who chooses them chooses independently. Needs the C++ kernels, which count.
+whole prompt once, if who chooses them chooses independently. An engine of its own reads the chunks
+alone: its budget is a chunk, where the other's has room for the decodes too. Needs the C++ kernels,
+which count.
 """
 
 from __future__ import annotations
@@ -123,6 +125,9 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(Path(args.model) / "tokenizer.json"))
     text = tokenizer.encode("\n\n".join(topics[name] for name in sorted(topics))).ids
     found: list[dict[str, Any]] = []
+    with engine_of(args, "sarathi-serve", {"token_budget": args.chunk}) as engine:
+        plain = Runs(engine, text, args.decodes, 0)
+        alone = [plain.alone(args.prompt) for _ in range(args.rounds)]
     with (
         engine_of(args, "sarathi-serve", {"token_budget": args.chunk + args.decodes}) as one,
         engine_of(args, "layered-prefill", {"group_tokens": args.chunk}) as other,
@@ -132,8 +137,8 @@ def main() -> None:
         layered = Runs(other, text, args.decodes, 0)
         for runs in (chunked, layered):
             runs.beside(args.prompt)  # touches code and pools
-        for _ in range(args.rounds):
-            chunks, whole = chunked.alone(args.prompt), sum(layered.alone(args.prompt))
+        for chunks in alone:
+            whole = sum(layered.alone(args.prompt))
             both = {"chunked": chunked.beside(args.prompt), "layered": layered.beside(args.prompt)}
             d = both["chunked"]["reads_of_decodes"] / experts
             by_chunks = sum(1 - (1 - d) * (1 - reads / experts) for reads in chunks)

@@ -3,9 +3,10 @@ its router prefers some experts to others; random weights do not.
 
 usage: python examples/train_tiny_moe.py FOLDER [--steps N] [--seed N] [--text-bytes N]
 
-FOLDER gets a checkpoint that seesaw and transformers load. Nothing is downloaded, and the same seed
-gives the same checkpoint on the same machine. There is no loss that balances experts. Needs
-transformers.
+FOLDER gets a checkpoint that seesaw and transformers load: 78 million parameters, of which a token
+uses 7, and 151 MB of experts in bfloat16, more than a processor's caches hold. The router learns
+with the balancing loss that Qwen3-MoE's has, at its weight. Nothing is downloaded, and the same
+seed gives the same checkpoint on the same machine. Needs transformers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 VOCAB_SIZE = 4096
 END = "<|endoftext|>"
@@ -32,11 +35,11 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 32,
-    "moe_intermediate_size": 128,
-    "num_experts": 32,
+    "moe_intermediate_size": 256,
+    "num_experts": 64,
     "num_experts_per_tok": 4,
+    "router_aux_loss_coef": 0.001,
 }
-"""20 million parameters, of which a token uses 4."""
 SEQUENCES, LENGTH = 8, 256
 """Of a training step."""
 LEARNING_RATE, WARM_UP = 1e-3, 20
@@ -75,6 +78,28 @@ def train_tokenizer(text: str, folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def experts_in_turn(
+    self: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The experts of one layer: hidden [tokens, hidden], chosen and weights [tokens, experts of a
+    token]; [tokens, hidden]. Four times as fast in training as taking `weight[expert]` for each,
+    whose gradient is as large as that of all experts."""
+    order = chosen.flatten().argsort(stable=True)
+    counts = torch.bincount(chosen.flatten(), minlength=self.num_experts).tolist()
+    rows_of = hidden[order // chosen.shape[-1]].split(counts)
+    answers = []
+    for rows, gate_up, down in zip(
+        rows_of, self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True
+    ):
+        gate, up = F.linear(rows, gate_up).chunk(2, dim=-1)
+        answers.append(F.linear(self.act_fn(gate) * up, down))
+    weighted = torch.cat(answers) * weights.flatten()[order, None]
+    return weighted[order.argsort()].view(*chosen.shape, -1).sum(dim=1)
+
+
+ALL_EXPERTS_FUNCTIONS.register("in_turn", experts_in_turn)
+
+
 def make_model(seed: int) -> Qwen3MoeForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3MoeConfig(
@@ -82,6 +107,7 @@ def make_model(seed: int) -> Qwen3MoeForCausalLM:
         max_position_embeddings=32768,
         tie_word_embeddings=True,
         norm_topk_prob=True,
+        experts_implementation="in_turn",
         bos_token_id=0,
         eos_token_id=0,
         **SIZES,
@@ -105,7 +131,8 @@ def train(model: Qwen3MoeForCausalLM, tokens: torch.Tensor, steps: int, seed: in
         rest = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(step / WARM_UP, 0.1 + 0.9 * rest)
-        loss = model(input_ids=batch, labels=batch).loss
+        # With the logits of the router, `loss` has the share that balances experts.
+        loss = model(input_ids=batch, labels=batch, output_router_logits=True).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -50,6 +50,14 @@ def test_the_same_seed_makes_the_same_checkpoint_and_seesaw_runs_it(
     assert len(answer.outputs[0].token_ids) <= 5
 
 
+def test_experts_answer_as_those_of_transformers(script: ModuleType) -> None:
+    model = script.make_model(seed=1)
+    tokens = torch.randint(300, (2, 33))
+    found = model(input_ids=tokens).logits
+    model.set_experts_implementation("eager")
+    torch.testing.assert_close(found, model(input_ids=tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_entropy_is_of_shares(script: ModuleType) -> None:
     assert script.entropy(torch.full((8,), 1 / 8)) == pytest.approx(1.0)
     assert script.entropy(torch.tensor([0.5, 0.5, 0.0, 0.0])) == pytest.approx(0.5)
