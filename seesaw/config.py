@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from seesaw.errors import ConfigError, nearest
 from seesaw.layout.kv import TierOrder
@@ -50,10 +51,6 @@ STEP_TOKENS = 2048
 def auto_policy(two_layouts: bool) -> str:
     """What `policy="auto"` means."""
     return "seesaw" if two_layouts else "continuous"
-
-
-FlagField = tuple[Field[Any], Any, str]
-"""A field that is a command-line flag: (field, default, help)."""
 
 
 def _opt(default: Any, help: str) -> Any:
@@ -206,6 +203,7 @@ class EngineConfig:
             if isinstance(path := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(path))
         self._check_types()
+        self._check_words()
         for name in ("max_num_seqs", "block_size", "tier_block_size"):
             _check_int(name, getattr(self, name), 1)
         for name, low in (
@@ -223,21 +221,6 @@ class EngineConfig:
         _check_int("seed", self.seed, 0)
         if self.block_size & (self.block_size - 1) or self.block_size > 256:
             raise ConfigError(f"block_size={self.block_size}: expected a power of two up to 256.")
-        for name, known in (
-            ("dtype", DType),
-            ("load_format", LoadFormat),
-            ("device", Device),
-            ("tier_order", TierOrder),
-            ("reload", Reload),
-            ("reshard_from", ReshardFrom),
-            ("kv_path", KVPath),
-            ("collectives", Collectives),
-            ("running_tier", RunningTier),
-        ):
-            if getattr(self, name) not in get_args(known):
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(get_args(known))}."
-                )
         if self.trust_remote_code:
             raise ConfigError(
                 "trust_remote_code=True: seesaw never runs code from a model directory. "
@@ -248,6 +231,11 @@ class EngineConfig:
         self._check_memory()
         self._check_layouts()
         for lengths in self.expected_lengths:
+            if not isinstance(lengths, Sequence) or len(lengths) != 2:
+                raise ConfigError(
+                    f"expected_lengths: got {lengths!r}, expected pairs of a prompt's and an "
+                    "answer's tokens."
+                )
             for tokens in lengths:
                 _check_int("expected_lengths", tokens, 1)
 
@@ -362,11 +350,6 @@ class EngineConfig:
             ("revision", str | None, "a branch, tag or commit"),
             ("chat_template", str | None, "the path of a file"),
             ("cpu_cores", str | None, "cores such as 0-3,8"),
-            ("trust_remote_code", bool, "True or False"),
-            ("enable_prefix_caching", bool, "True or False"),
-            ("overlap", bool, "True or False"),
-            ("enforce_eager", bool, "True or False"),
-            ("profile", bool, "True or False"),
             ("gpu_memory_utilization", int | float | None, "a fraction above 0, up to 1"),
             ("layouts", str | None, "auto, a layout such as tp2 or two such as pp2:tp2"),
             ("expected_lengths", Sequence, "pairs of a prompt's and an answer's tokens"),
@@ -376,8 +359,17 @@ class EngineConfig:
             ("policy_options", Mapping, "a mapping from option to value"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r}: expected {expected}.")
+
+    def _check_words(self) -> None:
+        """Switches, and settings that are one of a few words, by their annotations."""
+        for name, hint in _hints().items():
+            value = getattr(self, name)
+            if hint is bool and not isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r}: expected True or False.")
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ConfigError(f"{name}={value!r}: expected one of {', '.join(get_args(hint))}.")
 
     @classmethod
     def from_kwargs(cls, **given: Any) -> Self:
@@ -393,18 +385,11 @@ class EngineConfig:
         return cls(**given)
 
 
-def flag_fields(owner: type) -> list[FlagField]:
-    """The fields of a settings dataclass that are command-line flags: all but those whose metadata
-    say `cli: False`. `help` and `short` (a one-letter form) stand in the metadata too.
-    """
-    found: list[FlagField] = []
-    for f in fields(owner):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.metadata.get("cli", True):
-            found.append((f, None if default is MISSING else default, f.metadata.get("help", "")))
-    return found
-
-
 def _check_int(name: str, value: object, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ConfigError(f"{name}={value!r}: expected an integer from {low}.")
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(EngineConfig)

@@ -59,6 +59,8 @@ def test_paths_are_taken_as_text() -> None:
         ("tier_order", "page"),
         ("reload", "some"),
         ("reshard_from", "disk"),
+        ("expected_lengths", [5]),
+        ("expected_lengths", [(5, 5, 5)]),
     ],
 )
 def test_a_bad_setting_is_named_with_what_is_expected(name: str, value: Any) -> None:

@@ -10,14 +10,16 @@ import json
 import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from seesaw.config import FlagField
 from seesaw.errors import ConfigError
+
+FlagField = tuple[Field[Any], Any, str]
+"""A field that is a command-line flag: (field, default, help)."""
 
 
 class Flag(click.Option):
@@ -97,6 +99,18 @@ class JSONObject(_ParamType):
         if not isinstance(found, dict):
             self.fail(f"{value!r}: expected a JSON object such as '{{\"5\": -100}}'.", param, ctx)
         return found
+
+
+def flag_fields(owner: type) -> list[FlagField]:
+    """The fields of a settings dataclass that are command-line flags: all but those whose metadata
+    say `cli: False`. `help` and `short` (a one-letter form) stand in the metadata too.
+    """
+    found: list[FlagField] = []
+    for f in fields(owner):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.metadata.get("cli", True):
+            found.append((f, None if default is MISSING else default, f.metadata.get("help", "")))
+    return found
 
 
 def make_flags(

@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from seesaw.api.dump_signal import dump_on_signal
-from seesaw.api.flags import Command, make_flags
-from seesaw.config import EngineConfig, FlagField, auto_policy, flag_fields
+from seesaw.api.flags import Command, FlagField, flag_fields, make_flags
+from seesaw.config import EngineConfig, auto_policy
 from seesaw.errors import ConfigError, RequestError
 from seesaw.layout.pairs import layouts_of, parse_pair
 from seesaw.sampling_params import SamplingParams

@@ -13,7 +13,8 @@ import click
 import pytest
 
 from seesaw import __version__, cli
-from seesaw.config import EngineConfig, flag_fields
+from seesaw.api.flags import flag_fields
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError, JobError
 
 MODEL_VERBS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from seesaw.api.flags import flag_fields
 from seesaw.batch.job import exit_code_of_error
 from seesaw.batch.options import JobOptions
-from seesaw.config import flag_fields
 from seesaw.errors import ConfigError, JobError
 from tests.batch.fake_engine import FakeEngine
 from tests.batch.helpers import Jobs, chat, completion, ids, questions, read_rows

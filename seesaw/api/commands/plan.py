@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seesaw.api.flags import Command, FiniteNumber, make_flags
+from seesaw.api.flags import Command, FiniteNumber, FlagField, flag_fields, make_flags
 from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
 from seesaw.api.report import STDOUT, machine_output, output_json_flag
-from seesaw.config import EngineConfig, FlagField, flag_fields
+from seesaw.config import EngineConfig
 from seesaw.errors import DoesNotFit
 
 if TYPE_CHECKING:

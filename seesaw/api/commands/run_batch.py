@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seesaw.api.flags import make_flags
+from seesaw.api.flags import flag_fields, make_flags
 from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag, trace_flag
 from seesaw.api.settings import EngineCommand, engine_flags, take_engine_settings
 from seesaw.batch.options import JobOptions, JobPaths
-from seesaw.config import EngineConfig, flag_fields
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError
 
 if TYPE_CHECKING:

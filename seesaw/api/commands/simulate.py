@@ -10,11 +10,11 @@ import click
 from click.core import ParameterSource
 
 from seesaw.api.bars import shown
-from seesaw.api.flags import FiniteNumber, Flag, make_flags
+from seesaw.api.flags import FiniteNumber, Flag, FlagField, flag_fields, make_flags
 from seesaw.api.job_flags import SETTING_TEXTS, flag, job_flags, kv_dtype_flag
 from seesaw.api.report import STDOUT, check_trace, machine_output, output_json_flag
 from seesaw.api.settings import EngineCommand, take_engine_settings
-from seesaw.config import EngineConfig, FlagField, flag_fields
+from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError, DoesNotFit
 
 if TYPE_CHECKING:
