@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -16,7 +15,7 @@ from seesaw.errors import ConfigError, nearest
 from seesaw.layout.kv import TierOrder
 from seesaw.layout.pairs import layouts_of, parse_pair
 from seesaw.layout.parallel import ParallelLayout
-from seesaw.sizes import parse_bytes
+from seesaw.sizes import parse_bytes, parse_cores
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf"]
@@ -26,23 +25,6 @@ ReshardFrom = Literal["auto", "host", "peers"]
 KVPath = Literal["auto", "tier", "peers"]
 Collectives = Literal["auto", "shm", "tcp", "gloo"]
 RunningTier = Literal["auto", "on", "off"]
-
-
-def parse_cores(text: str) -> tuple[int, ...]:
-    """The cores of a list such as `0-3,8`, in its order. Raises ConfigError."""
-    cores: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
-        if match is None:
-            raise ConfigError(f"cpu_cores={text!r}: expected cores such as 0-3,8.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ConfigError(f"cpu_cores={text!r}: {part.strip()} ends before it begins.")
-        cores += range(first, last + 1)
-    if len(set(cores)) < len(cores):
-        raise ConfigError(f"cpu_cores={text!r}: a core is named twice.")
-    return tuple(cores)
-
 
 STEP_TOKENS = 2048
 """Most tokens of a step where neither settings nor a plan say how many."""

@@ -1,4 +1,4 @@
-"""Bytes as people write and read them."""
+"""Bytes and cores as people write and read them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def format_bytes(num_bytes: float) -> str:
             break
         value /= 1024
     return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """The cores of a list such as `0-3,8`, in its order. Raises ConfigError."""
+    cores: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if match is None:
+            raise ConfigError(f"cpu_cores={text!r}: expected cores such as 0-3,8.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"cpu_cores={text!r}: {part.strip()} ends before it begins.")
+        cores += range(first, last + 1)
+    if len(set(cores)) < len(cores):
+        raise ConfigError(f"cpu_cores={text!r}: a core is named twice.")
+    return tuple(cores)

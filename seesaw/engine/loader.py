@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from seesaw import envs
-from seesaw.config import EngineConfig, parse_cores
+from seesaw.config import EngineConfig
 from seesaw.distributed import Kind, choose
 from seesaw.engine.build import (
     Report,
@@ -48,7 +48,7 @@ from seesaw.plan.weight_bytes import dtype_of, from_peers, reload_of
 from seesaw.scheduler import policies
 from seesaw.scheduler.build import make_schedulers
 from seesaw.scheduler.scheduler import Scheduler
-from seesaw.sizes import format_bytes
+from seesaw.sizes import format_bytes, parse_cores
 from seesaw.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

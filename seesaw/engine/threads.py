@@ -11,10 +11,11 @@ import threading
 
 import torch
 
-from seesaw.config import EngineConfig, parse_cores
+from seesaw.config import EngineConfig
 from seesaw.engine.host import usable_cores
 from seesaw.engine.messages import RankSetup
 from seesaw.errors import ConfigError
+from seesaw.sizes import parse_cores
 
 
 def check_threads(config: EngineConfig, device: torch.device, num_ranks: int) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from seesaw.api.llm import LLM
-from seesaw.config import EngineConfig, parse_cores
+from seesaw.config import EngineConfig
 from seesaw.engine.threads import check_threads, threads_of_rank
 from seesaw.errors import ConfigError
 from seesaw.ops.native import native
 from seesaw.sampling_params import SamplingParams
+from seesaw.sizes import parse_cores
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
