@@ -1,9 +1,10 @@
 """What the measurement of the crossover does to the device, without one: both ways move the same
-bytes, through the ops as they check what they are given."""
+bytes, through the ops as they check what they are given. And what follows from its times."""
 
 from __future__ import annotations
 
 import ctypes
+import random
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 
 from seesaw.cuda.batch_copy import Run
 from seesaw.kvcache import cuda_copies
+from seesaw.kvcache.cuda_copies import Times, crossover_bytes
 from seesaw.ops import triton_backend
 
 RUN_BYTES = (512, 4096)
@@ -62,3 +64,19 @@ def test_both_ways_are_carried_out_by_the_ops(
 def test_without_kernels_all_goes_by_copy_engine(plain_torch: None) -> None:
     triton_backend.runs_on.cache_clear()
     assert cuda_copies.measure_crossover(torch.device("cpu")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kernel_s", "engine_s", "expected"),
+    [
+        ((1, 1, 1), (9, 2, 1), 16),
+        ((1, 1, 1), (1, 1, 1), 4),
+        ((1, 1, 1), (9, 9, 9), 32),
+        ((5, 1, 5), (1, 9, 1), 16),  # the shortest run is an exception
+    ],
+)
+def test_the_crossover_is_where_engines_win_for_good(
+    kernel_s: tuple[float, ...], engine_s: tuple[float, ...], expected: int
+) -> None:
+    times = [Times(*row) for row in zip((4, 8, 16), kernel_s, engine_s, strict=True)]
+    assert crossover_bytes(random.sample(times, 3)) == expected
