@@ -22,3 +22,11 @@ def run_json(args: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     """What it writes with `--output-json -`, and nothing else."""
     assert run([*args, "--output-json", "-"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What it tells when it ends with `code`, having written nothing else."""
+    assert run(args) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    return told.err

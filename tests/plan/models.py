@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from seesaw.families.registry import spec_from_hf
@@ -34,6 +36,13 @@ def config_of(name: str, **changes: Any) -> dict[str, Any]:
         "torch_dtype": "float16",
         **changes,
     }
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> Path:
+    """A new folder with nothing but a config.json."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def spec_of(name: str, **changes: Any) -> ModelSpec:

@@ -10,55 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from seesaw.api import batch_lengths
 from seesaw.api.commands.plan import _report
 from seesaw.api.commands.run_batch import run_batch
-from seesaw.batch.body import CHAT_URL, COMPLETIONS_URL
 from seesaw.config import EngineConfig
-from seesaw.engine import at_hand
-from seesaw.errors import ConfigError
-from seesaw.plan.machine_files import local_path, read_machines, write_machines
-from seesaw.plan.workload import Lengths
-from seesaw.tokenizer import open_tokenizer
-from tests.api.command import run, run_json
-from tests.checkpoints import write_tokenizer
-from tests.plan.models import config_of
-
-CHUNK = ["--max-num-batched-tokens", "1024"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEESAW_CACHE_ROOT", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "llama 15b", config_of("15B"))
-
-
-@pytest.fixture
-def asked(model: Path) -> list[str]:
-    return ["plan", "--model", str(model), "--machine", "4xl4", "--num-requests", "200", *CHUNK]
-
-
-def write_model(folder: Path, config: dict[str, Any]) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    assert run(args) == code
-    told = capsys.readouterr()
-    assert told.out == ""
-    return told.err
-
+from tests.api.command import fails, run, run_json
+from tests.plan.models import config_of, write_model
 
 # -- what is said ----------------------------------------------------------------------------------
 
@@ -195,7 +155,8 @@ def test_every_chunk_is_tried_unless_one_is_given(
 ) -> None:
     given = run_json(asked, capsys)
     assert {one["max_num_batched_tokens"] for one in given["candidates"]} == {1024}
-    free = run_json([word for word in asked if word not in CHUNK], capsys)
+    chunk = ("--max-num-batched-tokens", "1024")
+    free = run_json([word for word in asked if word not in chunk], capsys)
     assert len({one["max_num_batched_tokens"] for one in free["candidates"]}) > 1
     assert free["recommended"]["tokens_per_s"] >= given["recommended"]["tokens_per_s"]
 
@@ -217,66 +178,11 @@ def test_what_is_planned_only_is_said(
     assert found["recommended"]["tokens_per_s"] > 0
 
 
-# -- batch files -----------------------------------------------------------------------------------
-
-
-def rows(*bodies: dict[str, Any]) -> str:
-    lines = [
-        json.dumps(
-            {
-                "custom_id": str(number),
-                "method": "POST",
-                "url": CHAT_URL if "messages" in body else COMPLETIONS_URL,
-                "body": body,
-            }
-        )
-        for number, body in enumerate(bodies)
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def test_a_batch_file_is_counted_by_the_models_tokenizer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_model(tmp_path / "small", config_of("tiny"))
-    write_tokenizer(folder)
-    texts = ["The dog", "The dog and the cat and the rest of them"]
-    chat = [{"role": "user", "content": "Who is there?"}]
-    job = tmp_path / "in.jsonl"
-    job.write_text(
-        rows(
-            {"prompt": texts[0], "max_tokens": 5},
-            {"prompt": texts[1], "max_tokens": 7, "n": 2},
-            {"prompt": [1, 2, 3], "max_tokens": 9},
-            {"messages": chat, "max_tokens": 11},
-            {"prompt": "refused", "max_tokens": 0.5},
-        )
-    )
-    tokenizer = open_tokenizer(folder)
-    found = batch_lengths.batch_workload(job, tokenizer, None)
-    one, two = (len(tokenizer.encode(text)) for text in texts)
-    rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-    three = len(tokenizer.encode(rendered, add_special_tokens=False))
-    assert found.lengths == (
-        Lengths(one, 5), Lengths(two, 7), Lengths(two, 7), Lengths(3, 9), Lengths(three, 11),
-    )  # fmt: skip
-    assert "the model's tokenizer" in found.source
-    assert "1 rows that cannot be served left out, the first is line " in found.source
-    plan = run_json(
-        ["plan", "--model", str(folder), "--machine", "2xl4", "--workload", str(job),
-         "--dtype", "float32"], capsys,
-    )  # fmt: skip
-    assert plan["workload"]["num_requests"] == 5
-    assert plan["workload"]["mean_answer_tokens"] == pytest.approx(39 / 5)
-    assert f"-i {job}" in plan["recommended"]["command"]
-
-
 def test_requests_that_run_from_the_tier_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_model(tmp_path / "llama 70b", config_of("70B"))
-    asked = ["plan", "--model", str(model), "--machine", "8xl4", "--num-requests", "200", *CHUNK,
-             "--workload", "1000:250"]  # fmt: skip
+    asked = [*asked, "--model", str(model), "--machine", "8xl4", "--workload", "1000:250"]
     found = run_json([*asked, "--running-tier", "on"], capsys)
     turning = [one["running_tier"] for one in found["candidates"] if one["running_tier"]]
     assert turning, "no candidate has three decode stages"
@@ -289,105 +195,6 @@ def test_requests_that_run_from_the_tier_are_said(
     is_told = "running requests in the tier: " in capsys.readouterr().out
     is_on = found["recommended"]["running_tier"] is not None
     assert is_told == is_on == ("--running-tier on" in found["recommended"]["command"])
-
-
-def test_without_a_tokenizer_characters_are_counted(
-    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = tmp_path / "in.jsonl"
-    job.write_text(rows({"prompt": "x" * 400}, {"prompt": "x" * 800, "max_tokens": 1000}))
-    args = [*asked, "--workload", str(job)]
-    assert "Give --answer-tokens" in fails(args, capsys)
-    found = run_json([*args, "--answer-tokens", "30"], capsys)
-    assert found["workload"]["mean_prompt_tokens"] == 150
-    assert found["workload"]["mean_answer_tokens"] == 30
-    assert "4 to a token" in found["workload"]["source"]
-    # As many as were asked for, by the lengths of the file.
-    assert found["workload"]["num_requests"] == 200
-
-
-def test_a_batch_file_without_a_row_that_can_be_served(
-    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = tmp_path / "in.jsonl"
-    job.write_text("nonsense\n")
-    assert "none of 1 rows can be served" in fails([*asked, "--workload", str(job)], capsys)
-
-
-# -- the machine at hand ---------------------------------------------------------------------------
-
-
-def test_the_machine_at_hand_by_its_gpus(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 4)
-    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
-    found = run_json(["plan", "--model", str(model), *CHUNK], capsys)
-    assert "NVIDIA L4 by name" in found["machine"]["source"]
-    assert found["machine"]["host_memory_bytes"] == 2**38
-    assert [way["num_devices"] for way in found["machine"]["ways"]] == [4]
-    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["Unheard Of 9000"])
-    assert "GPU 'Unheard Of 9000', of which no figures" in fails(
-        ["plan", "--model", str(model)], capsys
-    )
-
-
-def test_the_machine_at_hand_as_it_was_measured(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(at_hand, "gpu_names", lambda: ["NVIDIA L4"] * 8)
-    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**38, 2**38))
-    write_machines(local_path(), read_machines("2xl40s"))
-    found = run_json(["plan", "--model", str(model), *CHUNK], capsys)
-    assert f"measured by seesaw calibrate: {local_path()}" in found["machine"]["source"]
-    assert [way["num_devices"] for way in found["machine"]["ways"]] == [2]
-
-
-def test_a_cpu_at_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(at_hand, "gpu_names", list)
-    monkeypatch.setattr(at_hand, "usable_cores", lambda: 4.0)
-    monkeypatch.setattr(at_hand, "host_memory", lambda: (2**34, 2**34))
-    small = write_model(tmp_path / "small", config_of("tiny"))
-    args = ["plan", "--model", str(small), "--workload", "100:20", "--dtype", "bfloat16"]
-    found = run_json(args, capsys)
-    assert [way["num_devices"] for way in found["machine"]["ways"]] == [1, 2, 4]
-    assert "run `seesaw calibrate`" in found["machine"]["source"]
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        (None, ["A", "B", "C"]), ("", []), ("2", ["C"]), ("1,0", ["B", "A"]),
-        ("0,-1,2", ["A"]), ("0,9,2", ["A"]), ("GPU-c, GPU-a1", ["C", "A"]),
-    ],
-)  # fmt: skip
-def test_gpus_that_processes_would_see(
-    visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf 'GPU-a1, A\\nGPU-b2, B\\nGPU-c3, C\\n'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert at_hand.gpu_names() == expected
-
-
-def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert at_hand.gpu_names() == []
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nexit 9\n")
-    tool.chmod(0o755)
-    assert at_hand.gpu_names() == []
-    monkeypatch.setattr(at_hand, "NVIDIA_SMI_S", 0.1)
-    tool.write_text("#!/bin/sh\nwhile :; do :; done\n")
-    with pytest.raises(ConfigError, match="did not answer"):
-        at_hand.gpu_names()
 
 
 # -- mistakes --------------------------------------------------------------------------------------
@@ -450,7 +257,7 @@ print([name for name in ("torch", "numpy", "transformers") if name in sys.module
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n[]\n")
