@@ -10,17 +10,24 @@ keys are gathered from their blocks and go through torch's fused attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 
+from seesaw.ops.attention_cases import (
+    door_inputs,
+    fake_attention,
+    paged_case,
+    paged_cost,
+    paged_inputs,
+)
 from seesaw.ops.attention_cpu import attend_with_cpp, fits
 from seesaw.ops.attention_plan import AttentionPlan, plan_attention
 from seesaw.ops.attention_torch import attend_with_torch
 from seesaw.ops.device_rows import DeviceRows
 from seesaw.ops.native import native
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Door, Op
 from seesaw.ops.shapes import SMALL
 from seesaw.ops.triton_backend import on_triton
 from seesaw.plan.attention_workspace import AttentionShape
@@ -110,39 +117,56 @@ def paged_attention(
             q_THD, k_cache, v_cache, block_table.to(torch.int32), device_rows, sm_scale,
             sliding_window, soft_cap, return_lse,
         )  # fmt: skip
-        return out_THD if lse_TH is None else (out_THD, lse_TH)
-    cpu = native()
-    if cpu is not None and fits(q_THD, k_cache, v_cache, sm_scale):
+    elif (cpu := native()) is not None and fits(q_THD, k_cache, v_cache, sm_scale):
         out_THD, lse_TH = attend_with_cpp(
             cpu, q_THD, k_cache, v_cache, block_table, list(cu_seqlens_q), list(seq_lens), sm_scale,
             sliding_window, soft_cap, panels, return_lse,
         )  # fmt: skip
-        return out_THD if lse_TH is None else (out_THD, lse_TH)
-    if panels:
-        raise ValueError(
-            "KV tiles in panels are read by the C++ kernel alone, which takes bfloat16 or float32 "
-            "on the CPU, a head_dim of 16, 32 .. 256, K and V of the same strides and a scale "
-            f"above 0; got {q_THD.dtype} on {q_THD.device}, head_dim {q_THD.shape[-1]}, strides "
-            f"{k_cache.stride()} and {v_cache.stride()}, scale {sm_scale}; seesaw._cpu is "
-            f"{'not ' if cpu is None else ''}in use"
-        )
-    if plan is None:
-        shape = AttentionShape(
-            num_heads=q_THD.shape[1],
-            num_kv_heads=k_cache.shape[2],
-            head_dim=q_THD.shape[2],
-            block_size=k_cache.shape[1],
-            element_bytes=q_THD.element_size(),
-            sliding_window=sliding_window,
-            unfused=soft_cap is not None or q_THD.is_cuda or return_lse,
-        )
-        plan = plan_attention(block_table, cu_seqlens_q, seq_lens, shape, q_THD.dtype)
-    assert plan.shape.sliding_window == sliding_window, "the plan is for another window"
-    assert plan.shape.unfused or not return_lse, "the plan is for results without lse"
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
-    attend_with_torch(plan, q_THD, k_cache, v_cache, out_THD, lse_TH, sm_scale, soft_cap)
+    else:
+        if panels:
+            raise ValueError(_why_no_panels(q_THD, k_cache, v_cache, sm_scale))
+        if plan is None:
+            unfused = soft_cap is not None or q_THD.is_cuda or return_lse
+            shape = _shape_of(q_THD, k_cache, sliding_window, unfused)
+            plan = plan_attention(block_table, cu_seqlens_q, seq_lens, shape, q_THD.dtype)
+        assert plan.shape.sliding_window == sliding_window, "the plan is for another window"
+        assert plan.shape.unfused or not return_lse, "the plan is for results without lse"
+        out_THD, lse_TH = _empty_results(q_THD, return_lse)
+        attend_with_torch(plan, q_THD, k_cache, v_cache, out_THD, lse_TH, sm_scale, soft_cap)
     return out_THD if lse_TH is None else (out_THD, lse_TH)
+
+
+def _empty_results(
+    q_THD: torch.Tensor, return_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    return out_THD, q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
+
+
+def _shape_of(
+    q_THD: torch.Tensor, k_cache: torch.Tensor, sliding_window: int | None, unfused: bool
+) -> AttentionShape:
+    return AttentionShape(
+        num_heads=q_THD.shape[1],
+        num_kv_heads=k_cache.shape[2],
+        head_dim=q_THD.shape[2],
+        block_size=k_cache.shape[1],
+        element_bytes=q_THD.element_size(),
+        sliding_window=sliding_window,
+        unfused=unfused,
+    )
+
+
+def _why_no_panels(
+    q_THD: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, sm_scale: float
+) -> str:
+    return (
+        "KV tiles in panels are read by the C++ kernel alone, which takes bfloat16 or float32 on "
+        "the CPU, a head_dim of 16, 32 .. 256, K and V of the same strides and a scale above 0; "
+        f"got {q_THD.dtype} on {q_THD.device}, head_dim {q_THD.shape[-1]}, strides "
+        f"{k_cache.stride()} and {v_cache.stride()}, scale {sm_scale}; seesaw._cpu is "
+        f"{'not ' if native() is None else ''}in use"
+    )
 
 
 def _attend_triton(
@@ -161,8 +185,7 @@ def _attend_triton(
     from seesaw.kernels.paged_decode import paged_decode
     from seesaw.kernels.paged_prefill import paged_prefill
 
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    lse_TH = q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32) if return_lse else None
+    out_THD, lse_TH = _empty_results(q_THD, return_lse)
     if rows.num_single:
         all_single = rows.num_single == len(rows.seq_lens)
         paged_decode(
@@ -196,14 +219,6 @@ def _door(
         q_THD, k_cache, v_cache, block_table, cu_seqlens_q, seq_lens, sm_scale=sm_scale,
         sliding_window=sliding_window, soft_cap=soft_cap, return_lse=True,
     )  # fmt: skip
-
-
-def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
-
-
-def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "return_lse"}
 
 
 def paged_attention_reference(
@@ -241,84 +256,35 @@ def paged_attention_reference(
     return (out, lse) if return_lse else out
 
 
-def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    rows, block_size, size = case["rows"], case["block_size"], case["head_dim"]
-    kv_heads, heads = case["kv_heads"], case["kv_heads"] * case["group"]
-    counts = [-(-seq_len // block_size) for _, seq_len in rows]
-    pool_shape = (sum(counts) + 1, kv_heads, 2, block_size, size)
-    pool = torch.randn(pool_shape, generator=generator).to(dtype)
-    order = (torch.randperm(sum(counts), generator=generator) + 1).to(torch.int32)
-    table = torch.zeros(len(rows), max(counts, default=0), dtype=torch.int32)
-    cu_seqlens, used = [0], 0
-    for row, (queries, _) in enumerate(rows):
-        table[row, : counts[row]] = order[used : used + counts[row]]
-        used += counts[row]
-        cu_seqlens.append(cu_seqlens[-1] + queries)
-    return {
-        "q_THD": torch.randn(cu_seqlens[-1], heads, size, generator=generator).to(dtype),
-        "k_cache": pool[:, :, 0].transpose(1, 2),
-        "v_cache": pool[:, :, 1].transpose(1, 2),
-        "block_table": table,
-        "cu_seqlens_q": cu_seqlens,
-        "seq_lens": [seq_len for _, seq_len in rows],
-        "sm_scale": size**-0.5,
-        "sliding_window": case.get("sliding_window"),
-        "soft_cap": case.get("soft_cap"),
-        "return_lse": case.get("lse", False),
-    }
-
-
-def _cost(case: Case, dtype: torch.dtype) -> Cost:
-    size, kv_heads, window = case["head_dim"], case["kv_heads"], case.get("sliding_window")
-    heads = kv_heads * case["group"]
-    queries = keys = pairs = 0
-    for count, seq_len in case["rows"]:
-        queries += count
-        seen = [min(p + 1, window or p + 1) for p in range(seq_len - count, seq_len)]
-        pairs += sum(seen)
-        keys += min(seq_len, count - 1 + window) if window and count else seq_len
-    elements = 2 * queries * heads * size + 2 * keys * kv_heads * size
-    lse_bytes = 4 * queries * heads if case.get("lse") else 0
-    return Cost(elements * dtype.itemsize + lse_bytes, 4 * pairs * heads * size)
-
-
-def _case(
-    rows: Sequence[tuple[int, int]], kv_heads: int, group: int, head_dim: int, block_size: int,
-    **more: float
-) -> Case:  # fmt: skip
-    sizes = {"kv_heads": kv_heads, "group": group, "head_dim": head_dim, "block_size": block_size}
-    return {"rows": tuple(rows), **sizes, **more}
-
-
 _MIXED = ((1, 1), (1, 17), (40, 40), (1, 300), (5, 77), (0, 9), (64, 200), (33, 33), (1, 16))
 OP = Op(
     name="paged_attention",
     function=paged_attention,
     reference=paged_attention_reference,
-    make_inputs=_make_inputs,
+    make_inputs=paged_inputs,
     cases=(
-        _case((), 1, 1, 64, 16),
-        _case([(1, 1)], 3, 3, 64, 32),
-        _case([(2, 2)], 1, 8, 80, 16),
-        _case(_MIXED, 3, 3, 64, 32),
-        _case(_MIXED, 2, 1, 80, 16),
-        _case(_MIXED, 1, 7, 96, 64),
-        _case(_MIXED, 2, 2, 128, 128),
-        _case(_MIXED, 1, 4, 256, 256),
-        _case(_MIXED, 2, 2, 64, 16, sliding_window=1),
-        _case(_MIXED, 2, 3, 64, 16, sliding_window=24),
-        _case(_MIXED, 1, 5, 64, 32, sliding_window=64),
-        _case(_MIXED, 2, 2, 64, 16, soft_cap=2.0),
-        _case(_MIXED, 2, 3, 16, 5, lse=True),
-        _case(_MIXED, 1, 3, 48, 32, lse=True, soft_cap=3.0, sliding_window=40),
-        _case(_MIXED, 1, 6, 64, 32, soft_cap=5.0, sliding_window=33),
+        paged_case((), 1, 1, 64, 16),
+        paged_case([(1, 1)], 3, 3, 64, 32),
+        paged_case([(2, 2)], 1, 8, 80, 16),
+        paged_case(_MIXED, 3, 3, 64, 32),
+        paged_case(_MIXED, 2, 1, 80, 16),
+        paged_case(_MIXED, 1, 7, 96, 64),
+        paged_case(_MIXED, 2, 2, 128, 128),
+        paged_case(_MIXED, 1, 4, 256, 256),
+        paged_case(_MIXED, 2, 2, 64, 16, sliding_window=1),
+        paged_case(_MIXED, 2, 3, 64, 16, sliding_window=24),
+        paged_case(_MIXED, 1, 5, 64, 32, sliding_window=64),
+        paged_case(_MIXED, 2, 2, 64, 16, soft_cap=2.0),
+        paged_case(_MIXED, 2, 3, 16, 5, lse=True),
+        paged_case(_MIXED, 1, 3, 48, 32, lse=True, soft_cap=3.0, sliding_window=40),
+        paged_case(_MIXED, 1, 6, 64, 32, soft_cap=5.0, sliding_window=33),
     ),
     tolerance=FLOAT_TOLERANCE,
-    cost=_cost,
-    door=Door(_door, _fake, _door_inputs),
+    cost=paged_cost,
+    door=Door(_door, fake_attention, door_inputs),
     bench={
         f"{model.name}, {name}": Bench(
-            case=_case(rows, model.kv_heads, model.group, model.head_dim, 32),
+            case=paged_case(rows, model.kv_heads, model.group, model.head_dim, 32),
             cold=True,
             devices=("cpu",),
         )

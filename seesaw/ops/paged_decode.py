@@ -9,11 +9,12 @@ Bound by memory: 2 * G flops per byte in bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 
+from seesaw.ops.attention_cases import door_inputs, fake_attention
 from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
@@ -289,14 +290,6 @@ def _door(
     )  # fmt: skip
 
 
-def _fake(q_RHD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return q_RHD.new_empty(q_RHD.shape), q_RHD.new_empty(q_RHD.shape[:2], dtype=torch.float32)
-
-
-def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "return_lse"}
-
-
 def _case(
     lens: Sequence[int] | Sequence[Sequence[int]], kv_heads: int, group: int, head_dim: int,
     block_size: int, **more: float,
@@ -353,5 +346,5 @@ OP = Op(
             ("16 x 4k, 4/1 heads x 256", (4096,) * 16, (1, 4, 256), 64, {}, None),
         )
     },
-    door=Door(_door, _fake, _door_inputs),
+    door=Door(_door, fake_attention, door_inputs),
 )

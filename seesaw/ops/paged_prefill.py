@@ -8,14 +8,19 @@ which bounds it for chunks of some hundred tokens and more; rows of one token ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from seesaw.ops.attention_cases import (
+    door_inputs,
+    fake_attention,
+    paged_case,
+    paged_cost,
+    paged_inputs,
+)
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
-from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
+from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Door, Op
 from seesaw.ops.triton_backend import on_triton
 
 # Shape letters: T tokens, H query heads, K KV heads, G = H / K, D head_dim, R rows, P blocks per
@@ -140,15 +145,6 @@ def _door(
     return got
 
 
-def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
-
-
-def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    left = ("skip_single", "out_THD", "lse_TH", "return_lse")
-    return {name: value for name, value in inputs.items() if name not in left}
-
-
 def paged_prefill_reference(
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
@@ -181,65 +177,21 @@ def paged_prefill_reference(
 
 
 def _make_inputs(generator: torch.Generator, case: Case, dtype: torch.dtype) -> dict[str, object]:
-    rows, block_size, size = case["rows"], case["block_size"], case["head_dim"]
-    kv_heads, heads = case["kv_heads"], case["kv_heads"] * case["group"]
-    counts = [-(-seq_len // block_size) for _, seq_len in rows]
-    pool_shape = (sum(counts) + 1, kv_heads, 2, block_size, size)
-    pool = torch.randn(pool_shape, generator=generator)
-    pool = pool.to(torch.float8_e4m3fn if case.get("fp8") else dtype)
-    order = (torch.randperm(sum(counts), generator=generator) + 1).to(torch.int32)
-    table = torch.zeros(len(rows), max(counts, default=0), dtype=torch.int32)
-    cu_seqlens, used = [0], 0
-    for row, (queries, _) in enumerate(rows):
-        table[row, : counts[row]] = order[used : used + counts[row]]
-        used += counts[row]
-        cu_seqlens.append(cu_seqlens[-1] + queries)
+    inputs = paged_inputs(generator, case, dtype)
+    q_THD, kv_heads = inputs["q_THD"], case["kv_heads"]
     scales = 0.5 + torch.rand(2, kv_heads, generator=generator) if case.get("fp8") else (None, None)
-    q_THD = torch.randn(cu_seqlens[-1], heads, size, generator=generator).to(dtype)
     skip = bool(case.get("skip_single"))
     return {
-        "q_THD": q_THD,
-        "k_cache": pool[:, :, 0].transpose(1, 2),
-        "v_cache": pool[:, :, 1].transpose(1, 2),
-        "block_table": table,
-        "cu_seqlens_q": torch.tensor(cu_seqlens, dtype=torch.int32),
-        "seq_lens": torch.tensor([seq_len for _, seq_len in rows], dtype=torch.int32),
-        "max_seqlen_q": max((queries for queries, _ in rows), default=0),
-        "sm_scale": size**-0.5,
-        "sliding_window": case.get("sliding_window"),
-        "soft_cap": case.get("soft_cap"),
+        **inputs,
+        "cu_seqlens_q": torch.tensor(inputs["cu_seqlens_q"], dtype=torch.int32),
+        "seq_lens": torch.tensor(inputs["seq_lens"], dtype=torch.int32),
+        "max_seqlen_q": max((queries for queries, _ in case["rows"]), default=0),
         "k_scale_K": scales[0],
         "v_scale_K": scales[1],
         "skip_single": skip,
         "out_THD": torch.full_like(q_THD, 7.0) if skip else None,
         "lse_TH": torch.full(q_THD.shape[:2], 8.0) if skip else None,
-        "return_lse": bool(case.get("lse")),
     }
-
-
-def _cost(case: Case, dtype: torch.dtype) -> Cost:
-    size, kv_heads, window = case["head_dim"], case["kv_heads"], case.get("sliding_window")
-    heads, kv_bytes = kv_heads * case["group"], 1 if case.get("fp8") else dtype.itemsize
-    total = queries = keys = pairs = 0
-    for count, seq_len in case["rows"]:
-        total += count
-        if count == 0 or (count == 1 and case.get("skip_single")):
-            continue
-        queries += count
-        pairs += sum(min(p + 1, window or p + 1) for p in range(seq_len - count, seq_len))
-        keys += min(seq_len, count - 1 + window) if window else seq_len
-    elements = (queries + total) * heads * size
-    num_bytes = elements * dtype.itemsize + 2 * keys * kv_heads * size * kv_bytes
-    num_bytes += 4 * total * heads if case.get("lse") else 0
-    return Cost(num_bytes, 4 * pairs * heads * size)
-
-
-def _case(
-    rows: Sequence[tuple[int, int]], kv_heads: int, group: int, head_dim: int, block_size: int,
-    **more: float
-) -> Case:  # fmt: skip
-    sizes = {"kv_heads": kv_heads, "group": group, "head_dim": head_dim, "block_size": block_size}
-    return {"rows": tuple(rows), **sizes, **more}
 
 
 OP = Op(
@@ -248,27 +200,27 @@ OP = Op(
     reference=paged_prefill_reference,
     make_inputs=_make_inputs,
     cases=(
-        _case((), 1, 1, 64, 16),
-        _case([(0, 0), (0, 9)], 2, 3, 64, 16, lse=True),
-        _case([(1, 1)], 2, 7, 64, 32),
-        _case([(1, 17), (0, 5), (20, 90), (4, 4)], 2, 3, 64, 16, lse=True),
-        _case([(1, 40), (30, 30), (1, 9), (3, 70)], 1, 4, 32, 32, lse=True, skip_single=True),
-        _case([(90, 300)], 1, 1, 32, 256),
-        _case([(25, 130), (9, 9)], 1, 7, 16, 64, sliding_window=20, lse=True),
-        _case([(140, 200)], 1, 1, 48, 5, sliding_window=70),
-        _case([(2, 50), (1, 33)], 1, 16, 80, 16),
-        _case([(12, 70)], 1, 5, 96, 128, soft_cap=2.0, lse=True),
-        _case([(10, 40)], 2, 2, 128, 64, sliding_window=1),
-        _case([(7, 30)], 1, 2, 256, 16, soft_cap=3.0, sliding_window=8),
-        _case([(11, 60), (1, 5)], 3, 3, 64, 16, fp8=True, lse=True),
-        _case([(33, 80)], 1, 2, 32, 64, fp8=True, sliding_window=40),
+        paged_case((), 1, 1, 64, 16),
+        paged_case([(0, 0), (0, 9)], 2, 3, 64, 16, lse=True),
+        paged_case([(1, 1)], 2, 7, 64, 32),
+        paged_case([(1, 17), (0, 5), (20, 90), (4, 4)], 2, 3, 64, 16, lse=True),
+        paged_case([(1, 40), (30, 30), (1, 9), (3, 70)], 1, 4, 32, 32, lse=True, skip_single=True),
+        paged_case([(90, 300)], 1, 1, 32, 256),
+        paged_case([(25, 130), (9, 9)], 1, 7, 16, 64, sliding_window=20, lse=True),
+        paged_case([(140, 200)], 1, 1, 48, 5, sliding_window=70),
+        paged_case([(2, 50), (1, 33)], 1, 16, 80, 16),
+        paged_case([(12, 70)], 1, 5, 96, 128, soft_cap=2.0, lse=True),
+        paged_case([(10, 40)], 2, 2, 128, 64, sliding_window=1),
+        paged_case([(7, 30)], 1, 2, 256, 16, soft_cap=3.0, sliding_window=8),
+        paged_case([(11, 60), (1, 5)], 3, 3, 64, 16, fp8=True, lse=True),
+        paged_case([(33, 80)], 1, 2, 32, 64, fp8=True, sliding_window=40),
     ),
     tolerance=FLOAT_TOLERANCE,
-    cost=_cost,
-    door=Door(_door, _fake, _door_inputs),
+    cost=paged_cost,
+    door=Door(_door, fake_attention, door_inputs),
     bench={
         f"{name}, blocks of {block_size}": Bench(
-            case=_case(rows, *heads, block_size), devices=("cuda",), aim=aim
+            case=paged_case(rows, *heads, block_size), devices=("cuda",), aim=aim
         )
         for name, rows, heads, block_size, aim in (
             ("8k, 32/8 heads x 128", ((8192, 8192),), (8, 4, 128), 64, 0.55),

@@ -8,13 +8,13 @@ some hundred tokens on. On CPUs, and in plain torch, K and V count as a pool of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from seesaw.ops.attention_cases import door_inputs, fake_attention
 from seesaw.ops.paged_attention import paged_attention, paged_attention_reference
 from seesaw.ops.registry import FLOAT_TOLERANCE, Bench, Case, Cost, Door, Op
 from seesaw.ops.triton_backend import on_triton
@@ -105,14 +105,6 @@ def _door(
     return got
 
 
-def _fake(q_THD: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return q_THD.new_empty(q_THD.shape), q_THD.new_empty(q_THD.shape[:2], dtype=torch.float32)
-
-
-def _door_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "return_lse"}
-
-
 def ragged_prefill_reference(
     q_THD: torch.Tensor,
     k_TKD: torch.Tensor,
@@ -184,7 +176,7 @@ OP = Op(
     ),
     tolerance=FLOAT_TOLERANCE,
     cost=_cost,
-    door=Door(_door, _fake, _door_inputs),
+    door=Door(_door, fake_attention, door_inputs),
     bench={
         name: Bench(case=_case(rows, *heads, **more), devices=("cuda",), aim=aim)
         for name, rows, heads, more, aim in (
