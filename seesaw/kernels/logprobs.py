@@ -98,17 +98,8 @@ def logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `ops.logprobs`; nothing waits for the device, so an id outside the vocabulary is not
     refused: its logprob is NaN. Raises UnsupportedError."""
-    expect_tensors(OP, (torch.float32,), logits=logits_SV)
-    expect(OP, "dims of logits", logits_SV.dim(), 2, logits_SV.dim() == 2)
+    _check(logits_SV, token_ids_S, k)
     rows, vocab = logits_SV.shape
-    expect(OP, "vocabulary", vocab, "1 to 2^24", 1 <= vocab <= 2**24)
-    expect(
-        OP, "distance of columns", logits_SV.stride(1), 1, logits_SV.stride(1) == 1 or vocab == 1
-    )
-    expect_tensors(OP, (torch.int64, torch.int32), token_ids=token_ids_S)
-    close = token_ids_S.shape == (rows,) and (rows <= 1 or token_ids_S.stride(0) == 1)
-    expect(OP, "shape of token_ids", list(token_ids_S.shape), f"[{rows}], contiguous", close)
-    expect(OP, "k", k, "0 or more", k >= 0)
     device = logits_SV.device
     top = min(k, vocab)
     config = config_for(KERNEL, device, vocab=vocab)
@@ -157,6 +148,20 @@ def logprobs(
         **merge.arguments(),
     )
     return logprob_S, rank_S, id_Sk, top_Sk
+
+
+def _check(logits_SV: torch.Tensor, token_ids_S: torch.Tensor, k: int) -> None:
+    expect_tensors(OP, (torch.float32,), logits=logits_SV)
+    expect(OP, "dims of logits", logits_SV.dim(), 2, logits_SV.dim() == 2)
+    rows, vocab = logits_SV.shape
+    expect(OP, "vocabulary", vocab, "1 to 2^24", 1 <= vocab <= 2**24)
+    expect(
+        OP, "distance of columns", logits_SV.stride(1), 1, logits_SV.stride(1) == 1 or vocab == 1
+    )
+    expect_tensors(OP, (torch.int64, torch.int32), token_ids=token_ids_S)
+    close = token_ids_S.shape == (rows,) and (rows <= 1 or token_ids_S.stride(0) == 1)
+    expect(OP, "shape of token_ids", list(token_ids_S.shape), f"[{rows}], contiguous", close)
+    expect(OP, "k", k, "0 or more", k >= 0)
 
 
 def _default(key: Key, target: Target) -> Config:

@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from seesaw.kernels.checks import FLOATS, expect, expect_one_of, expect_tensors
 from seesaw.kernels.kernel import Kernel
+from seesaw.kernels.moe_checks import check_moe_mlp
 from seesaw.kernels.moe_configs import (
     KEYS,
     MAX_BLOCK_M,
@@ -38,9 +38,6 @@ from seesaw.kernels.tuning import config_for
 
 # Shape letters: T tokens, H hidden, E experts held, I inner size, J = 2 I, N experts of a token, P
 # = T N pairs, S the most pairs that can be held here.
-
-OP = "moe_mlp"
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 @triton.jit(do_not_specialize=["num_pairs", "max_held", "num_tiles", "first_expert"])
@@ -110,6 +107,16 @@ def _place(num_tiles, num_blocks, GROUP: tl.constexpr):
     return first + within % size, within // size
 
 
+@triton.jit
+def _rows_of(tile, tile_expert_ptr, starts_ptr, BLOCK_M: tl.constexpr):
+    """(expert, first row, end of the expert's rows) of a tile; one past the end has none."""
+    expert = tl.load(tile_expert_ptr + tile)
+    start = tl.load(starts_ptr + expert)
+    stop = tl.load(starts_ptr + expert + 1)
+    first = start + (tile - start // BLOCK_M - expert) * BLOCK_M
+    return expert, first, stop
+
+
 @triton.jit(do_not_specialize=["num_tiles"])
 def _gate_up_kernel(
     x_ptr,
@@ -133,10 +140,7 @@ def _gate_up_kernel(
     GROUP: tl.constexpr,
 ):
     tile, block = _place(num_tiles, tl.cdiv(inner, BLOCK_N), GROUP)
-    expert = tl.load(tile_expert_ptr + tile)
-    start = tl.load(starts_ptr + expert)
-    stop = tl.load(starts_ptr + expert + 1)
-    first = start + (tile - start // BLOCK_M - expert) * BLOCK_M
+    expert, first, stop = _rows_of(tile, tile_expert_ptr, starts_ptr, BLOCK_M)
     if first >= stop:
         return
     row = first + tl.arange(0, BLOCK_M)
@@ -186,10 +190,7 @@ def _down_kernel(
     GROUP: tl.constexpr,
 ):
     tile, block = _place(num_tiles, tl.cdiv(hidden, BLOCK_N), GROUP)
-    expert = tl.load(tile_expert_ptr + tile)
-    start = tl.load(starts_ptr + expert)
-    stop = tl.load(starts_ptr + expert + 1)
-    first = start + (tile - start // BLOCK_M - expert) * BLOCK_M
+    expert, first, stop = _rows_of(tile, tile_expert_ptr, starts_ptr, BLOCK_M)
     if first >= stop:
         return
     row = first + tl.arange(0, BLOCK_M)
@@ -254,9 +255,10 @@ def moe_mlp(
     counts_E: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `ops.moe_mlp`; allocates `[S, I]` and `[P, H]` of x's dtype. Raises UnsupportedError."""
-    _check(x_TH, gate_up_EJH, down_EIH, weights_TN, experts_TN, counts_E)
-    expect_one_of(OP, "activation", activation, ACTIVATIONS)
-    expect(OP, "first_expert", first_expert, "0 or more", first_expert >= 0)
+    check_moe_mlp(
+        x_TH, gate_up_EJH, down_EIH, weights_TN, experts_TN, counts_E,
+        first_expert=first_expert, activation=activation,
+    )  # fmt: skip
     tokens, hidden = x_TH.shape
     num_experts, inner, _ = down_EIH.shape
     top_k, device = experts_TN.shape[1], x_TH.device
@@ -278,16 +280,9 @@ def moe_mlp(
     down = config_for(DOWN, device, **key, block_m=block_m)
     num_tiles = pairs // block_m + num_experts
 
-    sizes = [-(-size // 4) * 4 for size in (pairs, num_experts + 1, num_tiles)]
-    # at addresses of 16 bytes: each alignment would be compiled for
-    order_P, starts_E, tile_expert = torch.empty(
-        sum(sizes), dtype=torch.int32, device=device
-    ).split(sizes)
-    sort = config_for(SORT, device, experts=num_experts, pairs=triton.next_power_of_2(pairs))
-    _sort_kernel[(num_experts,)](
-        experts_TN, order_P, starts_E, tile_expert, counts_E,
-        pairs, max_held, num_tiles, first_expert, BLOCK_M=block_m, **sort.arguments(),
-    )  # fmt: skip
+    order_P, starts_E, tile_expert = _sort(
+        experts_TN, counts_E, num_experts, first_expert, num_tiles, max_held, block_m
+    )
     inner_SI = torch.empty(max_held, inner, dtype=x_TH.dtype, device=device)
     _gate_up_kernel[(num_tiles * triton.cdiv(inner, gate_up.blocks["BLOCK_N"]),)](
         x_TH, gate_up_EJH, order_P, starts_E, tile_expert, inner_SI,
@@ -308,42 +303,28 @@ def moe_mlp(
     return out_TH
 
 
-def _check(
-    x_TH: torch.Tensor,
-    gate_up_EJH: torch.Tensor,
-    down_EIH: torch.Tensor,
-    weights_TN: torch.Tensor,
+def _sort(
     experts_TN: torch.Tensor,
     counts_E: torch.Tensor | None,
-) -> None:
-    matrices = {"x": x_TH, "gate_up": gate_up_EJH, "down": down_EIH}
-    expect_tensors(OP, FLOATS, **matrices)
-    for name, tensor in matrices.items():
-        dims = 2 if name == "x" else 3
-        expect(OP, f"dims of {name}", tensor.dim(), dims, tensor.dim() == dims)
-        expect(OP, f"strides of {name}", tensor.stride(), "1 in the last dim",
-               tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or not tensor.numel())  # fmt: skip
-    tokens, hidden = x_TH.shape
-    num_experts, inner, _ = down_EIH.shape
-    expect(OP, "shape of down", list(down_EIH.shape), "none that is 0, and hidden of x last",
-           min(down_EIH.shape) > 0 and down_EIH.shape[2] == hidden)  # fmt: skip
-    gate_up = (num_experts, 2 * inner, hidden)
-    expect(OP, "shape of gate_up", list(gate_up_EJH.shape), list(gate_up),
-           gate_up_EJH.shape == gate_up)  # fmt: skip
-    expect(OP, "shape of experts", list(experts_TN.shape), f"[{tokens}, 1 or more]",
-           experts_TN.dim() == 2 and len(experts_TN) == tokens and experts_TN.shape[1] > 0
-           )  # fmt: skip
-    expect(OP, "shape of weights", list(weights_TN.shape), list(experts_TN.shape),
-           weights_TN.shape == experts_TN.shape)  # fmt: skip
-    expect(OP, "pairs", experts_TN.numel(), "below 2^30", experts_TN.numel() < 2**30)
-    of = {"weights": (weights_TN, torch.float32), "experts": (experts_TN, torch.int32)}
-    if counts_E is not None:
-        of["counts"] = (counts_E, torch.int64)
-        expect(OP, "shape of counts", list(counts_E.shape), [num_experts],
-               counts_E.shape == (num_experts,) and counts_E.is_contiguous())  # fmt: skip
-    for name, (tensor, dtype) in of.items():
-        expect_one_of(OP, f"dtype of {name}", tensor.dtype, (dtype,))
-        expect(OP, f"device of {name}", tensor.device, x_TH.device, tensor.device == x_TH.device)
+    num_experts: int,
+    first_expert: int,
+    num_tiles: int,
+    max_held: int,
+    block_m: int,
+) -> tuple[torch.Tensor, ...]:
+    """Pairs by expert, where each expert's begin, and the expert of each tile."""
+    pairs, device = experts_TN.numel(), experts_TN.device
+    sizes = [-(-size // 4) * 4 for size in (pairs, num_experts + 1, num_tiles)]
+    # at addresses of 16 bytes: each alignment would be compiled for
+    order_P, starts_E, tile_expert = torch.empty(
+        sum(sizes), dtype=torch.int32, device=device
+    ).split(sizes)
+    sort = config_for(SORT, device, experts=num_experts, pairs=triton.next_power_of_2(pairs))
+    _sort_kernel[(num_experts,)](
+        experts_TN, order_P, starts_E, tile_expert, counts_E,
+        pairs, max_held, num_tiles, first_expert, BLOCK_M=block_m, **sort.arguments(),
+    )  # fmt: skip
+    return order_P, starts_E, tile_expert
 
 
 def _rows_per_expert(pairs: int, num_experts: int) -> int:
