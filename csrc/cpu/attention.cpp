@@ -4,81 +4,16 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention_scratch.h"
 #include "kernels/attention.h"
 
 namespace seesaw {
 
 namespace {
 
-// Query rows of a task that reads panels, and of one that has to rearrange tiles first: the longer,
-// the less often each tile is.
-constexpr int kTaskRows = 48;
-constexpr int kGatherTaskRows = 192;
 // Keys of one task are split where there are fewer tasks than this per thread.
 constexpr int kTasksPerThread = 8;
-// Room for the results of split tasks, per thread, in tasks of kTaskRows.
-constexpr int kSlotTasks = 8;
-
-constexpr std::size_t kAlign = 64;
-std::size_t rounded(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// What a pool and a group size come to.
-struct Geometry {
-    Geometry(const KvView& view, int group)
-        : element(element_bytes(view.dtype)),
-          columns(std::max(view.head_dim, kPanelColumns)),
-          gathers(!view.panels || view.head_dim < kPanelColumns),
-          positions(std::max(1, (gathers ? kGatherTaskRows : kTaskRows) / group)),
-          rows(positions * group),
-          k_piece_bytes(static_cast<std::size_t>(view.head_dim) * kPieceTokens * element),
-          v_piece_bytes(static_cast<std::size_t>(columns) * kPieceTokens * element),
-          q_bytes(rounded(static_cast<std::size_t>(rows) * view.head_dim * element)),
-          result_bytes(bytes_of_result(rows)),
-          slots_bytes(kSlotTasks * bytes_of_result(std::max(kTaskRows, group))),
-          pieces_bytes(gathers ? kChunkPieces * (k_piece_bytes + v_piece_bytes) : 0) {}
-
-    std::size_t bytes_of_result(int num_rows) const {
-        return rounded(2 * num_rows * sizeof(float)) +
-               static_cast<std::size_t>(num_rows) * columns * sizeof(float);
-    }
-    std::size_t bytes() const { return q_bytes + 2 * result_bytes + slots_bytes + pieces_bytes; }
-
-    const std::size_t element;
-    const int columns;
-    const bool gathers;
-    const int positions;  // of a task, at most
-    const int rows;
-    const std::size_t k_piece_bytes;
-    const std::size_t v_piece_bytes;
-    const std::size_t q_bytes;
-    const std::size_t result_bytes;
-    const std::size_t slots_bytes;
-    const std::size_t pieces_bytes;
-};
-
-// A thread's part of the scratch: queries, two results, slots, gathered pieces.
-struct Scratch {
-    Scratch(void* scratch, int thread, const Geometry& geometry)
-        : q(static_cast<char*>(scratch) + thread * geometry.bytes()),
-          first(q + geometry.q_bytes),
-          second(first + geometry.result_bytes),
-          slots(second + geometry.result_bytes),
-          pieces(slots + geometry.slots_bytes) {}
-
-    char* q;
-    char* first;
-    char* second;
-    char* slots;
-    char* pieces;
-};
-
-AttentionResult result_at(char* memory, int rows) {
-    float* highest = reinterpret_cast<float*>(memory);
-    char* values = memory + rounded(2 * rows * sizeof(float));
-    return {highest, highest + rows, reinterpret_cast<float*>(values)};
-}
 
 // Queries of one row and one KV head that are computed together.
 struct Task {
@@ -95,7 +30,7 @@ struct Call {
     const Attention& args;
     const AttentionRows& rows;
     const KvView& kv;
-    const Geometry geometry;
+    const AttentionGeometry geometry;
 
     // Units are numbered so that a row's first one is known without a sum over the rows before it;
     // some of them are empty.
@@ -280,7 +215,7 @@ private:
 };
 
 // Tasks one by one, each by one thread.
-void attend_tasks(Team& team, const Call& call, const Scratch& own) {
+void attend_tasks(Team& team, const Call& call, const AttentionScratch& own) {
     const std::int64_t count = call.num_tasks();
     // Pieces of the loop long enough that what comes next is mostly known, for prefetching.
     const std::int64_t grain =
@@ -313,17 +248,17 @@ void attend_tasks(Team& team, const Call& call, const Scratch& own) {
 // order as above, so the result is the same bits. In rounds of as many chunks as there are slots; the
 // one task that a round's end may cut leaves what it has for the next.
 void attend_split(Team& team, const Call& call, void* scratch, int task_rows) {
-    const Geometry& geometry = call.geometry;
+    const AttentionGeometry& geometry = call.geometry;
     const std::int64_t num_tasks = call.num_tasks();
     const std::size_t slot_bytes = geometry.bytes_of_result(task_rows);
     const std::int64_t slots_per_thread =
         static_cast<std::int64_t>(geometry.slots_bytes / slot_bytes);
     const std::int64_t num_slots = slots_per_thread * team.size();
     auto slot = [&](std::int64_t index, int rows) {
-        const Scratch owner(scratch, static_cast<int>(index / slots_per_thread), geometry);
+        const AttentionScratch owner(scratch, static_cast<int>(index / slots_per_thread), geometry);
         return result_at(owner.slots + index % slots_per_thread * slot_bytes, rows);
     };
-    const Scratch own(scratch, team.index(), geometry), shared(scratch, 0, geometry);
+    const AttentionScratch own(scratch, team.index(), geometry), shared(scratch, 0, geometry);
 
     std::int64_t num_items = 0;
     for (std::int64_t t = 0; t < num_tasks; ++t) num_items += call.task(t).num_chunks;
@@ -378,12 +313,12 @@ bool attention_supports(const KvView& view) {
 }
 
 std::size_t attention_scratch_bytes(const KvView& view, int group) {
-    return Geometry(view, group).bytes();
+    return AttentionGeometry(view, group).bytes();
 }
 
 void attention(Team& team, const Attention& args, const AttentionRows& rows, const KvView& kv,
                void* scratch) {
-    const Call call{args, rows, kv, Geometry(kv, args.group)};
+    const Call call{args, rows, kv, AttentionGeometry(kv, args.group)};
     const std::int64_t num_tasks = call.num_tasks();
     std::int64_t most_queries = 0, most_keys = 0;
     if (num_tasks < kTasksPerThread * team.size()) {
@@ -400,7 +335,7 @@ void attention(Team& team, const Attention& args, const AttentionRows& rows, con
         task_rows <= std::max(kTaskRows, args.group)) {
         attend_split(team, call, scratch, static_cast<int>(task_rows));
     } else {
-        attend_tasks(team, call, Scratch(scratch, team.index(), call.geometry));
+        attend_tasks(team, call, AttentionScratch(scratch, team.index(), call.geometry));
     }
 }
 
