@@ -94,7 +94,7 @@ void bind_comm(nb::module_& m) {
         .def_static(
             "num_bytes",
             [](int num_ranks, int ring_slots, std::int64_t slot_bytes) {
-                return ShmLinks::num_bytes({num_ranks, ring_slots, slot_bytes});
+                return ShmMemory::num_bytes({num_ranks, ring_slots, slot_bytes});
             },
             nb::kw_only(), nb::arg("num_ranks"), nb::arg("ring_slots"), nb::arg("slot_bytes"));
     nb::class_<TcpLinks, Links>(m, "TcpLinks")

@@ -23,11 +23,7 @@ namespace seesaw {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Word = std::atomic<std::uint32_t>;
-static_assert(Word::is_always_lock_free, "counters are shared by processes");
 
-// What ranks of a group read from each other at a time: stays within a second-level cache.
-constexpr std::int64_t kGroupSlotBytes = 128 * 1024;
 // From this many numbers on each of more than two ranks adds its share only.
 constexpr std::int64_t kSharedCount = 8192;
 // How often a sleeper looks whether those that it waits for still live.
@@ -51,107 +47,28 @@ int open_process(std::uint32_t pid) {
     return found < 0 && errno == ESRCH ? kGone : static_cast<int>(found);
 }
 
-std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 }  // namespace
-
-struct alignas(64) ShmLinks::Member {
-    Word process;  // its id; 0 = has not joined yet
-    Word left;     // 1 = and will do nothing more
-    // Written by those who wake it, on a line of its own.
-    alignas(64) Word sleeps;
-    Word bell;
-};
-
-struct alignas(64) ShmLinks::Place {
-    Word met;              // how often it has met the others of its group
-    std::uint32_t chunks;  // how many it is through with; of the rank itself
-    alignas(64) unsigned char slots[2][kGroupSlotBytes];
-};
-
-struct alignas(64) ShmLinks::Ring {
-    Word filled;
-    alignas(64) Word emptied;
-};
-
-struct alignas(64) ShmLinks::Slot {
-    std::int64_t nbytes;
-    unsigned char* data() { return reinterpret_cast<unsigned char*>(this + 1); }
-};
-
-// -- where things lie ------------------------------------------------------------------------------
-
-ShmLinks::Member& ShmLinks::member(int rank) const {
-    return reinterpret_cast<Member*>(memory_)[rank];
-}
-
-// Groups of 2, 3, ... ranks one after another, as far as they divide all.
-ShmLinks::Place& ShmLinks::place(int group_size, int rank) const {
-    std::int64_t before = 0;
-    for (int size = 2; size < group_size; ++size) before += shape_.num_ranks % size == 0;
-    unsigned char* const places = reinterpret_cast<unsigned char*>(&member(shape_.num_ranks));
-    return reinterpret_cast<Place*>(places)[before * shape_.num_ranks + rank];
-}
-
-ShmLinks::Ring& ShmLinks::ring(int from, int to) const {
-    const std::int64_t number = from * shape_.num_ranks + to;
-    const std::int64_t slots =
-        shape_.ring_slots * static_cast<std::int64_t>(sizeof(Slot) + round_up(shape_.slot_bytes));
-    // After the groups, of which the largest is all ranks.
-    unsigned char* const rings =
-        reinterpret_cast<unsigned char*>(&place(shape_.num_ranks, shape_.num_ranks));
-    return *reinterpret_cast<Ring*>(
-        rings + number * (static_cast<std::int64_t>(sizeof(Ring)) + slots));
-}
-
-ShmLinks::Slot& ShmLinks::slot(int from, int to, std::uint32_t number) const {
-    const std::int64_t stride = sizeof(Slot) + round_up(shape_.slot_bytes);
-    const auto index = static_cast<std::int64_t>(number % shape_.ring_slots);
-    return *reinterpret_cast<Slot*>(
-        reinterpret_cast<unsigned char*>(&ring(from, to) + 1) + index * stride);
-}
-
-std::int64_t ShmLinks::num_bytes(const ShmShape& shape) {
-    // A power of two, so that counters may begin anew.
-    const bool fits = shape.ring_slots > 0 && (shape.ring_slots & (shape.ring_slots - 1)) == 0;
-    if (shape.num_ranks < 2 || !fits || shape.slot_bytes < 1) {
-        throw std::invalid_argument(
-            "expected 2 ranks or more, slots by a power of two and 1 byte or more in each, got " +
-            std::to_string(shape.num_ranks) + ", " + std::to_string(shape.ring_slots) + " and " +
-            std::to_string(shape.slot_bytes));
-    }
-    std::int64_t places = 0;
-    for (int size = 2; size <= shape.num_ranks; ++size) {
-        if (shape.num_ranks % size == 0) places += shape.num_ranks;
-    }
-    const std::int64_t ring =
-        sizeof(Ring) + shape.ring_slots * (sizeof(Slot) + round_up(shape.slot_bytes));
-    return shape.num_ranks * static_cast<std::int64_t>(sizeof(Member)) +
-           places * static_cast<std::int64_t>(sizeof(Place)) +
-           shape.num_ranks * shape.num_ranks * ring;
-}
 
 // -- joining and leaving ---------------------------------------------------------------------------
 
 ShmLinks::ShmLinks(void* memory, const ShmShape& shape, int rank, double timeout_s)
-    : memory_(static_cast<unsigned char*>(memory)),
-      shape_(shape),
+    : memory_(memory, shape),
       rank_(rank),
       timeout_(timeout_s),
-      processes_(static_cast<std::size_t>(std::max(shape.num_ranks, 0)), -1) {
-    num_bytes(shape);  // checks it
+      processes_(static_cast<std::size_t>(shape.num_ranks), -1) {
     if (rank < 0 || rank >= shape.num_ranks) {
         throw std::invalid_argument("rank " + std::to_string(rank) + " of " +
                                     std::to_string(shape.num_ranks));
     }
-    member(rank).process.store(static_cast<std::uint32_t>(getpid()));
+    memory_.member(rank).process.store(static_cast<std::uint32_t>(getpid()));
     for (int peer = 0; peer < shape.num_ranks; ++peer) {
         if (peer != rank) ring_bell(peer);
     }
     for (int peer = 0; peer < shape.num_ranks; ++peer) {
         if (peer == rank) continue;
-        wait({&peer, 1}, [&] { return member(peer).process.load() != 0; });
-        processes_[static_cast<std::size_t>(peer)] = open_process(member(peer).process.load());
+        wait({&peer, 1}, [&] { return memory_.member(peer).process.load() != 0; });
+        processes_[static_cast<std::size_t>(peer)] =
+            open_process(memory_.member(peer).process.load());
     }
 }
 
@@ -160,7 +77,7 @@ ShmLinks::~ShmLinks() { close(); }
 void ShmLinks::close() {
     if (closed_) return;
     closed_ = true;
-    member(rank_).left.store(1);
+    memory_.member(rank_).left.store(1);
     for (const int process : processes_) {
         if (process >= 0) ::close(process);
     }
@@ -171,7 +88,7 @@ void ShmLinks::check_open() const {
 }
 
 const char* ShmLinks::end_of(int peer) const {
-    if (member(peer).left.load() != 0) return "has left";
+    if (memory_.member(peer).left.load() != 0) return "has left";
     const int process = processes_[static_cast<std::size_t>(peer)];
     if (process == kGone) return "has ended";
     pollfd ended{process, POLLIN, 0};
@@ -186,7 +103,7 @@ template <class Ready>
 void ShmLinks::wait(std::span<const int> peers, Ready&& ready) {
     if (spin_until(ready)) return;
     const auto deadline = Clock::now() + timeout_;
-    Member& own = member(rank_);
+    ShmMember& own = memory_.member(rank_);
     std::string trouble;
     own.sleeps.store(1);
     for (bool woken = true; trouble.empty();) {
@@ -210,7 +127,7 @@ void ShmLinks::wait(std::span<const int> peers, Ready&& ready) {
 }
 
 void ShmLinks::ring_bell(int rank) {
-    Member& other = member(rank);
+    ShmMember& other = memory_.member(rank);
     if (other.sleeps.load() == 0) return;
     other.bell.fetch_add(1);
     syscall(SYS_futex, &other.bell, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
@@ -219,20 +136,21 @@ void ShmLinks::ring_bell(int rank) {
 // -- from rank to rank -----------------------------------------------------------------------------
 
 bool ShmLinks::can_send(int peer) const {
-    const Ring& to = ring(rank_, peer);
-    return to.filled.load() - to.emptied.load() < static_cast<std::uint32_t>(shape_.ring_slots);
+    const ShmRing& to = memory_.ring(rank_, peer);
+    const auto under_way = to.filled.load() - to.emptied.load();
+    return under_way < static_cast<std::uint32_t>(memory_.shape.ring_slots);
 }
 
 bool ShmLinks::can_receive(int peer) const {
-    const Ring& from = ring(peer, rank_);
+    const ShmRing& from = memory_.ring(peer, rank_);
     return from.filled.load() != from.emptied.load();
 }
 
 void ShmLinks::send_slot(Parcel& parcel) {
-    Ring& to = ring(rank_, parcel.peer);
+    ShmRing& to = memory_.ring(rank_, parcel.peer);
     const std::uint32_t filled = to.filled.load();
-    Slot& next = slot(rank_, parcel.peer, filled);
-    next.nbytes = std::min(shape_.slot_bytes, parcel.nbytes);
+    ShmSlot& next = memory_.slot(rank_, parcel.peer, filled);
+    next.nbytes = std::min(memory_.shape.slot_bytes, parcel.nbytes);
     std::memcpy(next.data(), parcel.data, static_cast<std::size_t>(next.nbytes));
     parcel.data += next.nbytes;
     parcel.nbytes -= next.nbytes;
@@ -241,10 +159,10 @@ void ShmLinks::send_slot(Parcel& parcel) {
 }
 
 void ShmLinks::receive_slot(Parcel& parcel) {
-    Ring& from = ring(parcel.peer, rank_);
+    ShmRing& from = memory_.ring(parcel.peer, rank_);
     const std::uint32_t emptied = from.emptied.load();
-    Slot& next = slot(parcel.peer, rank_, emptied);
-    const std::int64_t expected = std::min(shape_.slot_bytes, parcel.nbytes);
+    ShmSlot& next = memory_.slot(parcel.peer, rank_, emptied);
+    const std::int64_t expected = std::min(memory_.shape.slot_bytes, parcel.nbytes);
     if (next.nbytes != expected) {
         throw std::runtime_error("rank " + std::to_string(parcel.peer) + " sent " +
                                  std::to_string(next.nbytes) + " bytes where rank " +
@@ -285,7 +203,7 @@ void ShmLinks::exchange(const std::vector<Parcel>& sends, const std::vector<Parc
             return next < parcels.size();
         }
     };
-    const auto num_ranks = static_cast<std::size_t>(shape_.num_ranks);
+    const auto num_ranks = static_cast<std::size_t>(memory_.shape.num_ranks);
     std::vector<Way> out(num_ranks), in(num_ranks);
     for (const Parcel& one : sends) out[static_cast<std::size_t>(one.peer)].parcels.push_back(one);
     for (const Parcel& one : receives) in[static_cast<std::size_t>(one.peer)].parcels.push_back(one);
@@ -297,7 +215,7 @@ void ShmLinks::exchange(const std::vector<Parcel>& sends, const std::vector<Parc
     for (;;) {
         std::vector<int> unfinished;
         bool moved = false;
-        for (int peer = 0; peer < shape_.num_ranks; ++peer) {
+        for (int peer = 0; peer < memory_.shape.num_ranks; ++peer) {
             Way& to = out[static_cast<std::size_t>(peer)];
             Way& from = in[static_cast<std::size_t>(peer)];
             moved |= step(to, can_send(peer), [&](Parcel& parcel) { send_slot(parcel); });
@@ -325,7 +243,7 @@ std::shared_ptr<Comm> ShmLinks::comm(std::vector<int> members) {
 
 ShmComm::ShmComm(ShmLinks& links, std::vector<int> members)
     : links_(links), members_(std::move(members)), parts_(members_.size()) {
-    const int num_ranks = links.shape_.num_ranks;
+    const int num_ranks = links.memory_.shape.num_ranks;
     for (std::size_t i = 0; i < members_.size(); ++i) {
         if (members_[i] == links.rank_) rank_ = static_cast<int>(i);
         if (members_[i] < 0 || members_[i] >= num_ranks) {
@@ -340,8 +258,8 @@ ShmComm::ShmComm(ShmLinks& links, std::vector<int> members)
     }
 }
 
-ShmLinks::Place& ShmComm::place(int member) const {
-    return links_.place(size(), members_[static_cast<std::size_t>(member)]);
+ShmPlace& ShmComm::place(int member) const {
+    return links_.memory_.place(size(), members_[static_cast<std::size_t>(member)]);
 }
 
 unsigned char* ShmComm::slot(int member) const {

@@ -13,20 +13,14 @@
 #include <vector>
 
 #include "links.h"
+#include "shm_memory.h"
 
 namespace seesaw {
 
-struct ShmShape {
-    int num_ranks = 0;
-    int ring_slots = 0;           // sends that may be under way from one rank to another
-    std::int64_t slot_bytes = 0;  // of each of them; what is larger takes several
-};
-
 class ShmLinks final : public Links {
 public:
-    // What the ranks must map, all zero at first. Throws std::invalid_argument.
-    static std::int64_t num_bytes(const ShmShape& shape);
-    // Joins the other ranks; returns when all have. `memory` outlives this, up to close().
+    // Joins the other ranks; returns when all have. `memory`, of ShmMemory::num_bytes, outlives
+    // this, up to close(). Throws std::invalid_argument.
     ShmLinks(void* memory, const ShmShape& shape, int rank, double timeout_s);
     ~ShmLinks() override;
     ShmLinks(const ShmLinks&) = delete;
@@ -40,16 +34,6 @@ public:
 
 private:
     friend class ShmComm;
-    struct Member;   // a rank, as the others see it
-    struct Place;    // of a rank in the groups of one size
-    struct Ring;     // from one rank to another
-    struct Slot;     // of a ring
-
-    Member& member(int rank) const;
-    Place& place(int group_size, int rank) const;
-    Ring& ring(int from, int to) const;
-    Slot& slot(int from, int to, std::uint32_t number) const;
-
     bool can_send(int peer) const;
     bool can_receive(int peer) const;
     // One slot of it; the parcel becomes the rest.
@@ -64,8 +48,7 @@ private:
     const char* end_of(int peer) const;
     void check_open() const;
 
-    unsigned char* const memory_;
-    const ShmShape shape_;
+    const ShmMemory memory_;
     const int rank_;
     const std::chrono::duration<double> timeout_;
     std::vector<int> processes_;  // a pidfd of each rank
@@ -83,7 +66,7 @@ public:
     void all_gather(const void* in, void* out, std::int64_t nbytes) override;
 
 private:
-    ShmLinks::Place& place(int member) const;
+    ShmPlace& place(int member) const;
     // The member's slot of the chunk that is under way.
     unsigned char* slot(int member) const;
     // Tells the others that this rank has come one step further, and waits until they have too.

@@ -61,7 +61,15 @@ private:
     void flush(int peer, std::size_t but = 0);
     // Drops what body() has posted if it throws: the memory may end with its caller.
     template <class Body>
-    void with_posts(Body&& body);
+    void with_posts(Body&& body) {
+        try {
+            body();
+        } catch (...) {
+            drop_posts();
+            throw;
+        }
+    }
+    void drop_posts();
     // Until the socket of `peer` can be read or written, or another one took some of its rest; false
     // where the time is over.
     bool wait(int peer, bool to_read);

@@ -1,6 +1,7 @@
 """Shared memory through which ranks of one host talk: a file without a name that the driver makes
 and every rank maps. It has room for several sets of links: one for steps, and one for each exchange
-of weights or KV, which another thread makes. What lies in it is the business of csrc/cpu/shm_comm.
+of weights or KV, which another thread makes. What lies in it is the business of
+csrc/cpu/shm_memory.h.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ struct Ground {
 
 struct ShmGround : Ground {
     explicit ShmGround(int num_ranks) : shape{num_ranks, kRingSlots, kSlotBytes} {
-        const auto size = static_cast<std::size_t>(ShmLinks::num_bytes(shape));
+        const auto size = static_cast<std::size_t>(ShmMemory::num_bytes(shape));
         memory = ::operator new(size, std::align_val_t(64));
         std::memset(memory, 0, size);
     }
@@ -290,7 +290,7 @@ void test_leaving(const Make& make) {
 
 void test_silence() {
     const ShmShape shape{2, kRingSlots, kSlotBytes};
-    Bytes memory(static_cast<std::size_t>(ShmLinks::num_bytes(shape)) + 64);
+    Bytes memory(static_cast<std::size_t>(ShmMemory::num_bytes(shape)) + 64);
     void* at = memory.data();
     std::size_t space = memory.size();
     at = std::align(64, memory.size() - 64, at, space);
@@ -348,9 +348,9 @@ void check_refused(Call call) {
 }
 
 void test_refusals(const Make& make) {
-    check_refused([] { ShmLinks::num_bytes({1, 2, 100}); });
-    check_refused([] { ShmLinks::num_bytes({2, 3, 100}); });
-    check_refused([] { ShmLinks::num_bytes({2, 2, 0}); });
+    check_refused([] { ShmMemory::num_bytes({1, 2, 100}); });
+    check_refused([] { ShmMemory::num_bytes({2, 3, 100}); });
+    check_refused([] { ShmMemory::num_bytes({2, 2, 0}); });
     check_refused([] { TcpLinks({}, 0, 2, 1.0); });
     run_ranks(make, 2, [](Links& links, int rank, Rng&) {
         check_refused([&] { links.comm({1 - rank}); });

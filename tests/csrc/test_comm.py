@@ -11,7 +11,7 @@ import pytest
 from tests.csrc.sanitizers import ROOT, SANITIZERS, compile_and_run
 
 SOURCES = [
-    *(ROOT / "csrc/cpu" / name for name in ("shm_comm.cpp", "tcp_comm.cpp", "isa.cpp")),
+    *(ROOT / "csrc/cpu" / f"{name}.cpp" for name in ("shm_comm", "tcp_comm", "tcp_links", "isa")),
     Path(__file__).parent / "comm_test.cpp",
 ]
 
