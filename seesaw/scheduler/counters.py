@@ -75,11 +75,11 @@ class StepCounter:
 
     def note(self, step: SchedulerOutput, at: Residency) -> None:
         """A step that was just planned, and where requests stand after it."""
-        for new in step.new_requests:
-            self._num_prompt[new.request_id] = len(new.prompt_token_ids)
-        for request_id in step.finished:
+        for request_id in step.finished:  # first, since an id may be used again at once
             self._num_prompt.pop(request_id, None)
             self._begun.pop(request_id, None)
+        for new in step.new_requests:
+            self._num_prompt[new.request_id] = len(new.prompt_token_ids)
         counts = self.counts
         counts.num_preempted += len(step.preempted)
         rows = step.rows
