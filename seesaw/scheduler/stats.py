@@ -16,6 +16,8 @@ class SchedulerStats:
     """Requests that yielded for want of blocks and are computed again."""
     num_scheduled_tokens: int = 0
     """Of rows: a token counts once in each step that runs some of its layers."""
+    num_computed_tokens: int = 0
+    """Of rows that run the last layer: a token counts once, however many steps it took."""
     num_discarded_tokens: int = 0
     """Drawn past a stop, or for an aborted request."""
     num_cached_tokens: int = 0

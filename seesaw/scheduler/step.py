@@ -45,6 +45,8 @@ class StepBuilder(StepView):
         """Requests whose row samples, in row order."""
         self.num_shared_tokens = 0
         """Prompt tokens that requests admitted for the first time need not compute."""
+        self.num_stopped_tokens = 0
+        """Tokens of rows that stop between two layers."""
         self.num_decoding_in_flight = num_decoding_in_flight
         """Steps of this phase in flight that have such rows."""
         self.num_parked = 0
@@ -139,6 +141,7 @@ class StepBuilder(StepView):
         self._num_prompt_rows += start < request.num_prompt
         if stop < self._num_layers:
             self._residency.save(request, count, stop)
+            self.num_stopped_tokens += count
             return True
         if first:
             self._residency.drop_saved(request)

@@ -243,6 +243,9 @@ class Player:
         assert stats.num_discarded_tokens == self.worker.num_drawn - kept
         assert stats.num_steps == len(self.outputs)
         assert stats.num_scheduled_tokens == sum(step.num_tokens for step in self.outputs)
+        rows = [row for step in self.outputs for row in step.rows]
+        whole = [row.num_tokens for row in rows if row.layer_stop == self.trace.config.num_layers]
+        assert stats.num_computed_tokens == sum(whole)
         assert stats.num_transitions == self.num_transitions
         first = self.worker.first_start
         if self.trace.policy in ("continuous", *POLICY_OPTIONS):  # others may run later

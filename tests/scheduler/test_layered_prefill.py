@@ -307,3 +307,13 @@ def test_groups_are_contiguous_and_as_even_as_can_be() -> None:
         assert len(sizes) == min(-(-tokens // per_group), most, num_layers)
         assert sizes == sorted(sizes, reverse=True), "larger ones first"
         assert sizes[0] - sizes[-1] <= 1
+
+
+def test_a_token_is_computed_once_though_it_is_in_a_step_for_each_group() -> None:
+    scheduler = with_a_decode({})
+    before, decoded = scheduler.stats.num_computed_tokens, scheduler.stats.num_decode_rows
+    add(scheduler, "p", prompt_of(12, 500), max_tokens=1)
+    groups = run(scheduler, 3)
+    assert [row.num_tokens for rows in groups for row in rows if row.request_id == "p"] == [12] * 3
+    decodes = scheduler.stats.num_decode_rows - decoded
+    assert scheduler.stats.num_computed_tokens - before == 12 + decodes
