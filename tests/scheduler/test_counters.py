@@ -147,6 +147,16 @@ def test_an_id_that_is_used_again_at_once_is_a_new_request() -> None:
     assert (counts.prompt_row_layers, counts.num_recomputed_tokens) == (13 * NUM_LAYERS, 0)
 
 
+def test_prompts_that_began_before_it_looked_on_are_known_as_such() -> None:
+    scheduler = make_scheduler({"token_budget": 8}, policy="sarathi-serve")
+    add(scheduler, "a", prompt_of(9), max_tokens=1)
+    run_step(scheduler)
+    scheduler.counter = StepCounter()
+    run_all(scheduler)
+    counts = scheduler.counter.counts
+    assert (counts.num_prompt_steps, counts.num_decode_rows, counts.num_tokens) == (1, 0, 1)
+
+
 def test_counts_of_several_schedulers_add_up() -> None:
     parts = [
         StepCounts(num_steps=2, num_tokens=30, most_tokens=20),
