@@ -153,7 +153,7 @@ class Nexus:
         return left + self._options.age_weight * request.arrival_s, request.arrival_s
 
     def _decode(self, step: StepBuilder) -> None:
-        """A token for each that decodes, as far as blocks go."""
+        """A token for each that decodes, as far as blocks and the step's budget go."""
         run(step, [request for request in step.running if request.decodes], 1, _who_yields)
 
     # -- the controller ---------------------------------------------------------------------------
