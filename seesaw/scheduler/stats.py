@@ -30,7 +30,7 @@ class SchedulerStats:
     """Steps with rows of phase "prefill"; their tokens."""
     num_prefill_tokens: int = 0
     num_decode_steps: int = 0
-    """Steps with rows that continue an answer, and those rows."""
+    """Steps with rows that continue an answer, not of what is computed again, and those rows."""
     num_decode_rows: int = 0
     num_stored: int = 0
     """Requests stored to the tier, those stored back among them; requests loaded from it."""

@@ -82,7 +82,7 @@ class StepBuilder(StepView):
 
     @property
     def num_decode_rows(self) -> int:
-        """Rows of this step that continue an answer."""
+        """Rows of this step that continue an answer: not those of what is computed again."""
         return len(self._batch.rows) - self._num_prompt_rows
 
     # -- rows -----------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ class StepBuilder(StepView):
         self._add_row(_make_row(Row, (request.request_id, start, count, first, stop, samples)))
         self.tokens_left -= count
         request.last_step, request.lane = self.step_id, self.lane
-        self._num_prompt_rows += start < request.num_prompt
+        self._num_prompt_rows += (
+            start < request.num_prompt or count > 1 or stop - first < self._num_layers
+        )
         if stop < self._num_layers:
             self._residency.save(request, count, stop)
             self.num_stopped_tokens += count
