@@ -37,9 +37,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     """Of values that rise: on the line between the two nearest."""
     low, rest = divmod(share * (len(ordered) - 1), 1.0)
     index = int(low)
-    if rest == 0.0:
-        return ordered[index]
-    return ordered[index] * (1 - rest) + ordered[index + 1] * rest
+    value = ordered[index]
+    if rest == 0.0 or value == ordered[index + 1]:
+        return value
+    return min(value + (ordered[index + 1] - value) * rest, ordered[index + 1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

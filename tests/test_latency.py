@@ -27,6 +27,17 @@ def test_spreads_are_on_the_line_between_the_nearest_values() -> None:
     assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0
 
 
+def test_quantiles_rise_and_stay_among_the_values() -> None:
+    """To the last bit, or a bound that all values keep is broken by their quantile."""
+    rng = random.Random(seed := random.SystemRandom().randrange(2**48))
+    for _ in range(2000):
+        values = [rng.random() for _ in range(rng.randint(1, 3))] * rng.randint(1, 3)
+        one = Spread.of(values)
+        rising = (min(values), one.p50, one.p90, one.p99, one.max, max(values))
+        assert list(rising) == sorted(rising), f"seed {seed}: {values}"
+    assert quantile([1.0, math.inf, math.inf], 0.75) == math.inf
+
+
 def test_each_latency_of_answers_of_three_one_and_four_tokens() -> None:
     assert samples(ALL) == {
         "delay": [0.5, 0.0, 3.0],

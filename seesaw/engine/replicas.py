@@ -129,7 +129,7 @@ class Replicas:
             tier_share=tier_share,
             num_begun=sum(scheduler.num_running for scheduler in schedulers),
             num_waiting=sum(scheduler.num_waiting for scheduler in schedulers),
-            prompt_tokens=sum(one.num_scheduled_tokens for one in stats) - decoded,
+            prompt_tokens=sum(one.num_computed_tokens for one in stats) - decoded,
             decoded_tokens=decoded,
             prefill_s=self._movement.prefill_s,
             decode_s=self._movement.decode_s,

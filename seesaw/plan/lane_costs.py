@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from seesaw.families.spec import ModelSpec
 from seesaw.layout.parallel import ParallelLayout
 from seesaw.layout.ranges import Range
-from seesaw.plan.cost_model import ELEMENT_BYTES, CostModel
+from seesaw.plan.cost_model import ELEMENT_BYTES, MOST_COUNTS, CostModel
 from seesaw.plan.curve import Curve
 from seesaw.plan.machine import Device, Machine, Rates
 from seesaw.plan.traffic import TrafficCounter
@@ -124,7 +124,8 @@ class LaneCosts:
         element = ELEMENT_BYTES[dtype]
         kv_columns = 2 * spec.num_key_value_heads * spec.head_dim
         self._key_bytes = self._num_layers * kv_columns * (kv_bytes or element)
-        self._weight_bytes = cache(TrafficCounter(spec, element).weight_bytes)
+        weight_bytes = TrafficCounter(spec, element).weight_bytes
+        self._weight_bytes = lru_cache(MOST_COUNTS)(weight_bytes)
 
     def work(self, rows: Sequence[tuple[int, int, bool]]) -> Work:
         """Of rows: (tokens before it, its own, whether it draws)."""

@@ -25,7 +25,9 @@ def token_budget(
     than a tile, `most`.
 
     `decodes` requests may decode at once beside a chunk; each request may have `context` tokens,
-    all of them together `kv_tokens`.
+    all of them together `kv_tokens`. Where many share a long beginning they read more than there is
+    room for, each of them all of it, and the bound may be exceeded: foreseeing that would leave
+    others no budget.
 
     Raises ConfigError where not even the smallest budget keeps the bound.
     """

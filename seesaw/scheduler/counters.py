@@ -67,7 +67,6 @@ class StepCounter:
     def __init__(self, tile: int = 128) -> None:
         self.counts = StepCounts()
         self.tile = tile
-        self._num_prompt: dict[str, int] = {}
         self._begun: dict[str, int] = {}
         """Positions that were computed once or began to be, also where their KV is lost by now."""
         self._shares: dict[int, float] = {}
@@ -75,17 +74,14 @@ class StepCounter:
 
     def note(self, step: SchedulerOutput, at: Residency) -> None:
         """A step that was just planned, and where requests stand after it."""
-        for new in step.new_requests:
-            self._num_prompt[new.request_id] = len(new.prompt_token_ids)
         for request_id in step.finished:
-            self._num_prompt.pop(request_id, None)
             self._begun.pop(request_id, None)
         counts = self.counts
         counts.num_preempted += len(step.preempted)
         rows = step.rows
         if not rows:
             return
-        decodes = [row for row in rows if self._count_row(row)]
+        decodes = [row for row in rows if self._count_row(row, at.requests[row.request_id])]
         num_decodes = len(decodes)
         num_tokens = step.num_tokens
         counts.num_steps += 1
@@ -104,7 +100,7 @@ class StepCounter:
             counts.num_stalls += num_stalls
             counts.num_stalled_steps += num_stalls > 0
 
-    def _count_row(self, row: Row) -> bool:
+    def _count_row(self, row: Row, request: Request) -> bool:
         """True for a decode."""
         counts, request_id = self.counts, row.request_id
         start, end = row.token_start, row.token_start + row.num_tokens
@@ -114,7 +110,7 @@ class StepCounter:
             counts.num_tokens += row.num_tokens
             counts.num_recomputed_tokens += max(0, min(end, begun) - start)
             self._begun[request_id] = max(end, begun)
-        if row.num_tokens == 1 and start >= self._num_prompt.get(request_id, 0):
+        if row.num_tokens == 1 and start >= request.num_prompt:
             counts.decode_key_layers += end * num_layers
             return True
         counts.prompt_passes += num_layers

@@ -325,6 +325,7 @@ class Scheduler:
         num_tokens = step.budget - step.tokens_left
         stats.num_steps += 1
         stats.num_scheduled_tokens += num_tokens
+        stats.num_computed_tokens += num_tokens - step.num_stopped_tokens
         stats.num_cached_tokens += step.num_shared_tokens
         stats.num_transitions += output.reshard
         if output.phase == "prefill":

@@ -16,6 +16,8 @@ class SchedulerStats:
     """Requests that yielded for want of blocks and are computed again."""
     num_scheduled_tokens: int = 0
     """Of rows: a token counts once in each step that runs some of its layers."""
+    num_computed_tokens: int = 0
+    """Of rows that run the last layer: a token counts once, however many steps it took."""
     num_discarded_tokens: int = 0
     """Drawn past a stop, or for an aborted request."""
     num_cached_tokens: int = 0
@@ -28,7 +30,7 @@ class SchedulerStats:
     """Steps with rows of phase "prefill"; their tokens."""
     num_prefill_tokens: int = 0
     num_decode_steps: int = 0
-    """Steps with rows that continue an answer, and those rows."""
+    """Steps with rows that continue an answer, not of what is computed again, and those rows."""
     num_decode_rows: int = 0
     num_stored: int = 0
     """Requests stored to the tier, those stored back among them; requests loaded from it."""

@@ -45,6 +45,8 @@ class StepBuilder(StepView):
         """Requests whose row samples, in row order."""
         self.num_shared_tokens = 0
         """Prompt tokens that requests admitted for the first time need not compute."""
+        self.num_stopped_tokens = 0
+        """Tokens of rows that stop between two layers."""
         self.num_decoding_in_flight = num_decoding_in_flight
         """Steps of this phase in flight that have such rows."""
         self.num_parked = 0
@@ -80,7 +82,7 @@ class StepBuilder(StepView):
 
     @property
     def num_decode_rows(self) -> int:
-        """Rows of this step that continue an answer."""
+        """Rows of this step that continue an answer: not those of what is computed again."""
         return len(self._batch.rows) - self._num_prompt_rows
 
     # -- rows -----------------------------------------------------------------------------------
@@ -136,9 +138,12 @@ class StepBuilder(StepView):
         self._add_row(_make_row(Row, (request.request_id, start, count, first, stop, samples)))
         self.tokens_left -= count
         request.last_step, request.lane = self.step_id, self.lane
-        self._num_prompt_rows += start < request.num_prompt
+        self._num_prompt_rows += (
+            start < request.num_prompt or count > 1 or stop - first < self._num_layers
+        )
         if stop < self._num_layers:
             self._residency.save(request, count, stop)
+            self.num_stopped_tokens += count
             return True
         if first:
             self._residency.drop_saved(request)

@@ -12,6 +12,8 @@ from seesaw.simulate.scenario import Arrival
 
 MOST_CV = 1000
 """Beyond it nearly all requests come at once, and the numbers drawn lose their precision."""
+LEAST_CV = 1e-6
+"""Below it gaps are as good as constant, and numbers far below it are never done being drawn."""
 
 
 def draw_arrivals(arrivals: Arrivals | None, count: int, seed: int) -> list[float]:
@@ -29,7 +31,7 @@ def draw_arrivals(arrivals: Arrivals | None, count: int, seed: int) -> list[floa
         raise ConfigError(
             f"cv={cv}: expected 0 (constant gaps) to {MOST_CV}; 1 = Poisson arrivals."
         )
-    if cv == 0:
+    if cv < LEAST_CV:
         return [index / rate for index in range(count)]
     rng = random.Random(f"{seed}/arrivals")
     at_s, times = 0.0, []

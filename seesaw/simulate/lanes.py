@@ -51,10 +51,14 @@ class LaneClock:
         self._stop_s = stop_s
         self._free_s = [begin_s] * len(LANES)
         self._steps: list[deque[_Running]] = [deque() for _ in LANES]
+        """That were not over when the latest one was handed over."""
         self.busy_s = [0.0]
 
     def submit(self, step: SchedulerOutput, now_s: float) -> Ran:
         """All that comes of a step handed over at `now_s`. Those of a lane come in their order."""
+        for steps in self._steps:
+            while steps and steps[0].end_s <= now_s:
+                steps.popleft()
         lane, (batch,) = step.lane, step.batches
         work = self._costs.work(
             [(row.token_start, row.num_tokens, row.samples) for row in batch.rows]
@@ -78,12 +82,9 @@ class LaneClock:
         return Ran(end_s, output, [], work)
 
     def _running(self, lane: int, at_s: float) -> _Running | None:
-        """What the lane runs then. Asked for at the beginnings of the other lane's steps, which
-        never go back, so that what has ended by then is forgotten."""
+        """What the lane runs then, of the steps that it has been handed."""
         steps = self._steps[lane]
-        while steps and steps[0].end_s <= at_s:
-            steps.popleft()
-        return steps[0] if steps and steps[0].begin_s <= at_s else None
+        return next((one for one in steps if one.begin_s <= at_s < one.end_s), None)
 
     def _seconds(self, work: Work, share: float, other: _Running | None) -> float:
         costs, whole = self._costs, self._costs.units

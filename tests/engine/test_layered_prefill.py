@@ -148,6 +148,17 @@ def test_aborts_in_the_middle_of_a_wave(tiny_checkpoint, watched: Watched) -> No
         assert answer == expected[index] or index in aborted
 
 
+def test_status_counts_a_prompt_once_whatever_the_number_of_groups(tiny_checkpoint) -> None:
+    model, prompts = tiny_checkpoint("llama", num_hidden_layers=LAYERS), random_prompts(8, 60)
+    given = SMALL | {"policy_options": {"group_tokens": 1}, "enable_prefix_caching": False}
+    with engine_on(None, model, "tp1", "tp1", policy="layered-prefill", **given) as engine:
+        generate(engine, prompts, GREEDY)
+        status, scheduled = engine.status, engine.stats.scheduler.num_scheduled_tokens
+    assert status.prompt_tokens == sum(map(len, prompts))
+    assert status.decoded_tokens == len(prompts) * 8, "all but the first of nine tokens each"
+    assert scheduled > status.prompt_tokens + status.decoded_tokens, "prompts ran in groups"
+
+
 def between_layers(engine: Engine) -> list[int]:
     """Requests whose prompts have run some layers, as the scheduler has it."""
     requests = engine._replicas.schedulers[0]._residency.requests.values()

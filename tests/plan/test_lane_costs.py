@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan import lane_costs
 from seesaw.plan.cost_model import CostModel
 from seesaw.plan.lane_costs import Beside, LaneCosts, Saturation, core_units, sm_units
 from seesaw.plan.machine_files import builtin_cpu, read_machines
@@ -68,6 +69,16 @@ def test_answers_keep_the_part_of_the_bandwidth_that_bytes_leave_them(
     most = max(prompts.chunk_keys * 32 * 2 * 8 * 128 * 2, 16e9)
     alone, beside = one.seconds(answers, 8), one.seconds(answers, 8, Beside(prompts, 8))
     assert alone < beside < alone * (1 + most / kv_bytes)
+
+
+def test_steps_of_any_size_leave_a_bounded_number_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine asks for years."""
+    monkeypatch.setattr(lane_costs, "MOST_COUNTS", 50)
+    one = costs()
+    answers = one.work(ANSWERS)
+    for length in range(1, 200):
+        one.seconds(answers, 8, Beside(one.work([(0, length, True)]), 8))
+    assert one._weight_bytes.cache_info().currsize == 50
 
 
 def test_saturation_is_in_proportion_up_to_its_knee() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from seesaw.sampling_params import SamplingParams
 from seesaw.scheduler import policies
 from seesaw.scheduler.counters import StepCounter
-from seesaw.scheduler.output import ModelOutput, SchedulerOutput, TransferDone
+from seesaw.scheduler.output import ModelOutput, Row, SchedulerOutput, TransferDone
 from seesaw.scheduler.policy import SharesDevice
 from seesaw.scheduler.request import Request
 from seesaw.scheduler.scheduler import Scheduler
@@ -243,6 +243,10 @@ class Player:
         assert stats.num_discarded_tokens == self.worker.num_drawn - kept
         assert stats.num_steps == len(self.outputs)
         assert stats.num_scheduled_tokens == sum(step.num_tokens for step in self.outputs)
+        rows = [row for step in self.outputs for row in step.rows]
+        whole = [row.num_tokens for row in rows if row.layer_stop == self.trace.config.num_layers]
+        assert stats.num_computed_tokens == sum(whole)
+        assert stats.num_decode_rows == sum(map(self._goes_on, rows))
         assert stats.num_transitions == self.num_transitions
         first = self.worker.first_start
         if self.trace.policy in ("continuous", *POLICY_OPTIONS):  # others may run later
@@ -254,6 +258,12 @@ class Player:
         self._check_counts()
         self._check_forgotten()
         self._check_nothing_held()
+
+    def _goes_on(self, row: Row) -> bool:
+        """It continues an answer."""
+        num_layers = row.layer_stop - row.layer_start
+        is_whole = (row.num_tokens, num_layers) == (1, self.trace.config.num_layers)
+        return is_whole and row.token_start >= self.requests[int(row.request_id)].num_prompt
 
     def _check_counts(self) -> None:
         """Against a count of the rows that were issued."""

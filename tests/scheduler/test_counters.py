@@ -134,6 +134,29 @@ def test_what_is_computed_again_is_counted() -> None:
     assert (counts.num_preempted, counts.num_recomputed_tokens) == (1, 8)
 
 
+def test_an_id_that_is_used_again_at_once_is_a_new_request() -> None:
+    """The step that says that the first one ended begins the second one, whose last chunk of one
+    token is no decode."""
+    scheduler = make_scheduler({"token_budget": 8}, policy="sarathi-serve")
+    scheduler.counter = StepCounter()
+    for length in (4, 9):
+        add(scheduler, "a", prompt_of(length, 100 * length), max_tokens=1)
+        run_all(scheduler)
+    counts = scheduler.counter.counts
+    assert (counts.num_prompt_steps, counts.num_decode_rows) == (3, 0)
+    assert (counts.prompt_row_layers, counts.num_recomputed_tokens) == (13 * NUM_LAYERS, 0)
+
+
+def test_prompts_that_began_before_it_looked_on_are_known_as_such() -> None:
+    scheduler = make_scheduler({"token_budget": 8}, policy="sarathi-serve")
+    add(scheduler, "a", prompt_of(9), max_tokens=1)
+    run_step(scheduler)
+    scheduler.counter = StepCounter()
+    run_all(scheduler)
+    counts = scheduler.counter.counts
+    assert (counts.num_prompt_steps, counts.num_decode_rows, counts.num_tokens) == (1, 0, 1)
+
+
 def test_counts_of_several_schedulers_add_up() -> None:
     parts = [
         StepCounts(num_steps=2, num_tokens=30, most_tokens=20),

@@ -277,6 +277,30 @@ def test_the_share_follows_from_costs_and_from_how_full_the_pool_is(
     assert (decode.lane, decode.batches[0].compute_share) == (DECODE, 1 - expected / 8)
 
 
+@pytest.mark.parametrize("held", range(2, 11))
+def test_answers_are_favoured_from_just_the_share_of_blocks_that_was_given(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten blocks so many tenths are held, to the last bit."""
+    usages: list[float] = []
+
+    def noted(rule: Any, prefill: Any, decode: Any, units: int, kv_usage: float) -> int:
+        usages.append(kv_usage)
+        return 4
+
+    monkeypatch.setattr("seesaw.scheduler.policies.nexus.split", noted)
+    config = CONFIG | {"num_blocks": 10, "num_lanes": 2, "share_units": 8}
+    policy = policies.make("nexus", {"block_watermark": 0.0, "age_weight": 0.0})
+    policy.share_by(FakeLaneCosts())  # type: ignore[attr-defined]
+    scheduler = Scheduler(SchedulerConfig(**config), policy)
+    add(scheduler, "a", prompt_of(1), max_tokens=8)
+    update(scheduler, step_of(scheduler), 5)
+    steps_of(scheduler)
+    add(scheduler, "b", prompt_of(4 * (held - 1), 300), max_tokens=1)
+    step_of(scheduler)
+    assert usages == [held / 10]
+
+
 @pytest.mark.parametrize(("hysteresis", "expected"), [(0.1, {2, 3}), (0.2, {3})])
 def test_a_split_that_hardly_differs_does_not_take_the_place_of_the_present_one(
     hysteresis: float, expected: set[int]

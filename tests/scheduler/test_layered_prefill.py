@@ -307,3 +307,33 @@ def test_groups_are_contiguous_and_as_even_as_can_be() -> None:
         assert len(sizes) == min(-(-tokens // per_group), most, num_layers)
         assert sizes == sorted(sizes, reverse=True), "larger ones first"
         assert sizes[0] - sizes[-1] <= 1
+
+
+def test_a_token_is_computed_once_though_it_is_in_a_step_for_each_group() -> None:
+    scheduler = with_a_decode({})
+    before, decoded = scheduler.stats.num_computed_tokens, scheduler.stats.num_decode_rows
+    add(scheduler, "p", prompt_of(12, 500), max_tokens=1)
+    groups = run(scheduler, 3)
+    assert [row.num_tokens for rows in groups for row in rows if row.request_id == "p"] == [12] * 3
+    decodes = scheduler.stats.num_decode_rows - decoded
+    assert scheduler.stats.num_computed_tokens - before == 12 + decodes
+
+
+def test_what_is_computed_again_of_an_answer_is_no_decode() -> None:
+    """Rows of a wave that begin behind the prompt, which is found again."""
+    scheduler = with_a_decode({"group_tokens": 1})
+    request = add(scheduler, "p", prompt_of(8, 500), max_tokens=20, ignore_eos=True)
+    while request.num_output_tokens < 6:
+        run(scheduler, 1)
+    scheduler._residency.preempt(request)
+    stats = scheduler.stats
+    computed, decoded = stats.num_computed_tokens, stats.num_decode_rows
+    groups = [
+        (row.token_start, row.num_tokens)
+        for rows in run(scheduler, 2)
+        for row in rows
+        if row.request_id == "p"
+    ]
+    assert groups == [(12, 2), (12, 2)]
+    assert stats.num_decode_rows - decoded == 2, "the other one's"
+    assert stats.num_computed_tokens - computed == 2 + 2

@@ -134,3 +134,13 @@ def test_a_step_costs_what_its_share_and_its_neighbour_make_of_it() -> None:
     # Both have all of the device until the other's next step.
     assert decode_s(1.0, 1.0) >= 2 * alone
     assert decode_s(0.75, 0.5) > decode_s(0.5, 0.5), "a quarter of the device is both lanes'"
+
+
+def test_steps_that_are_over_are_forgotten() -> None:
+    """Also those of a lane that runs alone for as long as nothing comes for the other one."""
+    clock = LaneClock(LaneCosts(spec_of("8B"), H100, "bfloat16", 16))
+    now_s = 0.0
+    for number in range(100):
+        row = Row("a", 2000 + number, 1, 0, 32, True)
+        now_s = clock.submit(step_of(number, 1, [row], 1.0), now_s).done_s
+        assert sum(map(len, clock._steps)) <= 2

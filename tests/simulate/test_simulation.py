@@ -375,7 +375,8 @@ def test_arrivals_have_the_rate_and_the_bursts_that_were_asked_for(cv: float) ->
 
 def test_arrivals_at_once_at_constant_gaps_and_by_seed() -> None:
     assert draw_arrivals(None, 3, seed=1) == [0.0, 0.0, 0.0]
-    assert draw_arrivals(Arrivals(2.0, 0.0), 3, seed=1) == [0.0, 0.5, 1.0]
+    for none in (0.0, 5e-324, 1e-155, 1e-7):
+        assert draw_arrivals(Arrivals(2.0, none), 3, seed=1) == [0.0, 0.5, 1.0]
     assert draw_arrivals(Arrivals(2.0, 1.0), 1, seed=1) == [0.0]
     first, again, other = (draw_arrivals(Arrivals(2.0, 2.0), 9, seed) for seed in (1, 1, 2))
     assert first == again != other

@@ -153,7 +153,7 @@ class Nexus:
         return left + self._options.age_weight * request.arrival_s, request.arrival_s
 
     def _decode(self, step: StepBuilder) -> None:
-        """A token for each that decodes, as far as blocks go."""
+        """A token for each that decodes, as far as blocks and the step's budget go."""
         run(step, [request for request in step.running if request.decodes], 1, _who_yields)
 
     # -- the controller ---------------------------------------------------------------------------
@@ -177,7 +177,8 @@ class Nexus:
         if is_alone:
             self._units = None
             return 1.0
-        self._units = self._split(1 - step.num_free_blocks / step.config.num_blocks, whole)
+        num_blocks = step.config.num_blocks
+        self._units = self._split((num_blocks - step.num_free_blocks) / num_blocks, whole)
         return (self._units if step.lane == PREFILL else whole - self._units) / whole
 
     def _split(self, kv_usage: float, whole: int) -> int:

@@ -12,10 +12,11 @@ as in the authors' code. What does bound them is `max_num_batched_tokens`, all t
 for.
 
 `--token-budget auto` is the paper's section 4.3, by the cost model where the authors profile
-(`plan/token_budget.py`).
+(`plan/token_budget.py`), for requests that have their KV to themselves.
 
-`--batches` has the paper's two ablations (table 4): `hybrid-only` does not cut prompts, and
-`chunk-only` gives turns to chunks and to decodes, as the authors' "simple chunking" does.
+`--batches` has the paper's two ablations (table 4): `hybrid-only` cuts prompts only where the step
+is full (`max_num_batched_tokens`), as the authors' code does, and `chunk-only` gives turns to
+chunks and to decodes, as their "simple chunking" does.
 
 Our choices where the paper is silent: while somebody waits for blocks that steps in flight still
 use, nobody is admitted; with several pipeline stages each step has an equal share of the decodes.
