@@ -107,9 +107,10 @@ def test_answers_on_a_gpu_are_those_of_one_lane(
         pytest.skip("needs --device cuda")
     monkeypatch.setenv("SEESAW_DEBUG_BLOCKS", "1")
     model, prompts = tiny_checkpoint(family), prompts_of(24, 100)
-    expected, _ = answers(model, prompts, device=device)
+    own = {"device": device, "device_memory": "1GiB", "cpu_threads": None}
+    expected, _ = answers(model, prompts, **own)
     for share in (0.25, 0.5):
         options = {"prefill_share": share}
-        got, counts = answers(model, prompts, device=device, **NEXUS, policy_options=options)
+        got, counts = answers(model, prompts, **own, **NEXUS, policy_options=options)
         assert got == expected
         assert counts.num_share_changes > 0
