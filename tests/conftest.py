@@ -73,6 +73,13 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))
 
 
+@pytest.fixture
+def needs_cuda_cpp(device: str) -> None:
+    """Skips where csrc/cuda is needed, as on a GPU, and what compiles it is missing."""
+    if device == "cuda":
+        pytest.importorskip("cupy", reason="no cupy: csrc/cuda is not compiled")
+
+
 @pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the C++ kernels in turn; skips those that this processor lacks."""
