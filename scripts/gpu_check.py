@@ -114,10 +114,11 @@ def say(text: str) -> None:
 # -- stages ----------------------------------------------------------------------------------------
 
 
-def command(arguments: Sequence[str], limit_s: float) -> tuple[int | None, str]:
-    """(exit status or None where time ran out, end of the output), the output shown meanwhile."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
-    env["PYTHONUNBUFFERED"] = "1"
+def command(arguments: Sequence[str], limit_s: float, **more: str) -> tuple[int | None, str]:
+    """(exit status or None where time ran out, end of the output), the output shown meanwhile.
+    `more`: of the environment."""
+    own = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, **own, **more}
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -216,7 +217,8 @@ def sanitizer(folder: Path, limit_s: float) -> Outcome:
         return Outcome("sanitizer", "left out", detail="compute-sanitizer is not on PATH")
     pytest = [sys.executable, "-m", "pytest", "--device", "cuda", SANITIZED, "-k", SANITIZED_CASES]
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
-    status, tail = command([*memcheck, *pytest], limit_s)
+    # A piece of memory for each tensor: beyond the end of one there is nothing, not another one.
+    status, tail = command([*memcheck, *pytest], limit_s, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     if "Device not supported" in tail:
         return Outcome("sanitizer", "left out", detail="compute-sanitizer refuses this device")
     return outcome("sanitizer", status, tail.strip().splitlines()[-1] if tail.strip() else "")

@@ -103,6 +103,18 @@ def test_tests_that_are_out_of_time_tell_what_they_found(
     assert "assert 1 == 2" in said
 
 
+def test_the_sanitizer_sees_where_tensors_end(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's allocator puts tensors side by side, where an access out of bounds finds another."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text("#!/bin/sh\necho alone=$PYTORCH_NO_CUDA_MEMORY_CACHING\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = check.sanitizer(tmp_path, 30)
+    assert (found.status, found.detail) == ("passed", "alone=1")
+
+
 def test_outcomes(check: ModuleType) -> None:
     assert check.outcome("x", 0, "").status == "passed"
     assert check.outcome("x", 1, "").bad
