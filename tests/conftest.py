@@ -18,7 +18,7 @@ except ImportError:  # `make gpu-check` does without it, see pytest_ignore_colle
 if not {"cuda", "--device=cuda"} & set(sys.argv):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from seesaw.cuda.lost import is_lost
+from seesaw.measure.lost import is_lost
 from seesaw.ops.native import native
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 

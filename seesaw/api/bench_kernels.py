@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import torch
 
 from seesaw.api.bench_peers import PEERS, plain, why_not
-from seesaw.cuda.lost import is_lost
 from seesaw.errors import ConfigError, UnsupportedError, nearest
 from seesaw.measure.cuda_clock import CudaClock
 from seesaw.measure.cuda_limits import CudaLimitsProbe
 from seesaw.measure.limits import CACHES_IN_BUFFER, LimitsProbe, last_cache_bytes
+from seesaw.measure.lost import is_lost
 from seesaw.measure.page_locked import page_locked
 from seesaw.measure.timer import Call, Clock, Timing, alternate, host_clock
 from seesaw.ops import OPS

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import seesaw
-from seesaw.cuda.lost import is_lost
+from seesaw.measure.lost import is_lost
 
 ROOT = Path(seesaw.__file__).parent.parent
 OWN = """
