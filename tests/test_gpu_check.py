@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -239,3 +239,12 @@ def test_goals_of_the_engine() -> None:
     assert engine.goal("x", 1.2, 1.25, most=True)["met"]
     assert not engine.goal("x", 1.3, 1.25, most=True)["met"]
     assert not engine.goal("x", 0.5, 0.55, most=False)["met"]
+
+
+def test_the_model_lies_in_memory_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks may take longer to write 16 GB than all that is measured; /dev/shm may be 64 MB."""
+    engine = load_script("gpu_engine")
+    for free, folder in ((64 << 20, None), (16 << 30, "/dev/shm")):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(engine.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert engine.fastest_folder() == folder
