@@ -1,10 +1,11 @@
 """`make gpu-check`: everything that needs an NVIDIA GPU, in stages, within minutes. Needs torch,
-Triton, transformers and pytest; seesaw need not be installed.
+Triton, transformers, pytest and a C compiler; seesaw need not be installed.
 
 usage: python scripts/gpu_check.py [--only tests,bench] [--minutes 8] [--output FILE]
 
 A stage that fails or runs out of time stops no other one. What cannot run here is named. Figures go
-to bench/results/<device>/<date>.json; the exit status is 1 where a stage failed.
+to bench/results/<device>/<date>.json, where those of stages that did not run stay; the exit status
+is 1 where a stage failed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-NEEDED = ("torch", "triton", "transformers", "pytest")
+NEEDED = ("torch", "triton", "transformers", "pytest", "click", "psutil")
 OPTIONAL = {
     "seesaw._cpu": "the C++ kernels of CPUs",
     "cupy": "copies and sums in CUDA C++ (csrc/cuda)",
@@ -43,17 +44,36 @@ OPTIONAL = {
 }
 TESTS = (
     "tests/kernels",
-    "tests/ops",
+    "tests/cuda",
+    "tests/distributed/test_one_shot.py",
     "tests/measure/test_cuda_clock.py",
     "tests/engine/test_equivalence.py",
     "tests/engine/test_llm.py",
+    "tests/engine/test_cuda_lanes.py",
     "tests/kvcache",
     "tests/weights/test_reshard.py",
     "tests/weights/test_arena.py",
+    "tests/ops",
 )
+"""The most, and those of which others are made, last."""
 IGNORED = "tests/kernels/test_aot.py"
 """Needs no GPU, and takes a while."""
-MOST_WORKERS = 6
+MOST_WORKERS = 12
+MINUTES = 7.9
+"""Of all stages."""
+WORKER_BYTES = 3 << 30
+"""Of a GPU's memory: a context, kernels, and an engine."""
+STUCK_S = 60
+"""A test that takes longer tells where it is."""
+GRACE_S = 10.0
+"""A command that is told to end has so long to write what it knows."""
+MOST_MESSAGE = 500
+"""Characters of what a failed test says, in the file."""
+FIRST = """
+import torch, triton
+assert torch.ones(8, device="cuda").sum().item() == 8
+triton.runtime.driver.active.utils
+"""
 LAST_SHAPE_S = 40.0
 """Of a bench: what is begun takes that long at most, FlexAttention's compilation included."""
 SANITIZED = "tests/kernels/test_interpreted.py"
@@ -78,9 +98,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`run(folder, limit_s)` writes what it likes to `folder`."""
+    """`run(folder, limit_s)` writes what it likes to `folder`. It gets at least `least_s` of
+    MINUTES, whatever stages before it take, and at most `most_s`."""
 
     name: str
+    least_s: float
     most_s: float
     run: Callable[[Path, float], Outcome]
 
@@ -92,30 +114,38 @@ def say(text: str) -> None:
 # -- stages ----------------------------------------------------------------------------------------
 
 
-def command(arguments: Sequence[str], limit_s: float) -> tuple[int | None, str]:
-    """(exit status or None where time ran out, end of the output), the output shown meanwhile."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
-    env["PYTHONUNBUFFERED"] = "1"
+def command(arguments: Sequence[str], limit_s: float, **more: str) -> tuple[int | None, str]:
+    """(exit status or None where time ran out, end of the output), the output shown meanwhile.
+    `more`: of the environment."""
+    own = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, **own, **more}
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     stopped = threading.Event()
 
-    def stop() -> None:
+    def interrupt() -> None:
         stopped.set()
-        os.killpg(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGINT)
 
-    timer = threading.Timer(limit_s, stop)
-    timer.start()
+    grace_s = min(GRACE_S, limit_s / 4)
+    timers = (
+        threading.Timer(limit_s - grace_s, interrupt),
+        threading.Timer(limit_s, os.killpg, (process.pid, signal.SIGKILL)),
+    )
+    for timer in timers:
+        timer.start()
     lines: collections.deque[str] = collections.deque(maxlen=40)
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line.rstrip())
         say("    " + line.rstrip())
     status = process.wait()
-    timer.cancel()
-    return (None if stopped.is_set() else status), "\n".join(lines)
+    for timer in timers:
+        timer.cancel()
+    late = stopped.is_set() and status != 0
+    return (None if late else status), "\n".join(lines)
 
 
 def outcome(name: str, status: int | None, detail: str, **figures: Any) -> Outcome:
@@ -127,26 +157,31 @@ def tests(folder: Path, limit_s: float) -> Outcome:
     report = folder / "tests.xml"
     parallel = []
     if importlib.util.find_spec("xdist") is not None:  # compiling is most of the time
-        workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
-        parallel = ["-n", str(workers)]
+        parallel = ["-n", str(num_workers())]
     found = [path for path in TESTS if (ROOT / path).exists() and can_be_collected(ROOT / path)]
     arguments = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--device",
-        "cuda",
-        "--no-showlocals",
-        "--tb=short",
-    ]
+        sys.executable, "-m", "pytest", "--device", "cuda", "--no-showlocals", "--tb=short",
+        "-o", f"faulthandler_timeout={STUCK_S}",
+    ]  # fmt: skip
     status, tail = command(
         [*arguments, *parallel, f"--ignore={IGNORED}", f"--junitxml={report}", *found], limit_s
     )
     if not report.exists():
         return outcome("tests", status, tail[-2000:])
-    counts, why = read_junit(report)
+    counts, why, failed = read_junit(report)
+    if status is None:  # the report has the test that was interrupted among those that passed
+        last = tail.rpartition("\n")[2]
+        counts |= {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped)", last)}
     detail = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-    return outcome("tests", status, detail, counts=counts, skipped=why)
+    return outcome("tests", status, detail, counts=counts, skipped=why, failed=failed)
+
+
+def num_workers() -> int:
+    """Processes that share the GPU."""
+    import torch
+
+    fitting = torch.cuda.get_device_properties(0).total_memory // WORKER_BYTES
+    return int(max(1, min(MOST_WORKERS, fitting, (os.cpu_count() or 1) - 1)))
 
 
 def can_be_collected(path: Path) -> bool:
@@ -157,20 +192,23 @@ def can_be_collected(path: Path) -> bool:
     return "from hypothesis import" not in path.read_text(encoding="utf-8")
 
 
-def read_junit(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """(tests by outcome, skipped ones by reason)."""
+def read_junit(path: Path) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+    """(tests by outcome, skipped ones by reason, failed ones with what they say)."""
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     why: collections.Counter[str] = collections.Counter()
+    failed: dict[str, str] = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
-        kinds = {child.tag for child in case}
-        if kinds & {"failure", "error"}:
+        wrong = [child for child in case if child.tag in ("failure", "error")]
+        if wrong:
             counts["failed"] += 1
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            failed[name] = wrong[0].get("message", "")[:MOST_MESSAGE]
         elif (skipped := case.find("skipped")) is not None:
             counts["skipped"] += 1
             why[skipped.get("message", "")] += 1
         else:
             counts["passed"] += 1
-    return counts, dict(why.most_common())
+    return counts, dict(why.most_common()), failed
 
 
 def sanitizer(folder: Path, limit_s: float) -> Outcome:
@@ -179,7 +217,8 @@ def sanitizer(folder: Path, limit_s: float) -> Outcome:
         return Outcome("sanitizer", "left out", detail="compute-sanitizer is not on PATH")
     pytest = [sys.executable, "-m", "pytest", "--device", "cuda", SANITIZED, "-k", SANITIZED_CASES]
     memcheck = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
-    status, tail = command([*memcheck, *pytest], limit_s)
+    # A piece of memory for each tensor: beyond the end of one there is nothing, not another one.
+    status, tail = command([*memcheck, *pytest], limit_s, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     if "Device not supported" in tail:
         return Outcome("sanitizer", "left out", detail="compute-sanitizer refuses this device")
     return outcome("sanitizer", status, tail.strip().splitlines()[-1] if tail.strip() else "")
@@ -210,11 +249,11 @@ def figures_of(name: str, folder: Path, limit_s: float, *arguments: str) -> Outc
 
 
 STAGES = (
-    Stage("tests", 200, tests),
-    Stage("bench", 150, bench),
-    Stage("bus", 30, bus),
-    Stage("engine", 150, engine),
-    Stage("sanitizer", 60, sanitizer),
+    Stage("tests", 160, 240, tests),
+    Stage("bench", 100, 180, bench),
+    Stage("bus", 30, 40, bus),
+    Stage("engine", 110, 180, engine),
+    Stage("sanitizer", 70, 120, sanitizer),
 )
 
 
@@ -225,7 +264,10 @@ def refuse() -> str | None:
     """Why nothing can run here."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return f"needs {', '.join(missing)}: pip install {' '.join(missing)}"
+        return (
+            f"{sys.executable} lacks {', '.join(missing)}: pip install {' '.join(missing)}, or "
+            "name another one, such as make gpu-check PYTHON=.venv/bin/python"
+        )
     import torch
 
     if not torch.cuda.is_available():
@@ -236,7 +278,19 @@ def refuse() -> str | None:
     major, minor = torch.cuda.get_device_capability()
     if (major, minor) < (8, 0):
         return f"{torch.cuda.get_device_name()} is sm_{major}{minor}; sm_80 or newer is needed."
-    return None
+    return why_not_at_all()
+
+
+def why_not_at_all() -> str | None:
+    """What would fail every stage: torch that has no kernels for this GPU, or Triton without a C
+    compiler or Python's headers, with which it builds its launcher."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST], capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode == 0:
+        return None
+    said = "\n".join(done.stderr.strip().splitlines()[-12:])
+    return f"nothing can run on this GPU here:\n{said}\nTriton wants gcc or clang, and Python.h."
 
 
 def left_out() -> dict[str, str]:
@@ -271,11 +325,20 @@ def target_file(device: str) -> Path:
     return RESULTS / slug / f"{today}.json"
 
 
+def earlier(target: Path, done: set[str]) -> list[Any]:
+    """Stages that another run has written there, but for those that are `done` now."""
+    if not target.exists():
+        return []
+    stages = json.loads(target.read_text(encoding="utf-8"))["stages"]
+    return [stage for stage in stages if stage["name"] not in done]
+
+
 def run(stages: Sequence[Stage], minutes: float) -> list[Outcome]:
     end_s = time.monotonic() + 60 * minutes
     outcomes = []
     for number, stage in enumerate(stages, 1):
-        limit_s = min(stage.most_s, end_s - time.monotonic())
+        reserved_s = sum(later.least_s for later in stages[number:]) * minutes / MINUTES
+        limit_s = min(stage.most_s, end_s - time.monotonic() - reserved_s)
         if limit_s <= 5:
             outcomes.append(Outcome(stage.name, "out of time", detail="no time was left for it"))
             continue
@@ -298,7 +361,7 @@ def main() -> int:
     )
     names = [stage.name for stage in STAGES]
     parser.add_argument("--only", default=",".join(names), help="default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of all stages (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="default: bench/results/<device>/<date>.json")
     asked = parser.parse_args()
     chosen = [name.strip() for name in asked.only.split(",")]
@@ -320,11 +383,12 @@ def main() -> int:
     outcomes = run([stage for stage in STAGES if stage.name in chosen], asked.minutes)
     target = asked.output or target_file(device)
     target.parent.mkdir(parents=True, exist_ok=True)
+    stages = [asdict(one) for one in outcomes]
     content = {
         "device": device,
         "environment": environment(),
         "not_here": absent,
-        "stages": [asdict(one) for one in outcomes],
+        "stages": earlier(target, {one.name for one in outcomes}) + stages,
     }
     target.write_text(json.dumps(content, indent=1) + "\n")
     print("\n".join(table(outcomes)))

@@ -72,6 +72,13 @@ def layer_bytes() -> int:
     return 2 * (attention + 3 * HIDDEN * INNER)
 
 
+def fastest_folder() -> str | None:
+    """Where a model is written: memory, if whole models fit there; None = the usual place."""
+    memory = Path("/dev/shm")
+    needed = LAYERS * layer_bytes() + 4 * VOCAB * HIDDEN
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > needed else None
+
+
 def layers_that_fit(folder: Path) -> int:
     """Of the disk, of host memory (the weight image and the page cache) and of the GPU's memory, a
     third each for the layers' weights."""
@@ -259,7 +266,7 @@ def main() -> None:
     del probe
     torch.cuda.empty_cache()
     say(limits.describe())
-    with tempfile.TemporaryDirectory(prefix="seesaw-gpu-check-") as name:
+    with tempfile.TemporaryDirectory(prefix="seesaw-gpu-check-", dir=fastest_folder()) as name:
         folder = Path(name)
         layers = asked.layers or layers_that_fit(folder)
         say(f"writing a model of {layers} layers, {layers * layer_bytes() / 2**30:.1f} GiB")

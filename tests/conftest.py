@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ except ImportError:  # `make gpu-check` does without it, see pytest_ignore_colle
 if not {"cuda", "--device=cuda"} & set(sys.argv):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from seesaw.measure.lost import is_lost
 from seesaw.ops.native import native
 from tests.checkpoints import find_smollm2_gguf, make_checkpoint
 
@@ -38,6 +39,24 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return "from hypothesis import" in collection_path.read_text(encoding="utf-8") or None
 
 
+_lost_in: list[str] = []
+"""The test in which the GPU failed this process for good. Those behind it would all fail, and hide
+it."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and not _lost_in and is_lost():
+        _lost_in.append(report.nodeid)
+    return report
+
+
+def pytest_runtest_setup() -> None:
+    if _lost_in:
+        pytest.skip(f"the GPU has failed this process in {_lost_in[0]}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where ops and engine run: cpu or cuda")
 
@@ -52,6 +71,13 @@ def dumps_of_failed_engines(tmp_path_factory: pytest.TempPathFactory) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """The device under test; `make gpu-check` sets cuda."""
     return str(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def needs_cuda_cpp(device: str) -> None:
+    """Skips where csrc/cuda is needed, as on a GPU, and what compiles it is missing."""
+    if device == "cuda":
+        pytest.importorskip("cupy", reason="no cupy: csrc/cuda is not compiled")
 
 
 @pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16"])

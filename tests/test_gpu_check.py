@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from tests.scripts_import import load_script
 ROOT = Path(seesaw.__file__).parent.parent
 JUNIT = """<testsuites><testsuite>
 <testcase name="a"/><testcase name="b"><skipped message="no zmq"/></testcase>
-<testcase name="c"><failure/></testcase><testcase name="d"><error/></testcase>
+<testcase classname="t.x" name="c"><failure message="assert 1 == 2"/></testcase>
+<testcase name="d"><error/></testcase>
 <testcase name="e"><skipped message="no zmq"/></testcase>
 </testsuite></testsuites>"""
 
@@ -67,6 +69,52 @@ def test_a_command_is_shown_and_ended_in_time(
     assert status is None
 
 
+def test_a_command_that_is_out_of_time_may_write_what_it_knows(check: ModuleType) -> None:
+    program = (
+        "import time\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('interrupted'); raise SystemExit(2)"
+    )
+    status, tail = check.command([sys.executable, "-c", program], 4)
+    assert (status, tail) == (None, "interrupted")
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    assert check.command([sys.executable, "-c", deaf], 2)[0] is None
+
+
+def test_tests_that_are_out_of_time_tell_what_they_found(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "test_own.py"
+    own.write_text(
+        "import time\n"
+        "def test_passes(): pass\n"
+        "def test_fails(): assert 1 == 2\n"
+        "def test_hangs(): time.sleep(60)\n"
+    )
+    options = "def pytest_addoption(parser): parser.addoption('--device')"
+    (tmp_path / "conftest.py").write_text(options)
+    monkeypatch.setattr(check, "TESTS", (str(own),))
+    monkeypatch.setattr(check, "num_workers", lambda: 1)
+    found = check.tests(tmp_path, 16)
+    assert found.status == "out of time"
+    assert found.figures["counts"]["passed"] == 1
+    ((name, said),) = found.figures["failed"].items()
+    assert name.endswith("::test_fails")
+    assert "assert 1 == 2" in said
+
+
+def test_the_sanitizer_sees_where_tensors_end(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's allocator puts tensors side by side, where an access out of bounds finds another."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text("#!/bin/sh\necho alone=$PYTORCH_NO_CUDA_MEMORY_CACHING\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = check.sanitizer(tmp_path, 30)
+    assert (found.status, found.detail) == ("passed", "alone=1")
+
+
 def test_outcomes(check: ModuleType) -> None:
     assert check.outcome("x", 0, "").status == "passed"
     assert check.outcome("x", 1, "").bad
@@ -75,7 +123,7 @@ def test_outcomes(check: ModuleType) -> None:
 
 
 def stage(check: ModuleType, name: str, run: Callable[..., object]) -> object:
-    return check.Stage(name, 60.0, run)
+    return check.Stage(name, 1.0, 60.0, run)
 
 
 def test_a_stage_that_fails_stops_no_other(check: ModuleType) -> None:
@@ -92,6 +140,48 @@ def test_a_stage_that_fails_stops_no_other(check: ModuleType) -> None:
     assert "planted" in found[0].detail
     (late,) = check.run([stage(check, "b", fine)], minutes=0.01)
     assert late.status == "out of time"
+
+
+def test_a_stage_leaves_time_for_those_behind_it(check: ModuleType) -> None:
+    limits = {}
+
+    def note(name: str) -> Callable[[Path, float], object]:
+        def run(folder: Path, limit_s: float) -> object:
+            limits[name] = limit_s
+            return check.outcome(name, 0, "")
+
+        return run
+
+    stages = [replace(one, run=note(one.name)) for one in check.STAGES]
+    assert sum(one.least_s for one in stages) <= 60 * check.MINUTES
+    found = check.run(stages, check.MINUTES)
+    assert not any(one.bad for one in found)
+    first, last = stages[0], stages[-1]
+    assert first.least_s <= limits[first.name] < first.most_s, "the others need the rest"
+    assert limits[last.name] == last.most_s, "nobody has taken any"
+    limits.clear()
+    check.run(stages, check.MINUTES / 2)
+    assert all(limits[one.name] >= one.least_s / 2 - 1 for one in stages)
+
+
+def test_another_run_of_the_day_replaces_its_own_stages_alone(
+    check: ModuleType, tmp_path: Path
+) -> None:
+    target = tmp_path / "day.json"
+    assert check.earlier(target, set()) == []
+    target.write_text(json.dumps({"stages": [{"name": "tests"}, {"name": "bench"}]}))
+    assert check.earlier(target, {"bench"}) == [{"name": "tests"}]
+
+
+def test_a_gpu_on_which_nothing_runs_is_told_at_once(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "FIRST", "raise RuntimeError('Failed to find C compiler')")
+    why = check.why_not_at_all()
+    assert "Failed to find C compiler" in why
+    assert "Python.h" in why
+    monkeypatch.setattr(check, "FIRST", "pass")
+    assert check.why_not_at_all() is None
 
 
 def test_figures_and_goals_reach_the_table(check: ModuleType, tmp_path: Path) -> None:
@@ -113,12 +203,13 @@ def test_figures_and_goals_reach_the_table(check: ModuleType, tmp_path: Path) ->
     assert "planted" in failed.detail
 
 
-def test_reasons_for_skipping_are_counted(check: ModuleType, tmp_path: Path) -> None:
+def test_reasons_for_skipping_and_failures_are_read(check: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "tests.xml"
     path.write_text(JUNIT)
-    counts, why = check.read_junit(path)
+    counts, why, failed = check.read_junit(path)
     assert counts == {"passed": 1, "failed": 2, "skipped": 2}
     assert why == {"no zmq": 2}
+    assert failed == {"t.x::c": "assert 1 == 2", "::d": ""}
 
 
 def test_results_lie_by_device_and_date(check: ModuleType) -> None:
@@ -148,3 +239,12 @@ def test_goals_of_the_engine() -> None:
     assert engine.goal("x", 1.2, 1.25, most=True)["met"]
     assert not engine.goal("x", 1.3, 1.25, most=True)["met"]
     assert not engine.goal("x", 0.5, 0.55, most=False)["met"]
+
+
+def test_the_model_lies_in_memory_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks may take longer to write 16 GB than all that is measured; /dev/shm may be 64 MB."""
+    engine = load_script("gpu_engine")
+    for free, folder in ((64 << 20, None), (16 << 30, "/dev/shm")):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(engine.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert engine.fastest_folder() == folder

@@ -20,6 +20,7 @@ from seesaw.errors import ConfigError, UnsupportedError, nearest
 from seesaw.measure.cuda_clock import CudaClock
 from seesaw.measure.cuda_limits import CudaLimitsProbe
 from seesaw.measure.limits import CACHES_IN_BUFFER, LimitsProbe, last_cache_bytes
+from seesaw.measure.lost import is_lost
 from seesaw.measure.page_locked import page_locked
 from seesaw.measure.timer import Call, Clock, Timing, alternate, host_clock
 from seesaw.ops import OPS
@@ -276,23 +277,27 @@ def run(
     progress: Callable[[str], None],
     within_s: float | None = None,
 ) -> Findings:
-    """Times all jobs, beginning none after `within_s`. An op that fails stops no other one."""
+    """Times all jobs, beginning none after `within_s`. An op that fails stops no other one, unless
+    it takes the GPU from this process."""
     findings = Findings()
     end_s = math.inf if within_s is None else time.monotonic() + within_s
+    lost = ""
     for op, own in itertools.groupby(jobs, key=lambda job: job.op.name):
-        limits = bencher.limits() if time.monotonic() < end_s else None
+        limits = bencher.limits() if time.monotonic() < end_s and not lost else None
         if limits is not None:
             findings.limits[op] = limits.figures()
         for job in own:
-            if time.monotonic() >= end_s:
-                findings.skipped.append((op, job.name, "shapes", "no time was left"))
+            if lost or time.monotonic() >= end_s:
+                findings.skipped.append((op, job.name, "shapes", lost or "no time was left"))
                 continue
             progress(f"{op}: {job.name}")
+            num_failed, timings = len(findings.failed), dict[str, Timing]()
             try:
                 timings = bencher.time(job, providers, findings)
             except Exception as error:
                 findings.failed.append((op, job.name, "", f"{type(error).__name__}: {error}"))
-                continue
+            if len(findings.failed) > num_failed and is_lost():
+                lost = f"the GPU has failed in {op}, {job.name}"
             findings.rows += [row(job, name, one, limits) for name, one in timings.items()]
     return findings
 

@@ -30,8 +30,10 @@ class _Resource(ctypes.Structure):
 
 
 def make_splits(device: int, units: int, unit_sms: int) -> dict[int, tuple[int, int]]:
-    """By each number of units from 1 on: handles of two streams, one on so many units and one on
-    all other SMs. They last as long as the process. Raises NoGreenContexts."""
+    """By number of units from 1 on: handles of two streams, one on so many units and one on all
+    other SMs. They last as long as the process. The driver rounds to what clusters of a chip need,
+    which differs from chip to chip: sizes that it does not give exactly are left out. Raises
+    NoGreenContexts where it gives none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -41,19 +43,31 @@ def make_splits(device: int, units: int, unit_sms: int) -> dict[int, tuple[int, 
     _call(driver, "cuDeviceGet", ctypes.byref(handle), device)
     _call(driver, "cuDeviceGetDevResource", handle, ctypes.byref(whole), _SM_RESOURCE)
     splits = {}
+    why = f"{whole.num_sms} SMs are less than two units of {unit_sms}"
     for count in range(1, units):
-        part, rest, groups = _Resource(), _Resource(), ctypes.c_uint(1)
-        _call(
-            driver, "cuDevSmResourceSplitByCount", ctypes.byref(part), ctypes.byref(groups),
-            ctypes.byref(whole), ctypes.byref(rest), 0, count * unit_sms,
-        )  # fmt: skip
-        if part.num_sms != count * unit_sms or not rest.num_sms:
-            raise NoGreenContexts(
-                f"{count * unit_sms} of {whole.num_sms} SMs were asked for, got {part.num_sms} "
-                f"and {rest.num_sms} beside them"
-            )
-        splits[count] = _stream(driver, handle, part), _stream(driver, handle, rest)
+        try:
+            part, rest = _split(driver, whole, count * unit_sms)
+            splits[count] = _stream(driver, handle, part), _stream(driver, handle, rest)
+        except NoGreenContexts as error:
+            why = str(error)
+    if not splits:
+        raise NoGreenContexts(why)
     return splits
+
+
+def _split(driver: ctypes.CDLL, whole: _Resource, num_sms: int) -> tuple[_Resource, _Resource]:
+    """`num_sms` of them, and the others."""
+    part, rest, groups = _Resource(), _Resource(), ctypes.c_uint(1)
+    _call(
+        driver, "cuDevSmResourceSplitByCount", ctypes.byref(part), ctypes.byref(groups),
+        ctypes.byref(whole), ctypes.byref(rest), 0, num_sms,
+    )  # fmt: skip
+    if groups.value != 1 or part.num_sms != num_sms or not rest.num_sms:
+        raise NoGreenContexts(
+            f"{num_sms} of {whole.num_sms} SMs were asked for, got {groups.value} parts of "
+            f"{part.num_sms} and {rest.num_sms} beside them"
+        )
+    return part, rest
 
 
 def _stream(driver: ctypes.CDLL, device: ctypes.c_int, resource: _Resource) -> int:

@@ -43,14 +43,17 @@ class LaneClock(CudaClock):
 
 
 def make_clocks(device: torch.device, *, profile: bool) -> list[LaneClock]:
-    """Of lanes 0 and 1. To be made when weights and pools are."""
+    """Of lanes 0 and 1."""
     units = sm_units(torch.cuda.get_device_properties(device).multi_processor_count)
     streams: list[dict[int, torch.cuda.Stream]] = [{}, {}]
     try:
         for count, pair in make_splits(device.index or 0, units, UNIT_SMS).items():
             for lane, own in enumerate((count, units - count)):
                 streams[lane][own] = torch.cuda.ExternalStream(pair[lane], device)  # type: ignore[no-untyped-call]
-        logger.info("lanes share the SMs by green contexts: %d units of %d SMs", units, UNIT_SMS)
+        logger.info(
+            "lanes share the SMs by green contexts: %d of %d splits of %d units of %d SMs",
+            len(streams[0]), units - 1, units, UNIT_SMS,
+        )  # fmt: skip
     except NoGreenContexts as error:
         logger.warning("lanes share the SMs by the priority of their streams alone: %s", error)
     return [

@@ -37,6 +37,10 @@ class DeviceClock(Protocol):
         """What is handed over inside is in the order of this clock's stream."""
         ...
 
+    def follow(self) -> None:
+        """What is handed over from now on comes behind all that whoever calls has handed over."""
+        ...
+
     def mark(self) -> Mark:
         """Behind all that was handed over so far. Inside `scope`."""
         ...
@@ -68,6 +72,9 @@ class HostClock:
 
     def scope(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
+
+    def follow(self) -> None:
+        """What was called is done."""
 
     def mark(self) -> HostMark:
         return HostMark()
@@ -103,14 +110,15 @@ class CudaClock:
     def __init__(self, device: torch.device, *, ahead: bool = True, priority: int = -1) -> None:
         self.steps_ahead = 1 if ahead else 0
         self._stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
-        # weights and pools were made on the stream that is current here
-        self._stream.wait_stream(torch.cuda.current_stream(device))
         now = self.mark()
         now.wait()
         self._known = now, time.perf_counter()
 
     def scope(self) -> contextlib.AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
+
+    def follow(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
     def mark(self) -> CudaMark:
         return CudaMark(self._stream)
@@ -132,6 +140,5 @@ class CudaClock:
 
 
 def clock_of(device: torch.device, *, profile: bool) -> DeviceClock:
-    """To be made when weights and pools are. With `profile`, whose parts are to add up to the time
-    of a step, no step is begun ahead."""
+    """With `profile`, whose parts are to add up to the time of a step, no step is begun ahead."""
     return CudaClock(device, ahead=not profile) if device.type == "cuda" else HostClock()

@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from seesaw.cuda.streams import now
 from seesaw.engine.begun_step import ModelStep
 from seesaw.engine.between_layers import BetweenLayers, split_stores
 from seesaw.engine.cuda_graphs import DecodeGraphs, Recorder
@@ -86,7 +87,8 @@ class ModelRunner:
         self.steps_ahead = clock.steps_ahead
         self._buffers: InputBuffers | None = None
         self._graphs: DecodeGraphs | None = None
-        with clock.scope():  # which is where their memory is filled
+        clock.follow()  # weights, pools and decoders were made on the current stream
+        with clock.scope():  # which is where buffers are filled
             self._make_buffers(phases[self._phase], limits, recorder)
         self._profile = StepClock(profile, device)
         self._trace = trace
@@ -227,10 +229,10 @@ class ModelRunner:
         phase = self._phases.get(step.phase)
         if phase is None:
             return  # closed, as a step has failed
-        with self._clock.scope():
-            self._apply(step, phase)
-            if step.poison_blocks:
-                self._clock.mark().wait()  # the other lane may be the first to write there
+        # Not on a lane's stream: it changes with the lane's share, on a thread of its own.
+        self._apply(step, phase)
+        if self._device.type == "cuda" and (step.poison_blocks or step.block_copies):
+            now(self._device).synchronize()  # either lane may be the first to use them
 
     def _apply(self, step: SchedulerOutput, phase: RankPhase) -> None:
         take_in(self._requests, step)

@@ -92,6 +92,28 @@ def test_an_op_that_raises_is_named_and_stops_no_other(
     assert "-- highest" in out
 
 
+def test_what_comes_behind_a_lost_gpu_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would fail with the same words."""
+    calls = []
+
+    def broken(**_: object) -> None:
+        calls.append("broken")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    bad = replace(OPS["rms_norm"], function=broken)
+    monkeypatch.setattr(bench_kernels, "OPS", {"rms_norm": bad, "highest": OPS["highest"]})
+    monkeypatch.setattr(bench_kernels, "is_lost", lambda: bool(calls))
+    jobs = bench_kernels.choose((), None, torch.device("cpu"))
+    bencher = bench_kernels.Bencher(torch.device("cpu"), quick=True)
+    found = bench_kernels.run(jobs, ["seesaw"], bencher, print)
+    assert [(op, case) for op, case, *_ in found.failed] == [("rms_norm", jobs[0].name)]
+    assert found.rows == []
+    assert [(op, case) for op, case, *_ in found.skipped] == [
+        (job.op.name, job.name) for job in jobs[1:]
+    ]
+    assert {why for *_, why in found.skipped} == {f"the GPU has failed in rms_norm, {jobs[0].name}"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

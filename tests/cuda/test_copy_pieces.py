@@ -67,6 +67,7 @@ def test_kernel_and_table_agree() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("needs_cuda_cpp")
 def test_copies_on_a_gpu(device: str) -> None:
     import torch
 

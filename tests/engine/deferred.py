@@ -50,6 +50,9 @@ class DeferredClock:
     def scope(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
+    def follow(self) -> None:
+        pass
+
     def mark(self) -> DeferredMark:
         self._last = DeferredMark(self._last, self._random.randrange(self._most_asks))
         return self._last

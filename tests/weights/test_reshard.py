@@ -45,6 +45,7 @@ def loaded_image(checkpoint, dtype: torch.dtype) -> Iterator[WeightImage]:
     other.close()
 
 
+@pytest.mark.usefixtures("needs_cuda_cpp")
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("family", "overrides"), VARIANTS, ids=[f"{f}-{'-'.join(o)}" for f, o in VARIANTS]
