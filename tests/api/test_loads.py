@@ -197,6 +197,19 @@ def test_a_journal_keeps_runs_and_is_of_one_bench(tmp_path: Path) -> None:
     assert Journal(file, about).get("c", 0.1) is not None
     with pytest.raises(ConfigError, match="seed was 1, now it is 2"):
         Journal(file, about | {"seed": 2})
-    file.write_text("something else\n")
+
+
+@pytest.mark.parametrize("held", [b"something else\n", b'{"a": "file of one line"}', b"\xa4\n\xff"])
+def test_no_other_file_is_written_over_by_a_journal(held: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(held)
     with pytest.raises(ConfigError, match="is no file of such runs"):
-        Journal(file, about)
+        Journal(file, {"seed": 1})
+    assert file.read_bytes() == held
+
+
+def test_a_journal_whose_first_line_was_cut_off_is_begun_anew(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"see')
+    Journal(file, {"seed": 1})
+    assert file.read_text() == '{"seed": 1}\n'

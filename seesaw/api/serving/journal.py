@@ -29,7 +29,7 @@ class Journal:
             return
         check_writable(path, FLAG)
         about = json.loads(json.dumps(about))
-        lines = _complete_lines(path)
+        lines = _complete_lines(path, json.dumps(about))
         if not lines:
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
             return
@@ -55,15 +55,19 @@ class Journal:
                 file.write(json.dumps(figures) + "\n")
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
+def _complete_lines(path: Path, first: str) -> list[dict[str, Any]]:
+    """Raises ConfigError where the file is no journal, so that no other one is written over;
+    `first` is what its first line would be if that was cut off."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
+        *lines, last = path.read_text(encoding="utf-8").split("\n")
         found = [json.loads(line) for line in lines]
-    except ValueError:
-        found = [None]
-    if not all(isinstance(line, dict) for line in found):
+    except OSError as error:
+        raise ConfigError(f"{FLAG} {path}: {error.strerror}. Name another one.") from error
+    except ValueError:  # not JSON, or not text
+        found, last = [None], ""
+    if not all(isinstance(line, dict) for line in found) or not (found or first.startswith(last)):
         raise ConfigError(f"{FLAG} {path}: is no file of such runs. Name another one.")
     return found
 
