@@ -45,9 +45,14 @@ def batch_workload(path: Path, tokenizer: Tokenizer | None, answer_tokens: int |
             lengths += [Lengths(max(1, count(request)), answer)] * request.sampling.n
         except RequestError as error:
             problems.append(f"line {line.number}: {error}")
+    if not lengths and not problems:
+        raise ConfigError(
+            f"workload {path}: has no row. Expected a batch file, one JSON request a line."
+        )
     if not lengths:
-        first = f" The first: {problems[0]}" if problems else ""
-        raise ConfigError(f"workload {path}: none of {len(problems)} rows can be served.{first}")
+        raise ConfigError(
+            f"workload {path}: none of {len(problems)} rows can be served. The first: {problems[0]}"
+        )
     found = Listed(str(path), lengths)
     how = "the model's tokenizer"
     if tokenizer is None:

@@ -5,6 +5,7 @@ Reads configuration and lengths, never a weight; loads no torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,9 +76,13 @@ class Job(NamedTuple):
 
 
 def read_workload(
-    name: str, model: ModelToPlan, num_requests: int | None, answer_tokens: int | None
+    name: str,
+    tokenizer: Callable[[], Tokenizer | None],
+    num_requests: int | None,
+    answer_tokens: int | None,
 ) -> Job:
-    """A known name, IN:OUT or a batch file. Raises ConfigError."""
+    """A known name, IN:OUT or a batch file, for which alone `tokenizer` is called. Raises
+    ConfigError."""
     path = Path(name).expanduser()
     if not name.endswith(BATCH_SUFFIXES) and not path.is_file():
         if answer_tokens is not None:
@@ -90,7 +95,7 @@ def read_workload(
         raise ConfigError(f"workload={name!r}: no such file. Expected JSON lines of a batch job.")
     from seesaw.api.batch_lengths import batch_workload
 
-    found = batch_workload(path, _tokenizer(model), answer_tokens)
+    found = batch_workload(path, tokenizer(), answer_tokens)
     return Job(found, num_requests or len(found.lengths), name)
 
 
@@ -101,7 +106,8 @@ def _known(name: str) -> Workload:
         raise ConfigError(f"{error} A batch file is known by its end, .jsonl.") from error
 
 
-def _tokenizer(model: ModelToPlan) -> Tokenizer | None:
+def tokenizer_of(model: ModelToPlan) -> Tokenizer | None:
+    """None where its folder has none."""
     if not any((model.folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from seesaw.tokenizer import open_tokenizer

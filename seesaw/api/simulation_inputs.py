@@ -18,6 +18,7 @@ from seesaw.api.plan_inputs import (
     read_machine,
     read_model,
     read_workload,
+    tokenizer_of,
 )
 from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError
@@ -137,7 +138,9 @@ def read(asked: Asked, *, compares: bool) -> Inputs:
     model = read_model(asked.model)
     config = replace(config, model=_label(asked.model, model))
     machines, source = read_machine(asked.machine)
-    job = read_workload(asked.workload, model, asked.num_requests, asked.answer_tokens)
+    job = read_workload(
+        asked.workload, lambda: tokenizer_of(model), asked.num_requests, asked.answer_tokens
+    )
     if asked.lengths is not None:
         job = job._replace(workload=Listed(job.workload.name, asked.lengths))
     arrivals = choose_arrivals(asked.arrivals, asked.rate, asked.cv, job.workload)

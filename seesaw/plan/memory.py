@@ -104,7 +104,7 @@ def plan_memory(
     model and one request of the longest length, or the host weights and tier; ConfigError where
     settings do not go together.
     """
-    _check_policy(config, layouts, uses_tier)
+    check_policy(config, layouts, uses_tier)
     setting = Setting(
         config=config, spec=spec, element_bytes=element_bytes,
         kv_element_bytes=kv_element_bytes or element_bytes, space=space, prefill=layouts.prefill,
@@ -145,7 +145,9 @@ def plan_memory(
     )
 
 
-def _check_policy(config: EngineConfig, layouts: LayoutChoice, uses_tier: bool) -> None:
+def check_policy(config: EngineConfig, layouts: LayoutChoice, uses_tier: bool) -> None:
+    """Raises ConfigError where the policy cannot do with these layouts, or with what is asked of
+    the host tier."""
     policy = config.resolve_policy(layouts.prefill != layouts.decode)
     if uses_tier:
         check_tier_blocks(config.tier_block_size, config.block_size)

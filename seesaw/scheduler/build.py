@@ -11,7 +11,7 @@ from seesaw.errors import ConfigError
 from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.cost_model import CostModel
 from seesaw.plan.lane_costs import LaneCosts
-from seesaw.plan.memory import MemoryPlan
+from seesaw.plan.memory import MemoryPlan, check_policy
 from seesaw.scheduler import policies
 from seesaw.scheduler.config import SchedulerConfig, TierConfig
 from seesaw.scheduler.policy import Redecides, SharesDevice, UsesCosts
@@ -71,6 +71,17 @@ def make_schedulers(
         if lane_costs is not None and isinstance(one, SharesDevice):
             one.share_by(lane_costs)
     return [Scheduler(settings, one) for one in made]
+
+
+def check_settings(config: EngineConfig, layouts: LayoutChoice) -> None:
+    """Refuse what a memory plan or `make_schedulers` would refuse of the policy of `config` in
+    `layouts`, as far as it can be told without a model and a device. Raises ConfigError."""
+    policy = config.resolve_policy(layouts.prefill != layouts.decode)
+    check_policy(config, layouts, policies.uses_tier(policy))
+    policies.make(policy, config.policy_options)
+    _check_step_options(policy, config)
+    if (num_lanes := policies.num_lanes(policy)) > 1:
+        check_lanes(policy, layouts, share_units=num_lanes)
 
 
 def _tier_config(

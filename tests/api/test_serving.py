@@ -234,6 +234,19 @@ def test_engines_with_other_policies_give_the_same_answers(
         assert one["counts"]["num_decode_rows"] == 6 * 4
 
 
+def test_prompts_of_a_batch_file_are_counted_by_the_tokenizer_of_a_gguf_file(
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"prompt": "One, two, three,", "max_tokens": 5}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    found = run_json(["bench", "serve", "--model", str(smollm2_gguf), "--device-memory", "1GiB",
+                      "--max-model-len", "64", "--workload", str(tmp_path / "in.jsonl"),
+                      "--num-requests", "2", "--qps", "100"], capsys)  # fmt: skip
+    (one,) = found["runs"]
+    assert (one["input_tokens"], one["output_tokens"]) == (2 * 6, 2 * 5)
+
+
 def test_requests_longer_than_the_model_takes_are_refused(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +273,16 @@ POLICIES = ["--policies", "continuous"]
         ("policies", [*POLICIES, "--no-tail"], "--policies 'seesaw --no-tail ..'"),
         ("policies", [*POLICIES, "--prefill-layout", "pp2", "--decode-layout", "tp2"],
          "needs one layout"),
+        ("policies", ["--policies", "seesaw,prefill-first", "--layouts", "pp2:tp2"],
+         "policy='prefill-first' keeps no KV in the host tier"),
+        ("policies", ["--policies", "continuous,nexus", "--tensor-parallel-size", "2"],
+         "policy='nexus' runs two lanes"),
+        ("policies", ["--device", "cpu", "--policies", "continuous,sarathi-serve --token-budget "
+                      "4096"], "max_num_batched_tokens=2048"),
+        ("policies", ["--device", "cpu", "--policies", "seesaw,continuous", "--host-kv-memory",
+                      "1GiB"], "policy='continuous' uses no host tier"),
+        ("serve", ["--device", "cpu", "--policy", "sarathi-serve", "--token-budget", "0"],
+         "expected tokens, at least 1"),
         ("serve", ["--policy", "sesaw"], "seesaw"),
         ("serve", ["--qps", "1,two"], "expected a number above 0"),
         ("serve", ["--qps", "0"], "expected a number above 0"),

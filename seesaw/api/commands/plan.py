@@ -77,7 +77,7 @@ def _report(
     answer_tokens: int | None, price_per_hour: float | None, kv_dtype: str | None,
     **settings: Any,
 ) -> Report:  # fmt: skip
-    from seesaw.api.plan_inputs import read_machine, read_model, read_workload
+    from seesaw.api.plan_inputs import read_machine, read_model, read_workload, tokenizer_of
     from seesaw.api.plan_report import Report
     from seesaw.plan.search import search
 
@@ -86,7 +86,7 @@ def _report(
     read = read_model(model)
     config = EngineConfig(model=str(read.folder), **settings)
     machines, source = read_machine(machine)
-    job = read_workload(workload, read, num_requests, answer_tokens)
+    job = read_workload(workload, lambda: tokenizer_of(read), num_requests, answer_tokens)
     found = search(
         read.spec, machines, job.workload, job.num_requests, config,
         kv_dtype=kv_dtype,

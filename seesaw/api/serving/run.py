@@ -3,13 +3,14 @@ systems are made, and refused where they cannot be, before anything is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seesaw.api.bars import shown
-from seesaw.api.plan_inputs import CONFIG, read_model, read_workload
+from seesaw.api.plan_inputs import CONFIG, read_model, read_workload, tokenizer_of
 from seesaw.api.serving.bench import Bench
 from seesaw.api.serving.capacity import Rule
 from seesaw.api.serving.journal import Journal
@@ -21,10 +22,16 @@ from seesaw.api.simulation_inputs import choose_arrivals, read
 from seesaw.config import EngineConfig
 from seesaw.errors import ConfigError
 from seesaw.latency import Slo
+from seesaw.layout.parallel import ParallelLayout
+from seesaw.plan.choice import LayoutChoice
 from seesaw.plan.device_memory import longest_wanted
-from seesaw.plan.workload import Lengths, Workload, parse_workload
+from seesaw.plan.workload import Lengths, Workload
+from seesaw.scheduler.build import check_settings
 from seesaw.simulate.faults import NO_FAULTS
 from seesaw.simulate.scenario import HostCosts
+
+if TYPE_CHECKING:
+    from seesaw.tokenizer import Tokenizer
 
 FIRST_RATE = 1.0
 """Where none was given."""
@@ -79,6 +86,7 @@ def run(asked: Asked) -> dict[str, Any]:
     workload = _workload(asked)
     traffic, rates = _traffic(asked, workload)
     _check_lengths(asked, traffic)
+    _check_policies(asked)
     systems, about = _systems(asked, traffic)
     bench = Bench(
         traffic=traffic,
@@ -100,16 +108,21 @@ def run(asked: Asked) -> dict[str, Any]:
 
 
 def _workload(asked: Asked) -> Workload:
-    """A batch file is read with the model's tokenizer, which a GGUF file does not give."""
-    if not _has_config(asked.model):
-        if asked.answer_tokens is not None:
-            raise ConfigError(
-                f"--answer-tokens {asked.answer_tokens}: is of batch files, which are read with "
-                f"the tokenizer of a model directory; {asked.model} is none. Leave it out."
-            )
-        return parse_workload(asked.workload)
-    model = read_model(asked.model)
-    return read_workload(asked.workload, model, asked.num_requests, asked.answer_tokens).workload
+    """Prompts of a batch file are counted by the model's tokenizer, that of a GGUF file too."""
+    if asked.simulates or _has_config(asked.model):
+        tokenizer: Callable[[], Tokenizer | None] = partial(tokenizer_of, read_model(asked.model))
+    else:
+        config = EngineConfig(**asked.policies[0][1])
+        tokenizer = partial(_tokenizer_of_checkpoint, config)
+    return read_workload(
+        asked.workload, tokenizer, asked.num_requests, asked.answer_tokens
+    ).workload
+
+
+def _tokenizer_of_checkpoint(config: EngineConfig) -> Tokenizer:
+    from seesaw.weights.checkpoint import open_checkpoint
+
+    return open_checkpoint(config).tokenizer()
 
 
 def _check_lengths(asked: Asked, traffic: Traffic) -> None:
@@ -119,6 +132,26 @@ def _check_lengths(asked: Asked, traffic: Traffic) -> None:
     spec = read_model(asked.model).spec
     most = min(longest_wanted(EngineConfig(**one), spec) for _, one in asked.policies)
     check_lengths(traffic.lengths, most)
+
+
+def _check_policies(asked: Asked) -> None:
+    """One that cannot run in its layouts is refused here: found only when its turn comes, it would
+    cost the runs of those before it."""
+    for _, settings in asked.policies:
+        config = EngineConfig(**settings)
+        layouts = config.given_layouts
+        if layouts is None and _has_one_device(config, simulates=asked.simulates):
+            layouts = (ParallelLayout(), ParallelLayout())
+        if layouts is not None:
+            check_settings(config, LayoutChoice(*layouts, "as asked for"))
+
+
+def _has_one_device(config: EngineConfig, *, simulates: bool) -> bool:
+    if config.num_devices is not None or simulates:
+        return config.num_devices == 1
+    from seesaw.engine.loader import pick_device
+
+    return pick_device(config.device).type == "cpu"  # which is taken once unless more are asked for
 
 
 def _has_config(model: str) -> bool:

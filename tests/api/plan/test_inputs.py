@@ -93,6 +93,8 @@ def test_a_batch_file_without_a_row_that_can_be_served(
     job = tmp_path / "in.jsonl"
     job.write_text("nonsense\n")
     assert "none of 1 rows can be served" in fails([*asked, "--workload", str(job)], capsys)
+    job.write_text("\n")
+    assert "has no row" in fails([*asked, "--workload", str(job)], capsys)
 
 
 # -- the machine at hand ---------------------------------------------------------------------------
