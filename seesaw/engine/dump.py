@@ -47,20 +47,21 @@ def dump_all() -> None:
         logger.info("no engine runs in this process yet")
 
 
-def write(why: str, describe: Callable[[], Iterable[str]]) -> str | None:
-    """The path of a new file with `why` and what `describe` says; None, and a warning, where none
-    can be written. If `describe` fails, as it may where a signal or another thread comes in between
-    or the engine is broken, the file says how: neither a running engine nor the first error is lost
-    by it."""
+def write(
+    why: str, describe: Callable[[], Iterable[str]], cause: BaseException | None = None
+) -> str | None:
+    """The path of a new file with `why`, what `describe` says and the traceback of `cause`, which
+    a command does not print; None, and a warning, where none can be written. If `describe` fails,
+    as it may where a signal or another thread comes in between or the engine is broken, the file
+    says how: neither a running engine nor the first error is lost by it."""
     try:
         lines = list(describe())
     except Exception:
         lines = ["the rest cannot be told:", traceback.format_exc()]
     head = f"seesaw {__version__}, process {os.getpid()}, {datetime.now().isoformat()}"
-    text = "\n".join((head, why, "", *lines, ""))
-    data = text.encode(errors="backslashreplace")
-    if len(data) > MOST_BYTES:
-        data = data[:MOST_BYTES] + b"\n(cut off here)\n"
+    data = _bounded("\n".join((head, why, "", *lines, "")))
+    if cause is not None:
+        data += b"\n" + _bounded("".join(traceback.format_exception(cause)))
     try:
         fd, path = tempfile.mkstemp(".txt", "seesaw-dump-", envs.dump_folder())
         with open(fd, "wb") as file:
@@ -69,3 +70,8 @@ def write(why: str, describe: Callable[[], Iterable[str]]) -> str | None:
         logger.warning("what the engine was doing could not be written (%s):\n%s", error, why)
         return None
     return path
+
+
+def _bounded(text: str) -> bytes:
+    data = text.encode(errors="backslashreplace")
+    return data if len(data) <= MOST_BYTES else data[:MOST_BYTES] + b"\n(cut off here)\n"

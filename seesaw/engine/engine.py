@@ -289,7 +289,7 @@ class Engine:
         try:
             yield
         except Exception as error:
-            self._dead = self._died(f"a step failed: {type(error).__name__}: {error}")
+            self._dead = self._died(f"a step failed: {type(error).__name__}: {error}", error)
             raise self._dead from error
         except BaseException as error:
             self._dead = EngineDeadError(f"a step was cut off by {type(error).__name__}")
@@ -304,7 +304,7 @@ class Engine:
                 self._ready = outputs + self._ready
             if not isinstance(error, EngineDeadError):
                 raise
-            self._dead = self._died(str(error))
+            self._dead = self._died(str(error), error.__cause__)
             raise self._dead from error.__cause__
 
     def _take_in(self) -> list[RequestOutput]:
@@ -334,9 +334,9 @@ class Engine:
         if self._trace is not None:
             self._trace.happened(what, **args)
 
-    def _died(self, what: str) -> EngineDeadError:
+    def _died(self, what: str, cause: BaseException | None) -> EngineDeadError:
         self._note("error", message=what)
-        path = dump.write(what, self._replicas.describe)
+        path = dump.write(what, self._replicas.describe, cause)
         told = "" if path is None else f" What the engine was doing is in {path}"
         return EngineDeadError(f"{what.rstrip('.')}.{told}")
 

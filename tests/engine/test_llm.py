@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,6 +190,8 @@ def test_bad_prompts_raise_before_anything_runs_or_fail_alone(llm):
 def test_unknown_argument_is_refused_with_the_nearest(path):
     with pytest.raises(ConfigError, match=r"max_num_seq'.*Did you mean 'max_num_seqs'"):
         LLM(path, max_num_seq=3)
+    with pytest.raises(ConfigError, match=r"go into policy_options=\{'token_budget': \.\.\}"):
+        LLM(path, policy="sarathi-serve", token_budget=64)
 
 
 def test_tensor_parallel_size_is_the_layout_of_both_phases(llm, path, device):
@@ -298,8 +301,12 @@ def test_a_policy_that_fails_kills_the_engine_with_its_cause(path):
     policy = f"{__name__}:FailingPolicy"
     with Engine(EngineConfig(model=path, **SETTINGS, policy=policy)) as engine:
         engine.add_request("a", [5], GREEDY)
-        with pytest.raises(EngineDeadError, match="LookupError: a test's doing"):
+        with pytest.raises(EngineDeadError, match="LookupError: a test's doing") as died:
             run_to_the_end(engine)
+        # A command prints no traceback: whoever wrote the policy finds it in the dump.
+        dumped = Path(str(died.value).rpartition(" is in ")[2]).read_text()
+        assert f'{Path(__file__).name}", line' in dumped
+        assert 'raise LookupError("a test\'s doing")' in dumped
         with pytest.raises(EngineDeadError, match="dead"):
             engine.step()
 
