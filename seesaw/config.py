@@ -359,9 +359,10 @@ class EngineConfig:
         known = [f.name for f in fields(cls)]
         for name in given:
             if name not in known:
-                raise ConfigError(
-                    f"unknown argument {name!r}.{nearest(name, known)} Known: {', '.join(known)}."
-                )
+                hint = nearest(name, known)
+                if not hint and "policy" in given:
+                    hint = f" Options of the policy go into policy_options={{{name!r}: ..}}."
+                raise ConfigError(f"unknown argument {name!r}.{hint} Known: {', '.join(known)}.")
         if "model" not in given:
             raise ConfigError("no model given. Pass a model directory, a .gguf file or a hub name.")
         return cls(**given)

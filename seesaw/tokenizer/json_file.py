@@ -13,7 +13,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file. ModelError where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}. Expected a JSON file to read.") from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: not readable as JSON ({error}). Download the file again."
         ) from error

@@ -77,7 +77,7 @@ def test_every_built_in_policy_loads_and_explains_its_options() -> None:
         (".mine:Fifo", "unknown policy '.mine:Fifo'"),
         ("my policy", "module.path:Class of your own"),
         ("json:", "unknown policy 'json:'"),
-        ("no_such_module_here:Fifo", "cannot be loaded: No module named 'no_such_module_here'"),
+        ("no_such_module_here:Fifo", "Put the folder of no_such_module_here.py on PYTHONPATH"),
         ("json:Fifo", "cannot be loaded: module 'json' has no attribute 'Fifo'"),
         ("json:JSONDecoder", "expected a class with a dataclass `Options` and `plan"),
         ("json:dumps", "expected a class with a dataclass `Options` and `plan"),

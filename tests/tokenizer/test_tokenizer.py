@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seesaw.errors import ConfigError, RequestError
+from seesaw.errors import ConfigError, ModelError, RequestError
 from seesaw.tokenizer import open_tokenizer
+from seesaw.tokenizer.json_file import read_json
 from tests.checkpoints import SENTENCES, write_tokenizer
 
 TEXTS = [
@@ -130,6 +131,12 @@ def test_text_that_is_none(folder):
             tokenizer.encode(bad)
     with pytest.raises(RequestError, match=r"id \d+\), which the model with 100 embeddings"):
         tokenizer.encode("The quick brown fox")
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    with pytest.raises(ModelError, match="Is a directory") as told:
+        read_json(tmp_path)
+    assert "Download" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,10 @@ def get(name: str) -> type[Policy]:
     try:
         policy = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"policy {name!r} cannot be loaded: {error}.") from error
+        told = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            told = f" Put the folder of {error.name}.py on PYTHONPATH, such as PYTHONPATH=."
+        raise ConfigError(f"policy {name!r} cannot be loaded: {error}.{told}") from error
     if not (
         isinstance(policy, type)
         and callable(getattr(policy, "plan", None))
