@@ -192,8 +192,7 @@ class _Job:
         self._journal.put("written", "")
         self._files.rewrite()
         if self._options.fail_fast and counts[FAILED]:
-            _, line, _, content = next(self._journal.results(FAILED))
-            failure = json.loads(content)
+            line, failure = self._first_failure()
             raise fail_fast_error(line, failure["custom_id"], failure["message"])
         if counts[PENDING]:
             with suppress(Interrupted):  # the engine was loading; the signal is looked at below
@@ -232,12 +231,24 @@ class _Job:
         code = self._exit_code()
         summary = self._summarise(status, exit_code=code)
         self._journal.put("written", json.dumps(sizes))
-        for line in describe_summary(summary):
+        first = None
+        if summary["rows"]["failed"]:
+            number, failure = self._first_failure()
+            first = f"line {number}: {failure['message']}"
+        for line in describe_summary(summary, first):
             self._reporter.message(line)
         return JobResult(status=status, exit_code=code, summary=summary)
 
+    def _first_failure(self) -> tuple[int, dict[str, Any]]:
+        """Its line in the input and its entry in the journal."""
+        _, line, _, content = next(self._journal.results(FAILED))
+        failure: dict[str, Any] = json.loads(content)
+        return line, failure
+
     def _nothing_to_do(self) -> JobResult:
-        self._reporter.message("nothing to do: every row of the input is done")
+        any_row = any(self._journal.counts().values())
+        why = "every row of the input is done" if any_row else "the input has no row"
+        self._reporter.message(f"nothing to do: {why}")
         code = self._exit_code()
         head = {"status": "nothing to do", "exit_code": int(code)}
         return JobResult(

@@ -47,9 +47,12 @@ def make_summary(journal: Journal, scan: ScanReport, stats: RunStats) -> dict[st
     }
 
 
-def describe_summary(summary: dict[str, Any]) -> list[str]:
-    """The summary for people; what went wrong or was cut short has a line of its own."""
+def describe_summary(summary: dict[str, Any], first_failure: str | None = None) -> list[str]:
+    """The summary for people; what went wrong or was cut short has a line of its own.
+    `first_failure`: what is wrong with the first row that failed."""
     rows, tokens, run = summary["rows"], summary["tokens"], summary["this_run"]
+    if not rows["total"]:
+        return ["the input has no row: there is nothing to answer"]
     lines = [
         f"{rows['answered']:,} of {rows['total']:,} rows answered: {tokens['prompt']:,} tokens in "
         f"({tokens['cached']:,} from the prefix cache), {tokens['completion']:,} tokens out"
@@ -57,23 +60,26 @@ def describe_summary(summary: dict[str, Any]) -> list[str]:
     if run["completion_tokens"] and summary["times"]["run_s"] > 0:
         speed = run["completion_tokens"] / summary["times"]["run_s"]
         lines.append(
-            f"this run: {run['answered_rows']:,} rows in {summary['times']['run_s']:.1f} s, "
+            f"this run: {_rows(run['answered_rows'])} in {summary['times']['run_s']:.1f} s, "
             f"{speed:,.1f} tokens/s out"
         )
-    if summary["truncated_rows"]:
-        lines.append(
-            f"{summary['truncated_rows']:,} answers were cut off at their token limit "
-            "(finish_reason length)"
-        )
-    if rows["failed"]:
-        lines.append(f"{rows['failed']:,} rows failed: {summary['files'].get('errors')}")
-    if rows["pending"]:
-        lines.append(f"{rows['pending']:,} rows are left to run")
+    if cut := summary["truncated_rows"]:
+        were, whose = ("answer was", "its") if cut == 1 else ("answers were", "their")
+        lines.append(f"{cut:,} {were} cut off at {whose} token limit (finish_reason length)")
+    if count := rows["failed"]:
+        first = f", the first: {first_failure}" if first_failure else ""
+        lines.append(f"{_rows(count)} failed: {summary['files'].get('errors')}{first}")
+    if count := rows["pending"]:
+        lines.append(f"{_rows(count)} {'is' if count == 1 else 'are'} left to run")
     if rows["named_another_model"]:
         lines.append(
-            f"{rows['named_another_model']:,} rows named another model and ran on "
+            f"{_rows(rows['named_another_model'])} named another model and ran on "
             f"{summary['model']} (--served-model-name refuses them)"
         )
     for name, count in summary["ignored_fields"].items():
-        lines.append(f"{count:,} rows had a field {name!r}, which was ignored")
+        lines.append(f"{_rows(count)} had a field {name!r}, which was ignored")
     return lines
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

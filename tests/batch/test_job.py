@@ -45,7 +45,17 @@ def test_an_empty_input_is_a_complete_job(jobs: Jobs) -> None:
     assert jobs.run().status == "complete"
     assert jobs.answers.read_bytes() == b""
     assert not jobs.engines
+    assert jobs.said.messages == ["the input has no row: there is nothing to answer"]
     assert jobs.run().status == "nothing to do"
+    assert jobs.said.messages == ["nothing to do: the input has no row"]
+
+
+def test_the_first_row_that_failed_is_told_beside_their_number(jobs: Jobs) -> None:
+    jobs.write(*questions(2), chat("a", stream=True), "{bad")
+    assert jobs.run().exit_code == 3
+    (told,) = [one for one in jobs.said.messages if "rows failed" in one]
+    assert told.startswith(f"2 rows failed: {jobs.folder / 'out.errors.jsonl'}, the first: line 3:")
+    assert "stream=True" in told
 
 
 def test_gzip_bom_blank_lines_and_crlf(jobs: Jobs) -> None:
@@ -132,7 +142,7 @@ def test_truncation_is_never_silent(jobs: Jobs) -> None:
     jobs.run()
     assert jobs.summary["finish_reasons"] == {"length": 1, "stop": 3}
     assert jobs.summary["truncated_rows"] == 1
-    assert "1 answers were cut off at their token limit" in jobs.said.text
+    assert "1 answer was cut off at its token limit" in jobs.said.text
 
 
 def test_other_models_and_ignored_fields_are_counted(jobs: Jobs) -> None:
@@ -142,7 +152,7 @@ def test_other_models_and_ignored_fields_are_counted(jobs: Jobs) -> None:
     assert jobs.run().exit_code == 0
     assert jobs.summary["rows"]["named_another_model"] == 1
     assert jobs.summary["ignored_fields"] == {"user": 2, "metadata": 1, "store": 1}
-    assert "1 rows named another model" in jobs.said.text
+    assert "1 row named another model" in jobs.said.text
     assert "2 rows had a field 'user', which was ignored" in jobs.said.text
 
 
