@@ -6,6 +6,7 @@ Loads no torch until a verb needs it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,6 +28,7 @@ VERBS = {
     "bench": "seesaw.api.commands.bench:bench",
     "collect-env": "seesaw.api.commands.collect_env:collect_env",
 }
+INTERRUPTED = 128 + signal.SIGINT
 USAGE_ERROR = 2
 
 
@@ -76,8 +78,11 @@ def main(args: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        # Threads that compute are waited for at exit. Cut off there by a second Ctrl-C, Python
+        # would end them inside of C++, which aborts the process.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         click.echo("seesaw: interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except SeesawError as error:
         _raise_when_debugging()
         click.echo(f"seesaw: error: {error}", err=True)

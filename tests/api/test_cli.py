@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -222,3 +224,25 @@ def test_collect_env_for_machines_and_for_people(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert re.search(rf"^seesaw: +{re.escape(__version__)}$", shown, re.MULTILINE)
     assert shown.count("\n") >= len(facts)
+
+
+def test_a_second_interrupt_ends_the_process_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While threads that compute are waited for; an exception there would end in an abort."""
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    codes: list[int] = []
+    monkeypatch.setattr(cli.seesaw, "main", interrupted)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([])
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (stop.value.code, codes) == (130, [130])
+    assert "interrupted" in capsys.readouterr().err
