@@ -7,6 +7,8 @@ import sys
 
 from seesaw import Engine, EngineConfig, SamplingParams
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 with Engine(EngineConfig(model=sys.argv[1])) as engine:
     questions = ["The capital of France is", "Two plus two is", "The sky is"]
     for number, question in enumerate(questions):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from seesaw import LLM, SamplingParams
 
+if not 2 <= len(sys.argv) <= 3:
+    sys.exit(__doc__)
 COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 40
 
 
