@@ -63,8 +63,8 @@ class EngineDeadError(SeesawError, RuntimeError):
 
 
 class JobError(SeesawError, RuntimeError):
-    """A batch job that cannot go on (journal locked, input changed, too many restarts). It can be
-    resumed.
+    """A batch job that cannot go on (journal locked, disk full, too many restarts). The same job
+    can be resumed.
     """
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seesaw.errors import JobError
+from seesaw.errors import ConfigError, JobError, SeesawError
 
 PENDING, ANSWERED, FAILED = 0, 1, 2
 APPLICATION_ID = 0x53534A4C  # "SSJL"
@@ -94,7 +94,7 @@ class Journal:
     ):
         """Open or make. `on_new` is called before a new journal is made and may raise.
 
-        Raises JobError, and touches nothing, if `path` is not a journal of this version.
+        Raises ConfigError, and touches nothing, if `path` is not a journal of this version.
         """
         self.path = path
         self._lock = threading.RLock()
@@ -114,12 +114,12 @@ class Journal:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (num_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if num_tables and application_id != APPLICATION_ID:
-            raise JobError(
+            raise ConfigError(
                 f"journal {self.path}: is a database of another program. Nothing was changed. "
                 "Give another -o or --journal."
             )
         if num_tables and version != SCHEMA_VERSION and not overwrite:
-            raise JobError(
+            raise ConfigError(
                 f"journal {self.path}: has format {version}, this seesaw writes {SCHEMA_VERSION}. "
                 "Finish the job with the seesaw that began it, or start anew with --overwrite."
             )
@@ -334,7 +334,7 @@ def set_journal_mode(db: sqlite3.Connection, path: Path) -> str:
             return "wal"
     (mode,) = db.execute("PRAGMA journal_mode=DELETE").fetchone()
     if mode != "delete":
-        raise JobError(
+        raise ConfigError(
             f"journal {path}: SQLite cannot keep a rollback journal there (mode {mode!r}). "
             "Give --journal a path on a local disk."
         )
@@ -360,15 +360,18 @@ def is_network_path(path: Path, mounts: Path = Path("/proc/self/mounts")) -> boo
     return kind.startswith(_NETWORK_FILE_SYSTEMS)
 
 
-def journal_error(path: Path, error: sqlite3.Error) -> JobError:
-    """What to tell people when SQLite fails; the cause decides the advice."""
+def journal_error(path: Path, error: sqlite3.Error) -> SeesawError:
+    """What to tell people when SQLite fails; the cause decides the advice, and whether the same
+    command can go on (JobError) or never will (ConfigError)."""
     text = str(error)
+    kind: type[SeesawError] = JobError
     if "full" in text:
         advice = "Free some space and resume; what is in the journal is safe."
     elif "not a database" in text or "malformed" in text:
+        kind = ConfigError
         advice = "Nothing was deleted. Give another -o or --journal, or move the file away."
     elif "locked" in text:
         advice = "Another program has it open. Close that one."
     else:
         advice = "Check the disk and the permissions of its folder, then resume."
-    return JobError(f"journal {path}: {text}. {advice}")
+    return kind(f"journal {path}: {text}. {advice}")

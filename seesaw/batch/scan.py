@@ -16,7 +16,7 @@ from seesaw.batch.journal import ANSWERED, FAILED, PENDING, Finished, Journal, S
 from seesaw.batch.options import JobOptions
 from seesaw.batch.reader import Line, Row, clip, parse_row
 from seesaw.batch.response import failure_of
-from seesaw.errors import JobError, RequestError
+from seesaw.errors import ConfigError, RequestError
 
 FLAG_NAMES = ("other_model", *IGNORED)
 """What bit b of a row's flags says."""
@@ -60,8 +60,8 @@ class Scan:
         self._broken = hashlib.blake2b(digest_size=16)  # of the lines without an identity
 
     def run(self, lines: Iterable[Line], on_row: Callable[[int], None]) -> ScanReport:
-        """`on_row(number of rows so far)` may raise to give up. Raises JobError where answers would
-        be lost without the user's word.
+        """`on_row(number of rows so far)` may raise to give up. Raises ConfigError where answers
+        would be lost without the user's word.
         """
         with self._journal.transaction():
             answered = self._journal.counts()[ANSWERED]
@@ -82,7 +82,7 @@ class Scan:
         if before != self._fingerprint:
             if before is not None and answered:
                 if not self._options.redo_changed:
-                    raise JobError(
+                    raise ConfigError(
                         f"the model or its sampling changed since {answered} rows were answered. "
                         "Use the earlier ones, or run these rows again with --redo-changed, or "
                         "start anew with --overwrite."
@@ -171,13 +171,13 @@ class Scan:
 
     def _refuse_or_drop(self, answered: int) -> None:
         if self._answered_and_changed:
-            raise JobError(
+            raise ConfigError(
                 f"{self._answered_and_changed} of {answered} answered rows have changed in the "
                 "input. Run them again with --redo-changed, start anew with --overwrite, or put "
                 "the earlier rows back."
             )
         if answered and not self._kept:
-            raise JobError(
+            raise ConfigError(
                 f"the input has none of the {answered} rows answered so far. Is it the right "
                 "file? Give it another -o, or start anew with --overwrite."
             )

@@ -17,7 +17,7 @@ from seesaw.batch.journal import (
     set_journal_mode,
 )
 from seesaw.batch.lock import JobLock
-from seesaw.errors import JobError
+from seesaw.errors import ConfigError, JobError
 from tests.batch.helpers import Jobs, chat
 
 
@@ -26,7 +26,7 @@ def test_a_file_that_is_no_database_is_refused_and_kept(jobs: Jobs) -> None:
     for data in (b"hello", os.urandom(5000)):
         jobs.journal.write_bytes(data)
         for overwrite in (False, True):
-            with pytest.raises(JobError, match=r"not a database.*Nothing was deleted"):
+            with pytest.raises(ConfigError, match=r"not a database.*Nothing was deleted"):
                 jobs.run(overwrite=overwrite)
             assert jobs.journal.read_bytes() == data
     assert not jobs.answers.exists()
@@ -39,7 +39,7 @@ def test_a_database_of_another_program_is_refused_and_kept(jobs: Jobs) -> None:
     db.close()
     data = jobs.journal.read_bytes()
     for overwrite in (False, True):
-        with pytest.raises(JobError, match="of another program"):
+        with pytest.raises(ConfigError, match="of another program"):
             jobs.run(overwrite=overwrite)
         assert jobs.journal.read_bytes() == data
 
@@ -50,7 +50,7 @@ def test_a_journal_of_another_format_is_refused(jobs: Jobs) -> None:
     with sqlite3.connect(jobs.journal) as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(JobError, match=r"has format 99.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"has format 99.*--overwrite"):
         jobs.run()
     assert jobs.run(overwrite=True).exit_code == 0
 
@@ -62,7 +62,7 @@ def test_a_damaged_journal_is_refused_and_kept(jobs: Jobs) -> None:
     data[4096 : len(data) // 2] = b"\xff" * (len(data) // 2 - 4096)
     jobs.journal.write_bytes(data)
     jobs.answers.unlink()
-    with pytest.raises(JobError, match=r"malformed.*Nothing was deleted"):
+    with pytest.raises(ConfigError, match=r"malformed.*Nothing was deleted"):
         jobs.run()
     assert jobs.journal.read_bytes() == data
 
@@ -120,7 +120,7 @@ def test_a_job_in_rollback_mode(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_disk_where_no_log_can_be_kept_is_named() -> None:
     db = sqlite3.connect(":memory:")  # its mode is "memory" and cannot change
-    with pytest.raises(JobError, match="--journal a path on a local disk"):
+    with pytest.raises(ConfigError, match="--journal a path on a local disk"):
         set_journal_mode(db, Path("x"))
     db.close()
 

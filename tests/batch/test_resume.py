@@ -75,7 +75,7 @@ def test_changed_rows_are_refused_with_their_count_then_redone(jobs: Jobs) -> No
     changed[1]["body"]["max_tokens"] = 2
     changed[3] = chat("r3", "another question")
     jobs.write(*changed, chat("new"))
-    with pytest.raises(JobError, match=r"2 of 5 answered rows have changed.*--redo-changed"):
+    with pytest.raises(ConfigError, match=r"2 of 5 answered rows have changed.*--redo-changed"):
         jobs.run(now_s=2)
     assert (jobs.contents(), jobs.summary) == (before, summary)
     jobs.write(*questions(5))
@@ -113,12 +113,14 @@ def test_a_broken_line_that_goes_away_leaves_the_errors_file(jobs: Jobs) -> None
 def test_a_changed_model_is_refused_then_redone(jobs: Jobs, change: dict[str, Any]) -> None:
     jobs.write(*questions(4), "{bad")
     jobs.run(now_s=1)
-    with pytest.raises(JobError, match=r"model or its sampling changed since 4 rows.*--overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"its sampling changed since 4 rows.*--overwrite"
+    ):
         jobs.run(now_s=2, encoder=change)
     assert jobs.run(now_s=2).status == "nothing to do"
     jobs.run(now_s=3, encoder=change, redo_changed=True)
     assert {r["response"]["body"]["created"] for r in read_rows(jobs.answers)} == {3}
-    with pytest.raises(JobError, match="model or its sampling changed"):
+    with pytest.raises(ConfigError, match="model or its sampling changed"):
         jobs.run(seed=7, encoder=change)
 
 
@@ -127,7 +129,7 @@ def test_another_input_is_not_taken_for_this_one(jobs: Jobs) -> None:
     jobs.run()
     before = jobs.contents()
     jobs.write(chat("a"), chat("b"))
-    with pytest.raises(JobError, match=r"none of the 4 rows answered so far.*-o"):
+    with pytest.raises(ConfigError, match=r"none of the 4 rows answered so far.*-o"):
         jobs.run()
     assert jobs.contents() == before
     assert jobs.run(overwrite=True).exit_code == 0
