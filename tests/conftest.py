@@ -32,6 +32,12 @@ if settings is not None:
     settings.load_profile("seesaw")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that was measured of this machine or tuned on it counts in tests."""
+    os.environ["SEESAW_CACHE_ROOT"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leaves out files of property tests where Hypothesis is not installed."""
     if settings is not None or collection_path.suffix != ".py":

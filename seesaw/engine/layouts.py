@@ -170,8 +170,10 @@ def figures(device: torch.device, num_devices: int, dtype: str) -> AtHand | str:
         if machine.kind == "cuda" and len(machine.devices) > num_devices:
             machine = machine.first(num_devices)
         if machine.kind == device.type and len(machine.devices) == num_devices:
-            if dtype not in known_dtypes(machine):
-                return f"{where} {dtype}, run `seesaw calibrate`"
+            known = known_dtypes(machine)
+            if dtype not in known:
+                flags = " ".join(f"--dtype {one}" for one in (*known, dtype))
+                return f"{where} {dtype}, run `seesaw calibrate {flags}`"
             return found._replace(machines=(machine,))
     return f"{where} {num_devices} devices of kind {device.type}, run `seesaw calibrate`"
 

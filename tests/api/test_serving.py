@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from seesaw.api.serving.system import Served, Simulated
 from seesaw.trace import read_trace
 from tests.api.command import run, run_json
 
@@ -89,6 +91,42 @@ def test_policies_meet_the_same_requests(
     rows = [line for line in told.splitlines() if line.startswith((whole, chunked))]
     assert len(rows) == 2 * 4, "latencies, and what steps asked of the model"
     assert "kept: TBT 0.3 s" in told
+
+
+@pytest.mark.parametrize("finds_capacity", [False, True])
+def test_what_was_finished_before_an_interruption_is_told(
+    simulated: list[str],
+    finds_capacity: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve, finished = Simulated.serve, []
+
+    def interrupted(system: Simulated, *args: Any) -> Served:
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+        finished.append(system.label)
+        return serve(system, *args)
+
+    monkeypatch.setattr(Simulated, "serve", interrupted)
+    target = tmp_path / "figures.json"
+    args = ["bench", "policies", "--simulate", *simulated, "--policies", "continuous,sarathi-serve",
+            "--qps", "4" if finds_capacity else "4,8,16", "--output-json", str(target),
+            *(["--capacity", "--slo-tbt-s", "0.3"] if finds_capacity else [])]  # fmt: skip
+    assert run(args) == 130
+    found = json.loads(target.read_text())
+    assert found["interrupted"]
+    assert [one["policy"] for one in found["runs"]] == finished == ["continuous"] * 2
+    assert "what was finished until then" in capsys.readouterr().out
+    target.unlink()
+    monkeypatch.setattr(Simulated, "serve", _interrupt)
+    assert run(args) == 130
+    assert not target.exists()
+
+
+def _interrupt(*_: Any) -> Served:
+    raise KeyboardInterrupt
 
 
 def test_the_capacity_of_a_simulated_system_and_its_resumption(

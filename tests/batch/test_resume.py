@@ -113,9 +113,7 @@ def test_a_broken_line_that_goes_away_leaves_the_errors_file(jobs: Jobs) -> None
 def test_a_changed_model_is_refused_then_redone(jobs: Jobs, change: dict[str, Any]) -> None:
     jobs.write(*questions(4), "{bad")
     jobs.run(now_s=1)
-    with pytest.raises(
-        ConfigError, match=r"its sampling changed since 4 rows.*--overwrite"
-    ):
+    with pytest.raises(ConfigError, match=r"its sampling changed since 4 rows.*--overwrite"):
         jobs.run(now_s=2, encoder=change)
     assert jobs.run(now_s=2).status == "nothing to do"
     jobs.run(now_s=3, encoder=change, redo_changed=True)

@@ -14,7 +14,7 @@ import torch
 
 from seesaw.config import EngineConfig
 from seesaw.engine import at_hand, host, layouts
-from seesaw.engine.layouts import choose_layouts, settled
+from seesaw.engine.layouts import choose_layouts, figures, settled
 from seesaw.errors import ConfigError
 from seesaw.families.registry import spec_from_hf
 from seesaw.families.spec import ModelSpec
@@ -316,6 +316,22 @@ def test_what_was_measured_counts_before_names(monkeypatch: pytest.MonkeyPatch) 
     choice = planned(CUDA, large(), num_devices=2, device_memory="22GiB")
     assert choice.num_ranks == 2
     assert f"measured by seesaw calibrate: {local_path()}" in choice.reason
+
+
+def test_figures_of_other_dtypes_are_measured_together_with_the_missing_one() -> None:
+    """A machine file is written anew: what it has already must be asked for again."""
+    found = []
+    for machine in builtin_cpu(4, 2**36):
+        (device, *_) = machine.devices
+        flops = {"bfloat16": device.rates.matmul_flops["bfloat16"]}
+        known = replace(device, rates=replace(device.rates, matmul_flops=flops))
+        found.append(replace(machine, devices=(known,) * len(machine.devices)))
+    write_machines(local_path(), found)
+    assert figures(CPU, 2, "float32") == (
+        f"{local_path()} has no figures for float32, run "
+        "`seesaw calibrate --dtype bfloat16 --dtype float32`"
+    )
+    assert not isinstance(figures(CPU, 2, "bfloat16"), str)
 
 
 def test_a_file_of_figures_that_cannot_be_read_stops_nobody(

@@ -120,7 +120,8 @@ def serve(ctx: click.Context, /, output_json: str | None, trace: str | None, **v
 
     Each comes at its moment, whether earlier ones are answered or not. TTFT is the time from then
     to the first token, TBT each gap between two tokens; goodput counts requests that got what
-    --slo-ttft-s and --slo-tbt-s promise. Exit codes: 0 done, 1 nothing fits, 2 usage.
+    --slo-ttft-s and --slo-tbt-s promise. Exit codes: 0 done, 1 nothing fits, 2 usage, 130
+    interrupted (runs that were finished are told).
     """
     check_trace(trace)
     own = _take_own(ctx, values)
@@ -148,7 +149,7 @@ def policies(ctx: click.Context, /, policies: str, output_json: str | None, **va
     """Compare policies on the same requests, at the same moments.
 
     Runs one after the other, and tells each one's TTFT and TBT, throughput, stalls and preemptions.
-    Exit codes: 0 done, 1 nothing fits, 2 usage.
+    Exit codes: 0 done, 1 nothing fits, 2 usage, 130 interrupted (runs that were finished are told).
     """
     own = _take_own(ctx, values)
     settings = take_engine_settings(values)
@@ -242,6 +243,8 @@ def _bench(
         write(figures)
     if output_json != STDOUT:
         click.echo("\n".join(describe(figures)))
+    if figures["interrupted"]:
+        raise KeyboardInterrupt
     return 0
 
 

@@ -31,42 +31,50 @@ class Bench:
     bar: Bar
 
     def run(self, systems: Sequence[System]) -> dict[str, Any]:
-        """Figures of all runs, and of the capacities that they found."""
+        """Figures of all runs, and of the capacities that they found. Raises KeyboardInterrupt
+        where it came before the first run was made; after that the figures are of those that
+        were, and say so ("interrupted")."""
         runs: list[dict[str, Any]] = []
         capacities: list[dict[str, Any]] = []
         first: dict[float, Sequence[Sequence[int]]] = {}
-        for system in systems:
-            with ExitStack() as stack:
-                session = _Session(self, system, stack, first, is_first=system is systems[0])
-                if self.finds_capacity:
-                    capacities.append(session.capacity(self.rates[0]))
-                else:
-                    for rate in self.rates:
-                        session.figures(rate)
-                runs += session.runs
-        found: dict[str, Any] = {"runs": runs}
+        found: dict[str, Any] = {"runs": runs, "interrupted": False}
         if self.finds_capacity:
             found["capacity"] = capacities
+        try:
+            for system in systems:
+                with ExitStack() as stack:
+                    is_first = system is systems[0]
+                    session = _Session(self, system, stack, runs, first, is_first=is_first)
+                    if self.finds_capacity:
+                        capacities.append(session.capacity(self.rates[0]))
+                    else:
+                        for rate in self.rates:
+                            session.figures(rate)
+        except KeyboardInterrupt:
+            if not runs:
+                raise
+            found["interrupted"] = True
         return found
 
 
 class _Session:
-    """Runs of one system. It is entered, on `stack`, for the first run that was not made before: a
-    model takes a while to load. `first`: answers of the first system, by rate."""
+    """Runs of one system, which go to `runs`. It is entered, on `stack`, for the first that was not
+    made before: a model takes a while to load. `first`: answers of the first system, by rate."""
 
     def __init__(
         self,
         bench: Bench,
         system: System,
         stack: ExitStack,
+        runs: list[dict[str, Any]],
         first: dict[float, Sequence[Sequence[int]]],
         *,
         is_first: bool,
     ) -> None:
-        self.runs: list[dict[str, Any]] = []
         self._bench = bench
         self._system = system
         self._stack = stack
+        self._runs = runs
         self._first = first
         self._is_first = is_first
         self._is_open = False
@@ -89,7 +97,7 @@ class _Session:
                 "same_answers": self._same_answers(served, rate_per_s),
             }
             bench.journal.add(found)
-        self.runs.append(found)
+        self._runs.append(found)
         return found
 
     def _same_answers(self, served: Served, rate_per_s: float) -> int | None:

@@ -26,6 +26,8 @@ def describe(figures: Mapping[str, Any]) -> list[str]:
         *_counts(runs),
     ]
     lines += [f"capacity of {one['policy']}: {one['told']}" for one in figures.get("capacity", ())]
+    if figures["interrupted"]:
+        lines.append("interrupted: what is above is what was finished until then")
     if files := figures.get("drawn"):
         lines.append(f"drawn: {', '.join(files)}")
     return lines
