@@ -74,7 +74,8 @@ class Progress:
     @property
     def left_s(self) -> float | None:
         """Seconds until all rows are done, where enough is known: prompts and answers that are
-        left, at what those so far took; the rows to come are taken to be like them."""
+        left, at what those so far took; the rows to come are taken to be like them. None where
+        those that run are longer than that already."""
         at = self.engine
         if at is None or self.total_rows is None or not self.run_rows or not at.decoded_tokens:
             return None
@@ -82,10 +83,13 @@ class Progress:
         decoded_of_running = max(0, at.decoded_tokens - self.completion_tokens)
         # Short answers end first: those that run count for the mean, too.
         answers = rows_left * at.decoded_tokens / self.run_rows - decoded_of_running
-        left_s = max(0.0, answers) * at.decode_s / at.decoded_tokens
+        if not rows_left:
+            return 0.0
+        if answers <= 0:
+            return None
         begun = self.run_rows + at.num_begun
         prompts = max(0, rows_left - at.num_begun) / begun
-        return left_s + prompts * at.prefill_s
+        return answers * at.decode_s / at.decoded_tokens + prompts * at.prefill_s
 
 
 class Reporter(Protocol):

@@ -101,6 +101,13 @@ def test_nothing_is_foretold_before_a_row_is_answered_and_mixed_steps_have_no_ph
         engine=status_of(num_begun=0, num_waiting=0),
     )  # fmt: skip
     assert done.left_s == 0.0
+    # Of the last row are 300 tokens there, where answers had 62 so far.
+    longer = Progress(
+        phase="run", total_rows=9, answered_rows=8, run_rows=8, running_rows=1,
+        completion_tokens=200, engine=status_of(num_begun=1, num_waiting=0),
+    )  # fmt: skip
+    assert longer.left_s is None
+    assert "left" not in describe(longer)
 
 
 def test_rates_are_of_the_last_seconds_of_one_engine() -> None:
