@@ -46,11 +46,7 @@ def plan_lanes(
     else:
         units = core_units(threads_of_rank(config, layouts.num_ranks, native))
     check_lanes(policy, layouts, units)
-    if layouts.num_ranks > 1:
-        raise ConfigError(
-            f"policy={policy!r} runs two lanes on one device of this process, got layout "
-            f"{layouts.decode}. Give num_devices=1, or another policy."
-        )
+    check_one_device(policy, layouts)
     found = figures(device, 1, dtype)
     if not isinstance(found, str):
         costs = LaneCosts(spec, found.machines[0], dtype, units)
@@ -65,3 +61,13 @@ def plan_lanes(
             "prefill_share, such as 0.5."
         )
     return LanePlan(num_lanes, units)
+
+
+def check_one_device(policy: str, layouts: LayoutChoice) -> None:
+    """Raises ConfigError where a policy of lanes is to have several: an engine has them in its own
+    process."""
+    if policies.num_lanes(policy) > 1 and layouts.num_ranks > 1:
+        raise ConfigError(
+            f"policy={policy!r} runs two lanes on one device of this process, got layout "
+            f"{layouts.decode}. Give num_devices=1, or another policy."
+        )

@@ -319,6 +319,8 @@ POLICIES = ["--policies", "continuous"]
                       "4096"], "max_num_batched_tokens=2048"),
         ("policies", ["--device", "cpu", "--policies", "seesaw,continuous", "--host-kv-memory",
                       "1GiB"], "policy='continuous' uses no host tier"),
+        ("policies", ["--device", "cpu", "--policies", "continuous,nexus", "--num-devices", "2",
+                      "--decode-layout", "dp2"], "two lanes on one device of this process"),
         ("serve", ["--device", "cpu", "--policy", "sarathi-serve", "--token-budget", "0"],
          "expected tokens, at least 1"),
         ("serve", ["--policy", "sesaw"], "seesaw"),

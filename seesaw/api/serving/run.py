@@ -142,8 +142,14 @@ def _check_policies(asked: Asked) -> None:
         layouts = config.given_layouts
         if layouts is None and _has_one_device(config, simulates=asked.simulates):
             layouts = (ParallelLayout(), ParallelLayout())
-        if layouts is not None:
-            check_settings(config, LayoutChoice(*layouts, "as asked for"))
+        if layouts is None:
+            continue
+        choice = LayoutChoice(*layouts, "as asked for")
+        check_settings(config, choice)
+        if not asked.simulates:
+            from seesaw.engine.lane_plan import check_one_device
+
+            check_one_device(config.resolve_policy(choice.prefill != choice.decode), choice)
 
 
 def _has_one_device(config: EngineConfig, *, simulates: bool) -> bool:
