@@ -159,7 +159,9 @@ def fake_loading(scenario: Scenario, ranks: FakeRanks) -> Iterator[None]:
 def dumps_kept(dumps: list[str]) -> Iterator[None]:
     """Inside, what dying engines would write to files is kept there."""
 
-    def write(why: str, describe: Callable[[], Iterable[str]]) -> None:
+    def write(
+        why: str, describe: Callable[[], Iterable[str]], cause: BaseException | None = None
+    ) -> None:
         dumps.append("\n".join([why, *describe()]))
 
     with mock.patch.object(dump, "write", write):
