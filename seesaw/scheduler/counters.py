@@ -110,7 +110,7 @@ class StepCounter:
             counts.num_tokens += row.num_tokens
             counts.num_recomputed_tokens += max(0, min(end, begun) - start)
             self._begun[request_id] = max(end, begun)
-        if row.num_tokens == 1 and start >= request.num_prompt:
+        if row.decodes(request.num_prompt):
             counts.decode_key_layers += end * num_layers
             return True
         counts.prompt_passes += num_layers

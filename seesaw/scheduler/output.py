@@ -40,6 +40,12 @@ class Row(NamedTuple):
     layer_stop: int
     samples: bool
 
+    def decodes(self, num_prompt: int) -> bool:
+        """Whether it continues an answer to a prompt of so many tokens: it is no prompt, nor what
+        is computed again."""
+        whole = self.samples and not self.layer_start
+        return whole and self.num_tokens == 1 and self.token_start >= num_prompt
+
 
 @dataclass(slots=True)
 class Batch:

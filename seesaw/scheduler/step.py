@@ -138,9 +138,9 @@ class StepBuilder(StepView):
         self._add_row(_make_row(Row, (request.request_id, start, count, first, stop, samples)))
         self.tokens_left -= count
         request.last_step, request.lane = self.step_id, self.lane
-        self._num_prompt_rows += (
-            start < request.num_prompt or count > 1 or stop - first < self._num_layers
-        )
+        # Not `Row.decodes`, whose call costs as much as the row.
+        if start < request.num_prompt or count > 1 or first or not samples:
+            self._num_prompt_rows += 1
         if stop < self._num_layers:
             self._residency.save(request, count, stop)
             self.num_stopped_tokens += count

@@ -260,10 +260,11 @@ class Player:
         self._check_nothing_held()
 
     def _goes_on(self, row: Row) -> bool:
-        """It continues an answer."""
+        """It continues an answer: through all layers, and it draws."""
         num_layers = row.layer_stop - row.layer_start
         is_whole = (row.num_tokens, num_layers) == (1, self.trace.config.num_layers)
-        return is_whole and row.token_start >= self.requests[int(row.request_id)].num_prompt
+        is_answer = row.token_start >= self.requests[int(row.request_id)].num_prompt
+        return is_whole and is_answer and row.samples
 
     def _check_counts(self) -> None:
         """Against a count of the rows that were issued."""
@@ -283,6 +284,7 @@ class Player:
         )
         assert counts.prompt_key_layers + counts.decode_key_layers == keys
         assert counts.num_preempted == self.worker.num_preempted
+        assert counts.num_decode_rows == sum(map(self._goes_on, rows))
         if not self.trace.config.enable_prefix_caching:
             positions = {
                 (row.request_id, position)
