@@ -1,4 +1,4 @@
-"""Code blocks of a Markdown page, as the README test runs them.
+"""Code blocks of a Markdown page, and how tests run what a reader would paste.
 
 A block fenced with bash or python is code to run. `<!-- test: skip (reason) -->` on the line before
 it, with a reason, leaves it out.
@@ -6,9 +6,16 @@ it, with a reason, leaves it out.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).parent.parent
+LIMIT_S = 300
 LANGUAGES = ("bash", "python")
 _SKIP = re.compile(r"<!--\s*test:\s*skip\b\s*(?:\((?P<reason>.*)\))?\s*-->")
 
@@ -51,3 +58,36 @@ def code_blocks(text: str) -> list[Block]:
     if fence is not None:
         raise ValueError(f"line {opened}: this block is never closed")
     return blocks
+
+
+def reader_environment(binaries: Path) -> dict[str, str]:
+    """The reader's: `seesaw` and `python`, made in that folder, are those of this environment."""
+    seesaw = binaries / "seesaw"
+    seesaw.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m seesaw "$@"\n')
+    seesaw.chmod(0o755)
+    (binaries / "python").symlink_to(sys.executable)
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def run(command: Sequence[str], cwd: Path, environment: dict[str, str], what: str = "") -> str:
+    """What it prints; it must end well, or `what` is named."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{what} exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_block(block: Block, cwd: Path, environment: dict[str, str]) -> str:
+    """What the code prints; it must end well."""
+    interpreter = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable]}
+    command = [*interpreter[block.language], "-c", block.code]
+    return run(command, cwd, environment, f"line {block.line}:")

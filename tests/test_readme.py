@@ -6,21 +6,17 @@ model as $MODEL; so a later block may use what an earlier one made.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.readme_blocks import Block, code_blocks
+from tests.readme_blocks import ROOT, Block, code_blocks, reader_environment, run, run_block
 
-ROOT = Path(__file__).parent.parent
 BLOCKS = code_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 OF_ITS_OWN = "train_tiny_moe.py"
 """Takes no model; tests/test_train_tiny_moe.py runs it."""
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != OF_ITS_OWN)
-LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -30,32 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The reader's: `seesaw` and `python` are those of this environment."""
     binaries = tmp_path_factory.mktemp("bin")
-    seesaw = binaries / "seesaw"
-    seesaw.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m seesaw "$@"\n')
-    seesaw.chmod(0o755)
-    (binaries / "python").symlink_to(sys.executable)
-    return {
-        **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "MODEL": str(smollm2_gguf),
-    }
-
-
-def run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return {**reader_environment(binaries), "MODEL": str(smollm2_gguf)}
 
 
 @pytest.mark.model
@@ -63,8 +35,7 @@ def run(command: list[str], cwd: Path, environment: dict[str, str]) -> None:
 def test_readme_block(block: Block, folder: Path, environment: dict[str, str]) -> None:
     if block.skip is not None:
         pytest.skip(block.skip)
-    interpreter = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable]}
-    run([*interpreter[block.language], "-c", block.code], folder, environment)
+    run_block(block, folder, environment)
 
 
 @pytest.mark.model

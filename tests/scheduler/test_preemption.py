@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.scheduler.harness import (
     EOS,
     add,
+    assert_all_free,
     ids_of_rows,
     make_scheduler,
     prompt_of,
     rows_of,
+    run_all,
+    run_step,
+    sizes_of,
     step_of,
     two_in_a_full_pool,
     update,
@@ -118,3 +126,30 @@ def test_blocks_are_kept_back_from_new_requests_only() -> None:
         update(scheduler, step, 5)
     assert scheduler.stats.num_preemptions == 0
     assert ids_of_rows(step_of(scheduler)) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("prefill-first", {"block_watermark": 0.01}),
+        ("sarathi-serve", {"token_budget": 11, "batches": "stall-free"}),
+        ("sarathi-serve", {"token_budget": 11, "batches": "hybrid-only"}),
+        ("sarathi-serve", {"token_budget": 11, "batches": "chunk-only"}),
+    ],
+)
+def test_who_yields_does_not_take_back_its_blocks_before_they_are_used(
+    policy: str, options: dict[str, Any]
+) -> None:
+    """The step in flight uses them: until it is back the older one waits, and so do prompts."""
+    scheduler = make_scheduler(options, policy=policy, num_blocks=4, enable_prefix_caching=False)
+    for name, length in (("a", 7), ("b", 4)):
+        add(scheduler, name, prompt_of(length, ord(name)), max_tokens=6, ignore_eos=True)
+    run_step(scheduler)
+    in_flight = step_of(scheduler)
+    assert sizes_of(in_flight) == {"a": 1, "b": 1}
+    assert scheduler.schedule() is None, "a needs a third block, and b yields"
+    update(scheduler, in_flight, 5, 5)
+    # Two blocks are free, as many as b needs.
+    assert sizes_of(run_step(scheduler)) == {"a": 1}
+    run_all(scheduler)
+    assert_all_free(scheduler)

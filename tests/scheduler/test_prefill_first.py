@@ -15,7 +15,6 @@ from tests.scheduler.harness import (
     run_step,
     sizes_of,
     step_of,
-    update,
 )
 
 
@@ -69,22 +68,6 @@ def test_blocks_above_the_watermark_are_for_new_prompts() -> None:
     add(scheduler, "b", prompt_of(12, 200), max_tokens=4)
     assert sizes_of(run_step(scheduler)) == {"a": 16}, "two of four free blocks stay free"
     assert sizes_of(run_step(scheduler)) == {"a": 1}
-
-
-def test_who_yields_does_not_take_back_its_blocks_before_they_are_used() -> None:
-    """The step in flight uses them: until it is back the older one waits, and so do prompts."""
-    scheduler = make(num_blocks=4, enable_prefix_caching=False)
-    for name, length in (("a", 7), ("b", 4)):
-        add(scheduler, name, prompt_of(length, ord(name)), max_tokens=6, ignore_eos=True)
-    run_step(scheduler)
-    in_flight = step_of(scheduler)
-    assert sizes_of(in_flight) == {"a": 1, "b": 1}
-    assert scheduler.schedule() is None, "a needs a third block, and b yields"
-    update(scheduler, in_flight, 5, 5)
-    # Two blocks are free, as many as b needs.
-    assert sizes_of(run_step(scheduler)) == {"a": 1}
-    run_all(scheduler)
-    assert_all_free(scheduler)
 
 
 def test_stages_have_prompts_or_shares_of_decodes() -> None:

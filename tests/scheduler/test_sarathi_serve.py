@@ -153,22 +153,6 @@ def test_chunk_only_takes_turns() -> None:
     assert sizes_of(run_step(scheduler)) == {"a": 1, "b": 1}, "no prompt is left for the other turn"
 
 
-@pytest.mark.parametrize("batches", ["stall-free", "hybrid-only", "chunk-only"])
-def test_who_yields_does_not_take_back_its_blocks_before_they_are_used(batches: str) -> None:
-    scheduler = make(11, batches, num_blocks=4, enable_prefix_caching=False)
-    for name, length in (("a", 7), ("b", 4)):
-        add(scheduler, name, prompt_of(length, ord(name)), max_tokens=6, ignore_eos=True)
-    run_step(scheduler)
-    in_flight = step_of(scheduler)
-    assert sizes_of(in_flight) == {"a": 1, "b": 1}
-    assert scheduler.schedule() is None, "a needs a third block, and b yields"
-    update(scheduler, in_flight, 5, 5)
-    # Two blocks are free, as many as b needs.
-    assert sizes_of(run_step(scheduler)) == {"a": 1}
-    run_all(scheduler)
-    assert_all_free(scheduler)
-
-
 # -- options --------------------------------------------------------------------------------------
 
 
